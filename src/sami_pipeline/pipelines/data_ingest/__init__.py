@@ -1,0 +1,5 @@
+"""The data_ingest pipeline."""
+
+from sami_pipeline.pipelines.data_ingest.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

@@ -1,0 +1,100 @@
+"""Nodes of data_ingest: raw files become tables and model folders."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sami_pipeline.checkpoints import Checkpoint, LoadedModel, import_model
+from sami_pipeline.constitutions import tabulate_principles
+from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
+from sami_pipeline.parameters import ModelsParameters, QueriesParameters
+from sami_pipeline.queries import queries_from_tables
+from sami_pipeline.training_prompts import build_training_prompts
+
+logger = logging.getLogger(__name__)
+
+# src/sami_pipeline/pipelines/data_ingest/nodes.py: relative model paths start at the project.
+PROJECT_FOLDER = Path(__file__).resolve().parents[4]
+
+
+def import_named_model(name: str) -> Callable[[ModelsParameters], Checkpoint | LoadedModel]:
+    """Return the node function that imports the model of that name."""
+
+    def import_source(models: ModelsParameters) -> Checkpoint | LoadedModel:
+        return import_model(models.sources[name], PROJECT_FOLDER)
+
+    import_source.__name__ = f"import_{name}"
+    return import_source
+
+
+def tidy_questions(question_file: pd.DataFrame, reference_file: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per (question, turn): ``question_id, category, turn, question, reference``.
+
+    The reference is empty where the benchmark has none. Raises ValueError for a category that
+    MT-Bench does not have.
+    """
+    references = {
+        row.question_id: row.choices[0]["turns"] for row in reference_file.itertuples(index=False)
+    }
+    unknown = sorted(set(question_file["category"]) - set(MT_BENCH_CATEGORIES))
+    if unknown:
+        raise ValueError(f"question.jsonl: category: unknown {', '.join(unknown)}")
+    rows = [
+        {
+            "question_id": str(row.question_id),
+            "category": row.category,
+            "turn": turn,
+            "question": question,
+            "reference": references.get(row.question_id, [""] * len(row.turns))[turn - 1],
+        }
+        for row in question_file.itertuples(index=False)
+        for turn, question in enumerate(row.turns, start=1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def tidy_judge_prompts(judge_prompt_file: pd.DataFrame) -> pd.DataFrame:
+    """Return MT-Bench's own judge prompts, one row each, with unique names."""
+    return judge_prompt_file.sort_values("name", ignore_index=True)
+
+
+def build_queries(
+    specifications: dict[str, Callable[[], Any]],
+    parameters: QueriesParameters,
+    **tables: pd.DataFrame,
+) -> pd.DataFrame:
+    """Return the training queries ``query_id, category, query, source``, of all eight categories.
+
+    Args:
+        specifications: loaders of the project's own template files, by file name.
+        parameters: how many, and which categories come from tables instead.
+        tables: for each of those, its table, named query_table_<category>.
+    """
+    loaded = {f"{name}.yml": load() for name, load in specifications.items()}
+    written = (
+        build_training_prompts(
+            {k: v for k, v in loaded.items() if v.get("category") not in parameters.tables},
+            parameters.per_category,
+            parameters.seed,
+        )
+        if len(parameters.tables) < len(MT_BENCH_CATEGORIES)
+        else None
+    )
+    from_tables = queries_from_tables(
+        {name.removeprefix("query_table_"): table for name, table in tables.items()}, parameters
+    )
+    queries = pd.concat([t for t in (written, from_tables) if t is not None], ignore_index=True)
+    logger.info(
+        "%d training queries: %s", len(queries), queries["category"].value_counts().to_dict()
+    )
+    return queries
+
+
+def build_principles(specifications: dict[str, Callable[[], Any]]) -> pd.DataFrame:
+    """Return one row per principle of a category; see ``tabulate_principles``."""
+    return tabulate_principles({f"{name}.yml": load() for name, load in specifications.items()})

@@ -1,0 +1,149 @@
+"""Nodes of mt_bench_eval: models under test answer MT-Bench and are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from sami_pipeline import figures
+from sami_pipeline.checkpoints import Checkpoint
+from sami_pipeline.constitutions import sample_constitutions
+from sami_pipeline.engines import GenerationRequest, SamplingParameters, open_engine
+from sami_pipeline.evaluation import mt_bench, statistics
+from sami_pipeline.evaluation.checklist import judge_checklist
+from sami_pipeline.evaluation.statements import check_answers
+from sami_pipeline.parameters import EvaluationParameters, ModelsParameters
+from sami_pipeline.prompts import PromptTemplate
+
+
+def constitute_questions(
+    questions: pd.DataFrame, principles: pd.DataFrame, parameters: EvaluationParameters
+) -> pd.DataFrame:
+    """Return the desired and contrasting constitutions of the questions that are asked."""
+    asked = mt_bench.first_questions(questions, parameters.questions_per_category)
+    first_turns = asked[asked["turn"] == 1].rename(columns={"question_id": "query_id"})
+    return sample_constitutions(
+        first_turns,
+        principles,
+        n_constitutions=parameters.constitutions.n_constitutions,
+        seed=parameters.constitutions.seed,
+        contrast=parameters.constitutions.contrast,
+    )
+
+
+def answer_as(model: str) -> Callable[..., pd.DataFrame]:
+    """Return the node function that answers MT-Bench as the model of that name."""
+
+    def answer(
+        checkpoint: Checkpoint,
+        questions: pd.DataFrame,
+        constitutions: pd.DataFrame,
+        template: dict[str, Any],
+        parameters: EvaluationParameters,
+    ) -> pd.DataFrame:
+        prompt_template = PromptTemplate.model_validate(template)
+        engine = open_engine(parameters.engine, checkpoint.folder)
+
+        def generate(rows: pd.DataFrame, description: str) -> pd.DataFrame:
+            prompts = [_prompt(prompt_template, row) for row in rows.itertuples(index=False)]
+            requests = [
+                GenerationRequest(
+                    prompt,
+                    SamplingParameters(
+                        parameters.max_new_tokens, temperature, stop=prompt_template.stop
+                    ),
+                )
+                for prompt, temperature in zip(
+                    prompts, mt_bench.temperatures_of(rows, parameters.temperatures), strict=True
+                )
+            ]
+            completions = engine.generate(requests, seed=parameters.seed, description=description)
+            return rows.assign(
+                prompt=[prompt.to_json() for prompt in prompts],
+                answer=[completion.text for completion in completions],
+                finish_reason=[completion.finish_reason for completion in completions],
+                prompt_tokens=[completion.prompt_tokens for completion in completions],
+                completion_tokens=[completion.completion_tokens for completion in completions],
+            )
+
+        return mt_bench.answer_questions(
+            model,
+            questions,
+            constitutions,
+            generate,
+            without_constitution=parameters.without_constitution,
+        )
+
+    answer.__name__ = f"answer_as_{model}"
+    return answer
+
+
+def _prompt(template: PromptTemplate, row: Any) -> Any:
+    constitution = row.text if isinstance(row.text, str) else None
+    if row.turn == 1:
+        return template.build([row.question], constitution=constitution)
+    return template.build(
+        [row.first_question, row.question], [row.first_answer], constitution=constitution
+    )
+
+
+def combine_answers(*answers: pd.DataFrame) -> pd.DataFrame:
+    """Return the answers of all models under test in one table."""
+    return pd.concat(answers, ignore_index=True)
+
+
+def judge_answers(checked: pd.DataFrame, models: ModelsParameters) -> pd.DataFrame:
+    """Return the checklist judge's verdicts on every model against the baseline."""
+    others = [name for name in models.under_test if name != models.baseline]
+    return pd.concat(
+        [judge_checklist(checked, model, models.baseline) for model in others], ignore_index=True
+    )
+
+
+def tabulate_win_rates(verdicts: pd.DataFrame, parameters: EvaluationParameters) -> pd.DataFrame:
+    """Return win rates by category with bootstrap intervals over questions."""
+    return statistics.win_rates(verdicts, resamples=parameters.resamples, seed=parameters.seed)
+
+
+def tabulate_compliance(
+    checked: pd.DataFrame, models: ModelsParameters, parameters: EvaluationParameters
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return compliance by model, principle and category, and its paired differences."""
+    options = {"resamples": parameters.resamples, "seed": parameters.seed}
+    return (
+        statistics.compliance(checked, **options),
+        statistics.compliance_difference(checked, models.baseline, **options),
+    )
+
+
+def tabulate_degeneration(answers: pd.DataFrame, parameters: EvaluationParameters) -> pd.DataFrame:
+    """Return degeneration rate, mean length and truncation by model and category."""
+    return statistics.degeneration(answers, resamples=parameters.resamples, seed=parameters.seed)
+
+
+def draw_win_rates(win_rates: pd.DataFrame) -> tuple[go.Figure, str]:
+    """Return the figure of experiment 1, and the same as a standalone HTML page."""
+    figure = figures.win_rates(win_rates)
+    return figure, figures.standalone_html(figure)
+
+
+def draw_compliance(compliance: pd.DataFrame) -> go.Figure:
+    """Return compliance by principle for every model."""
+    return figures.compliance(compliance)
+
+
+__all__ = [
+    "answer_as",
+    "check_answers",
+    "combine_answers",
+    "constitute_questions",
+    "draw_compliance",
+    "draw_win_rates",
+    "judge_answers",
+    "tabulate_compliance",
+    "tabulate_degeneration",
+    "tabulate_win_rates",
+]

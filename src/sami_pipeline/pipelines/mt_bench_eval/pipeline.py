@@ -1,0 +1,87 @@
+"""mt_bench_eval: models under test answer MT-Bench and are compared."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Node, Pipeline
+
+from sami_pipeline.parameters import ExperimentParameters
+from sami_pipeline.pipelines.mt_bench_eval import nodes
+
+
+def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
+    """Return the pipeline that evaluates every model under test on MT-Bench."""
+    models = experiment.models.under_test
+    answering = [
+        Node(
+            nodes.answer_as(model),
+            inputs=[
+                f"{model}_checkpoint",
+                "questions",
+                "question_constitutions",
+                "generation_prompt",
+                "params:evaluation",
+            ],
+            outputs=f"{model}_answers",
+            name=f"answer_as_{model}",
+        )
+        for model in models
+    ]
+    return Pipeline(
+        [
+            Node(
+                nodes.constitute_questions,
+                inputs=["questions", "principles", "params:evaluation"],
+                outputs="question_constitutions",
+                name="constitute_questions",
+            ),
+            *answering,
+            Node(
+                nodes.combine_answers,
+                inputs=[f"{model}_answers" for model in models],
+                outputs="answers",
+                name="combine_answers",
+            ),
+            Node(
+                nodes.check_answers,
+                inputs=["answers", "principles"],
+                outputs="checked",
+                name="check_answers",
+            ),
+            Node(
+                nodes.judge_answers,
+                inputs=["checked", "params:models"],
+                outputs="verdicts",
+                name="judge_answers",
+            ),
+            Node(
+                nodes.tabulate_win_rates,
+                inputs=["verdicts", "params:evaluation"],
+                outputs="win_rates",
+                name="tabulate_win_rates",
+            ),
+            Node(
+                nodes.tabulate_compliance,
+                inputs=["checked", "params:models", "params:evaluation"],
+                outputs=["compliance", "compliance_difference"],
+                name="tabulate_compliance",
+            ),
+            Node(
+                nodes.tabulate_degeneration,
+                inputs=["answers", "params:evaluation"],
+                outputs="degeneration",
+                name="tabulate_degeneration",
+            ),
+            Node(
+                nodes.draw_win_rates,
+                inputs="win_rates",
+                outputs=["figure_win_rates", "figure_win_rates_html"],
+                name="draw_win_rates",
+            ),
+            Node(
+                nodes.draw_compliance,
+                inputs="compliance",
+                outputs="figure_compliance",
+                name="draw_compliance",
+            ),
+        ]
+    )

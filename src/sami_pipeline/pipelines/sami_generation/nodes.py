@@ -1,0 +1,69 @@
+"""Nodes of sami_generation: contrasting constitutions and a response under each."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pandas as pd
+
+from sami_pipeline import responses
+from sami_pipeline.checkpoints import Checkpoint
+from sami_pipeline.constitutions import sample_constitutions
+from sami_pipeline.engines import open_engine
+from sami_pipeline.parameters import ConstitutionsParameters, GenerationParameters
+from sami_pipeline.prompts import PromptTemplate
+
+logger = logging.getLogger(__name__)
+
+
+def constitute_queries(
+    queries: pd.DataFrame, principles: pd.DataFrame, parameters: ConstitutionsParameters
+) -> pd.DataFrame:
+    """Return n contrasting constitutions for every query; see ``sample_constitutions``."""
+    return sample_constitutions(
+        queries,
+        principles,
+        n_constitutions=parameters.n_constitutions,
+        seed=parameters.seed,
+        contrast=parameters.contrast,
+    )
+
+
+def write_responses(
+    teacher: Checkpoint,
+    queries: pd.DataFrame,
+    constitutions: pd.DataFrame,
+    template: dict[str, Any],
+    parameters: GenerationParameters,
+) -> pd.DataFrame:
+    """Return the teacher's response to every chosen query under each of its constitutions."""
+    prompt_template = PromptTemplate.model_validate(template)
+    chosen = responses.choose_queries(queries, parameters)
+    rows, requests = responses.generation_requests(
+        chosen, constitutions, prompt_template, parameters.sampling(prompt_template.stop)
+    )
+    engine = open_engine(parameters.engine, teacher.folder)
+    completions = engine.generate(requests, seed=parameters.seed, description="Training responses")
+    return responses.with_completions(rows, completions)
+
+
+def measure_teacher(generations: pd.DataFrame, principles: pd.DataFrame) -> pd.DataFrame:
+    """Return how far the teacher tells each principle from its antithesis, before training."""
+    return responses.teacher_compliance(generations, principles)
+
+
+def prepare_responses(
+    generations: pd.DataFrame,
+    principles: pd.DataFrame,
+    template: dict[str, Any],
+    parameters: GenerationParameters,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the responses, marked usable or not and with their training prompts, and counts."""
+    marked = responses.mark_usable(generations, principles, parameters)
+    counts = responses.count_statuses(marked)
+    logger.info("Queries by status: %s", counts.groupby("status")["queries"].sum().to_dict())
+    prepared = responses.with_training_prompts(
+        marked, principles, PromptTemplate.model_validate(template), parameters.seed
+    )
+    return prepared, counts

@@ -1,0 +1,121 @@
+"""Prompts: chat or plain text, built from template files, rendered by a model's tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked: chat messages for an instruct model, or plain text to continue.
+
+    Attributes:
+        messages: (role, content) pairs; empty for a plain prompt.
+        text: the plain prompt; empty for a chat prompt.
+    """
+
+    messages: tuple[tuple[str, str], ...] = ()
+    text: str = ""
+
+    def to_json(self) -> str:
+        """Return the prompt as one line of JSON, the form it has in tables."""
+        if self.text:
+            return json.dumps({"text": self.text}, ensure_ascii=False)
+        messages = [{"role": role, "content": content} for role, content in self.messages]
+        return json.dumps({"messages": messages}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Prompt:
+        """Return the prompt that ``to_json`` wrote."""
+        value = json.loads(line)
+        messages = tuple((m["role"], m["content"]) for m in value.get("messages", ()))
+        return cls(messages=messages, text=value.get("text", ""))
+
+    def render(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return the exact text before the response, special tokens written out.
+
+        It is meant to be tokenised with ``add_special_tokens=False``.
+
+        Raises:
+            ValueError: a chat prompt for a tokenizer without a chat template.
+        """
+        if self.text:
+            first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
+            begins = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+            return (tokenizer.bos_token if begins else "") + self.text
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template; "
+                "choose a plain prompt template for this model"
+            )
+        messages = [{"role": role, "content": content} for role, content in self.messages]
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+class PromptTemplate(BaseModel):
+    """How a query and a constitution become a prompt; one YAML file each.
+
+    In all texts ``{query}`` and ``{constitution}`` are replaced; write other braces doubled.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["chat", "plain"]
+    system: str | None = Field(None, description="System message of a chat prompt.")
+    preamble: str = Field("", description="What a plain prompt begins with: a worked example.")
+    turn: str = Field(description="One user turn under a constitution.")
+    turn_without_constitution: str = Field("{query}", description="One user turn under none.")
+    answer_end: str = Field("\n\n", description="What follows an earlier answer in a plain prompt.")
+    stop: tuple[str, ...] = Field((), description="Strings that end a response.")
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> PromptTemplate:
+        for field, needed in (
+            ("turn", ("{query}", "{constitution}")),
+            ("turn_without_constitution", ("{query}",)),
+        ):
+            for placeholder in needed:
+                if placeholder not in getattr(self, field):
+                    raise ValueError(f"{field}: the placeholder {placeholder} is missing")
+        if self.kind == "chat" and self.preamble:
+            raise ValueError("preamble: only a plain template has one")
+        if self.kind == "plain" and self.system is not None:
+            raise ValueError("system: only a chat template has one")
+        return self
+
+    def build(
+        self,
+        queries: Sequence[str],
+        answers: Sequence[str] = (),
+        constitution: str | None = None,
+    ) -> Prompt:
+        """Return the prompt for the last of ``queries``, after the earlier turns.
+
+        Args:
+            queries: the user's turns so far, at least one.
+            answers: the model's answers to all turns but the last.
+            constitution: formatted statements, or None to ask without any.
+        """
+        if len(answers) != len(queries) - 1:
+            raise ValueError(f"{len(queries)} queries need {len(queries) - 1} earlier answers")
+        turns = [self._turn(query, constitution) for query in queries]
+        if self.kind == "chat":
+            messages = [("system", self.system)] if self.system else []
+            for turn, answer in zip(turns, answers, strict=False):
+                messages += [("user", turn), ("assistant", answer)]
+            return Prompt(messages=(*messages, ("user", turns[-1])))
+        earlier = [t + a + self.answer_end for t, a in zip(turns, answers, strict=False)]
+        return Prompt(text=self.preamble + "".join(earlier) + turns[-1])
+
+    def _turn(self, query: str, constitution: str | None) -> str:
+        if constitution is None:
+            return self.turn_without_constitution.format(query=query)
+        return self.turn.format(query=query, constitution=constitution)

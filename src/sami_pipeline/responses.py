@@ -1,0 +1,187 @@
+"""Training responses: which are written, and which of them can be used."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pandas as pd
+
+from sami_pipeline.constitutions import format_constitution
+from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
+from sami_pipeline.evaluation.degeneration import is_degenerate
+from sami_pipeline.evaluation.statements import check_statements
+from sami_pipeline.parameters import GenerationParameters
+from sami_pipeline.prompts import PromptTemplate
+
+USABLE = "usable"
+
+
+def choose_queries(queries: pd.DataFrame, parameters: GenerationParameters) -> pd.DataFrame:
+    """Return the queries to answer, each with its ``split``: "train" or "held_out".
+
+    A seeded sample of every category; held-out queries are never trained on.
+
+    Raises:
+        ValueError: a category has fewer queries than asked for.
+    """
+    parts = []
+    for category, table in queries.groupby("category", sort=True):
+        if len(table) < parameters.queries_per_category:
+            raise ValueError(
+                f"queries: category {category} has {len(table)}, but "
+                f"generation.queries_per_category is {parameters.queries_per_category}; "
+                "raise queries.per_category"
+            )
+        chosen = table.sample(parameters.queries_per_category, random_state=parameters.seed)
+        held_out = [i < parameters.held_out_per_category for i in range(len(chosen))]
+        parts.append(chosen.assign(split=["held_out" if h else "train" for h in held_out]))
+    return pd.concat(parts, ignore_index=True)
+
+
+def generation_requests(
+    queries: pd.DataFrame,
+    constitutions: pd.DataFrame,
+    template: PromptTemplate,
+    sampling: SamplingParameters,
+) -> tuple[pd.DataFrame, list[GenerationRequest]]:
+    """Return the (query, constitution) rows with their prompts, and the requests to send."""
+    rows = queries.merge(constitutions.drop(columns="category"), on="query_id", validate="1:m")
+    prompts = [
+        template.build([query], constitution=text)
+        for query, text in zip(rows["query"], rows["text"], strict=True)
+    ]
+    rows = rows.assign(prompt=[prompt.to_json() for prompt in prompts])
+    return rows, [GenerationRequest(prompt, sampling) for prompt in prompts]
+
+
+def with_completions(rows: pd.DataFrame, completions: list[Completion]) -> pd.DataFrame:
+    """Return the rows with ``response, finish_reason, prompt_tokens, completion_tokens``."""
+    return rows.assign(
+        response=[completion.text for completion in completions],
+        finish_reason=[completion.finish_reason for completion in completions],
+        prompt_tokens=[completion.prompt_tokens for completion in completions],
+        completion_tokens=[completion.completion_tokens for completion in completions],
+    )
+
+
+def mark_usable(
+    generations: pd.DataFrame, principles: pd.DataFrame, parameters: GenerationParameters
+) -> pd.DataFrame:
+    """Return the generations with ``status``: "usable", or why their query cannot be trained on.
+
+    A grid needs all its responses, so one unusable response makes the whole query unusable; the
+    reason stands in every row of the query. Reasons, the first that applies: prompt_too_long,
+    empty, same_response, truncated, degenerate, indistinct.
+    """
+    by_category = dict(tuple(principles.groupby("category")))
+    status: dict[str, str] = {}
+    for query_id, group in generations.groupby("query_id"):
+        status[query_id] = _status(group, by_category[group["category"].iloc[0]], parameters)
+    return generations.assign(status=generations["query_id"].map(status))
+
+
+def _status(group: pd.DataFrame, principles: pd.DataFrame, parameters: GenerationParameters) -> str:
+    responses = group["response"].str.strip()
+    truncated = group["finish_reason"] == "length"
+    if (group["finish_reason"] == "prompt_too_long").any():
+        return "prompt_too_long"
+    if (responses == "").any():
+        return "empty"
+    if responses.duplicated().any():
+        return "same_response"
+    if not parameters.keep_truncated and truncated.any():
+        return "truncated"
+    if not parameters.keep_degenerate and any(is_degenerate(text) for text in responses):
+        return "degenerate"
+    if not parameters.keep_indistinct and not _is_distinct(group, principles):
+        return "indistinct"
+    return USABLE
+
+
+def _is_distinct(group: pd.DataFrame, principles: pd.DataFrame) -> bool:
+    """Whether every response follows its own constitution at least as well as the others do,
+    and one of them better.
+    """  # noqa: D205
+    scores = [
+        [
+            sum(statement.passed for statement in check_statements(
+                row.response, json.loads(stances), principles,
+                truncated=row.finish_reason == "length",
+            ))
+            for row in group.itertuples(index=False)
+        ]
+        for stances in group["stances"]
+    ]  # fmt: skip
+    matching = [scores[i][i] for i in range(len(scores))]
+    best = [max(row) for row in scores]
+    return matching == best and any(min(row) < max(row) for row in scores)
+
+
+def teacher_compliance(generations: pd.DataFrame, principles: pd.DataFrame) -> pd.DataFrame:
+    """Return how often responses pass each check when asked to, and when asked the opposite.
+
+    Args:
+        generations: ``query_id, category, stances, response, finish_reason``.
+        principles: as from ``tabulate_principles``.
+
+    Returns:
+        ``category, principle, stance, n_asked, asked, n_unasked, unasked``; shares in [0, 1],
+        NaN where no response was asked for that stance.
+    """
+    opposite = {"principle": "antithesis", "antithesis": "principle"}
+    rows = []
+    for category, group in generations.groupby("category", sort=True):
+        table = principles[principles["category"] == category]
+        passed: dict[tuple[str, str], dict[str, list[bool]]] = {}
+        for row in group.itertuples(index=False):
+            stances = json.loads(row.stances)
+            for kind, asked in (
+                ("asked", stances),
+                ("unasked", [(name, opposite[stance]) for name, stance in stances]),
+            ):
+                for statement in check_statements(
+                    row.response, asked, table, truncated=row.finish_reason == "length"
+                ):
+                    key = (statement.principle, statement.stance)
+                    cell = passed.setdefault(key, {"asked": [], "unasked": []})
+                    cell[kind].append(statement.passed)
+        for (principle, stance), cell in sorted(passed.items()):
+            rows.append(
+                {
+                    "category": category,
+                    "principle": principle,
+                    "stance": stance,
+                    "n_asked": len(cell["asked"]),
+                    "asked": float(pd.Series(cell["asked"], dtype=float).mean()),
+                    "n_unasked": len(cell["unasked"]),
+                    "unasked": float(pd.Series(cell["unasked"], dtype=float).mean()),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def count_statuses(responses: pd.DataFrame) -> pd.DataFrame:
+    """Return ``category, status, queries``: how many queries of each category had each fate."""
+    first = responses.drop_duplicates("query_id")
+    return first.groupby(["category", "status"], sort=True).size().rename("queries").reset_index()
+
+
+def with_training_prompts(
+    rows: pd.DataFrame, principles: pd.DataFrame, template: PromptTemplate, seed: int
+) -> pd.DataFrame:
+    """Return the rows with ``training_prompt``: the prompt each response is trained under.
+
+    It may follow another template than the one the response was written under, and its
+    principles are shuffled anew, alike for all constitutions of a query.
+    """
+    by_category = dict(tuple(principles.groupby("category")))
+    prompts = []
+    for row in rows.itertuples(index=False):
+        text = format_constitution(
+            json.loads(row.stances),
+            by_category[row.category],
+            random.Random(f"{seed}/training/{row.query_id}"),
+        )
+        prompts.append(template.build([row.query], constitution=text).to_json())
+    return rows.assign(training_prompt=prompts)

@@ -1,0 +1,59 @@
+"""The short summary that a run prints at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from kedro.io import CatalogProtocol
+    from kedro.pipeline import Pipeline
+
+# Printed in this order when the run made them; the others are named with their place only.
+_TABLES = {
+    "win_rates": "Win rates (checklist judge; 95 % intervals over questions)",
+    "compliance_difference": "Compliance with all statements, paired difference from the baseline",
+    "degeneration": "Answers that mostly repeat themselves",
+    "held_out": "Objective on held-out queries",
+    "response_counts": "Training queries by status",
+}
+_COLUMNS = {
+    "win_rates": [
+        "model", "opponent", "category", "n", "win_rate", "ci_low", "ci_high",
+        "wins", "ties", "losses", "invalid", "adjusted_win_rate",
+    ],
+}  # fmt: skip
+
+
+def of_run(pipeline: Pipeline, catalog: CatalogProtocol, seconds: float) -> str:
+    """Return tables of results and the places of everything a run made, as text."""
+    made = sorted(pipeline.all_outputs())
+    parts = ["\n"]
+    for table, title in _TABLES.items():
+        for name in made:
+            if name.rsplit(".", 1)[-1] == table:
+                parts.append(f"{title}\n{_format(catalog.load(name), _COLUMNS.get(table))}\n\n")
+    parts.append("Made by this run:\n")
+    for name in made:
+        place = _place(catalog[name])
+        if place:
+            parts.append(f"  {name:<36} {place}\n")
+    parts.append(f"Finished in {int(seconds // 60)} min {int(seconds % 60)} s\n")
+    return "".join(parts)
+
+
+def _format(table: pd.DataFrame, columns: list[str] | None) -> str:
+    shown = table[columns] if columns else table
+    return shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-")
+
+
+def _place(dataset: Any) -> str | None:
+    path = getattr(dataset, "_filepath", None) or getattr(dataset, "_folder", None)
+    if path is None:
+        return None
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

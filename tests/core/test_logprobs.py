@@ -1,0 +1,329 @@
+"""Log-probabilities of grids against a loop that calls the model once for every cell."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from sami_pipeline.core import (
+    Grid,
+    TextGrid,
+    batched_grid_logprobs,
+    grid_accuracy,
+    grid_logprobs,
+    mi_lower_bound,
+    sami_loss,
+)
+from sami_pipeline.core.logprobs import (
+    KNOWN_HEAD_MODEL_TYPES,
+    SHARED_PREFIX_MODEL_TYPES,
+    choose_layout,
+)
+
+SHARED = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"]
+REPEATED = ["gemma2", "phi3", "granite", "cohere", "mixtral", "recurrent_gemma"]
+# The others round to fp32 inside (eager softmax, router, layer norm) whatever their dtype.
+EXACT_IN_FP64 = [*SHARED, "phi3", "granite"]
+
+
+def one_cell_at_a_time(model: PreTrainedModel, grid: Grid) -> Tensor:
+    """(n_c, n_r) summed log-probabilities: one plain call a cell, one addition a token."""
+    rows = []
+    for prompt in grid.prompt_ids:
+        cells = []
+        for response in grid.response_ids:
+            logits = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0]
+            cell = 0.0
+            for step, token in enumerate(response):
+                cell = cell + logits[len(prompt) + step - 1].log_softmax(-1)[token]
+            cells.append(cell)
+        rows.append(torch.stack(cells))
+    return torch.stack(rows)
+
+
+def uneven(sums: Tensor) -> Tensor:
+    """A scalar in which every cell has another weight, so that none can stand in for another."""
+    weights = torch.linspace(-1.0, 2.0, sums.numel(), dtype=sums.dtype).view_as(sums)
+    return (weights * sums).sum()
+
+
+def gradients(model: PreTrainedModel, scalar: Tensor) -> dict[str, Tensor]:
+    model.zero_grad(set_to_none=True)
+    scalar.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float):
+    assert actual.keys() == expected.keys()
+    assert any(gradient.abs().max() > 1e-3 for gradient in expected.values())
+    for name, gradient in expected.items():
+        scale = max(1.0, gradient.abs().max().item())
+        difference = (actual[name] - gradient).abs().max().item()
+        assert difference <= tolerance * scale, f"{name}: off by {difference:.3g} of {scale:.3g}"
+
+
+# --- The same numbers as a plain loop ---
+
+
+@pytest.mark.parametrize("family", EXACT_IN_FP64)
+def test_values_and_gradients_equal_one_call_per_cell_in_fp64(family, tiny_model, random_grid):
+    model, grid = tiny_model(family, torch.float64), random_grid(1, 3)
+    expected = one_cell_at_a_time(model, grid)
+    expected_gradients = gradients(model, uneven(expected))
+    result = grid_logprobs(model, grid)
+    assert result.sums.dtype == torch.float64
+    torch.testing.assert_close(result.sums, expected, rtol=1e-9, atol=1e-9)
+    assert_same_gradients(gradients(model, uneven(result.sums)), expected_gradients, 1e-9)
+
+
+@pytest.mark.parametrize("family", SHARED + REPEATED)
+def test_values_and_gradients_equal_one_call_per_cell_in_fp32(family, tiny_model, random_grid):
+    model, grid = tiny_model(family), random_grid(2, 2, 3)
+    expected = one_cell_at_a_time(model, grid)
+    expected_gradients = gradients(model, uneven(expected))
+    result = grid_logprobs(model, grid)
+    torch.testing.assert_close(result.sums, expected, rtol=1e-4, atol=1e-4)
+    assert_same_gradients(gradients(model, uneven(result.sums)), expected_gradients, 1e-3)
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_both_layouts_give_the_same_values_and_gradients(family, tiny_model, random_grid):
+    model, grid = tiny_model(family, torch.float64), random_grid(3, 4)
+    results, grads = {}, {}
+    for layout in ("shared_prefix", "repeated"):
+        results[layout] = grid_logprobs(model, grid, layout=layout).sums
+        grads[layout] = gradients(model, uneven(results[layout]))
+    torch.testing.assert_close(results["shared_prefix"], results["repeated"], rtol=1e-9, atol=1e-9)
+    assert_same_gradients(grads["shared_prefix"], grads["repeated"], 1e-9)
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_both_layouts_agree_loosely_in_bf16(family, tiny_model, random_grid):
+    model, grid = tiny_model(family, torch.bfloat16), random_grid(4, 2)
+    shared = grid_logprobs(model, grid, layout="shared_prefix")
+    repeated = grid_logprobs(model, grid, layout="repeated")
+    assert shared.sums.dtype == torch.float32
+    torch.testing.assert_close(shared.means, repeated.means, rtol=0.05, atol=0.15)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_gradient_checkpointing_changes_nothing(family, tiny_model, random_grid):
+    model, grid = tiny_model(family, torch.float64), random_grid(5, 2)
+    plain = gradients(model, uneven(grid_logprobs(model, grid).sums))
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    result = grid_logprobs(model, grid)
+    assert_same_gradients(gradients(model, uneven(result.sums)), plain, 1e-9)
+
+
+def test_chunked_head_changes_nothing(tiny_model, random_grid):
+    model, grid = tiny_model("gemma3_text", torch.float64), random_grid(6, 3)
+    plain = grid_logprobs(model, grid)
+    plain_gradients = gradients(model, uneven(plain.sums))
+    chunked = grid_logprobs(model, grid, chunk_tokens=2)
+    torch.testing.assert_close(chunked.sums, plain.sums, rtol=1e-12, atol=1e-12)
+    assert_same_gradients(gradients(model, uneven(chunked.sums)), plain_gradients, 1e-9)
+
+
+# --- Which tokens count ---
+
+
+def test_rows_are_constitutions_and_columns_are_responses(tiny_model, random_grid):
+    model, grid = tiny_model("llama"), random_grid(7, 2, 4)
+    result = grid_logprobs(model, grid)
+    assert result.sums.shape == (2, 4)
+    assert result.token_counts.tolist() == [len(y) for y in grid.response_ids]
+    for i in range(2):
+        for j in range(4):
+            alone = grid_logprobs(model, Grid([grid.prompt_ids[i]], [grid.response_ids[j]]))
+            torch.testing.assert_close(result.sums[i, j], alone.sums[0, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_means_divide_each_column_by_its_own_length(tiny_model):
+    model = tiny_model("llama")
+    result = grid_logprobs(model, Grid([[5, 6], [7, 8, 9]], [[10, 11, 12, 13], [14]]))
+    assert result.token_counts.tolist() == [4, 1]
+    torch.testing.assert_close(result.means[:, 0], result.sums[:, 0] / 4)
+    torch.testing.assert_close(result.means[:, 1], result.sums[:, 1])
+    assert result.normalised(True).equal(result.means)
+    assert result.normalised(False).equal(result.sums)
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_the_first_token_of_every_response_is_predicted_by_the_prompt_alone(family, tiny_model):
+    model = tiny_model(family)
+    prompts, responses = [[5, 6, 7, 8], [9, 10]], [[20], [21], [22]]
+    result = grid_logprobs(model, Grid(prompts, responses))
+    for i, prompt in enumerate(prompts):
+        logprobs = model(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+        torch.testing.assert_close(result.sums[i], logprobs[[20, 21, 22]], rtol=1e-4, atol=1e-4)
+
+
+def test_prompt_tokens_do_not_count(tiny_model):
+    # The probabilities of all one-token responses sum to one: nothing else is in the sum.
+    model = tiny_model("llama")
+    grid = Grid([[5, 6, 7], [8]], [[token] for token in range(101)])
+    totals = grid_logprobs(model, grid).sums.exp().sum(dim=1)
+    torch.testing.assert_close(totals, torch.ones(2), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_a_response_does_not_see_the_ones_before_it(family, tiny_model, random_grid):
+    model = tiny_model(family)
+    grid = random_grid(8, 2, 3)
+    changed = [(token + 1) % 100 for token in grid.response_ids[0]]
+    other = Grid(grid.prompt_ids, [changed, *grid.response_ids[1:]])
+    first, second = grid_logprobs(model, grid).sums, grid_logprobs(model, other).sums
+    assert not torch.equal(first[:, 0], second[:, 0])
+    assert torch.equal(first[:, 1:], second[:, 1:])
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_the_order_and_number_of_the_responses_does_not_matter(family, tiny_model, random_grid):
+    model, grid = tiny_model(family, torch.float64), random_grid(9, 2, 4)
+    sums = grid_logprobs(model, grid).sums
+    order = [2, 0, 3]
+    other = Grid(grid.prompt_ids, [grid.response_ids[j] for j in order])
+    torch.testing.assert_close(grid_logprobs(model, other).sums, sums[:, order], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "gemma3_text"])
+def test_the_sliding_window_of_these_tests_bites(family, tiny_model, random_grid):
+    grid = random_grid(10, 2)
+    narrow = tiny_model(family)
+    wide = tiny_model(family)
+    for module in wide.modules():
+        if hasattr(module, "sliding_window"):
+            module.sliding_window = 100
+    wide.config.sliding_window = 100
+    difference = grid_logprobs(narrow, grid).sums - grid_logprobs(wide, grid).sums
+    assert difference.abs().max() > 0.1
+
+
+# --- Batches and padding ---
+
+
+@pytest.mark.parametrize("family", EXACT_IN_FP64)
+def test_neither_padding_nor_the_rest_of_the_batch_changes_a_grid(family, tiny_model, random_grid):
+    model = tiny_model(family, torch.float64)
+    grids = [
+        random_grid(11, 2),
+        random_grid(12, 3, 1, one_token_response=False),
+        random_grid(13, 1, 4, prompt_lengths=(1, 1)),
+    ]
+    alone = [grid_logprobs(model, grid) for grid in grids]
+    for options in ({}, {"pad_to_multiple": 64}, {"layout": "repeated", "pad_to_multiple": 7}):
+        together = batched_grid_logprobs(model, grids, **options)
+        assert len(together) == len(grids)
+        for one, of_many, grid in zip(alone, together, grids, strict=True):
+            assert of_many.sums.shape == grid.shape
+            torch.testing.assert_close(of_many.sums, one.sums, rtol=1e-9, atol=1e-9)
+            assert of_many.token_counts.tolist() == one.token_counts.tolist()
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [(family, "shared_prefix") for family in SHARED]
+    + [(family, "repeated") for family in SHARED + REPEATED],
+)
+def test_padding_far_beyond_the_window_gives_no_nan(family, layout, tiny_model, random_grid):
+    model = tiny_model(family)
+    grids = [Grid([[5]], [[6]]), random_grid(14, 3)]
+    results = batched_grid_logprobs(model, grids, layout=layout, pad_to_multiple=64)
+    total = sum(uneven(result.sums) for result in results)
+    assert torch.isfinite(total)
+    for name, gradient in gradients(model, total).items():
+        assert torch.isfinite(gradient).all(), name
+
+
+# --- Which layout ---
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_verified_families_share_the_prompt(family, tiny_model):
+    layout, reason = choose_layout(tiny_model(family))
+    assert (layout, "sdpa" in reason, family in reason) == ("shared_prefix", True, True)
+
+
+def test_every_family_that_is_trusted_is_tested_here():
+    assert sorted(SHARED_PREFIX_MODEL_TYPES) == sorted(SHARED)
+    assert set(SHARED + REPEATED) > KNOWN_HEAD_MODEL_TYPES > SHARED_PREFIX_MODEL_TYPES
+
+
+@pytest.mark.parametrize("family", REPEATED)
+def test_other_families_repeat_it_and_are_named_in_the_reason(family, tiny_model):
+    layout, reason = choose_layout(tiny_model(family))
+    assert layout == "repeated"
+    assert repr(family) in reason
+
+
+def test_eager_attention_repeats_the_prompt_and_is_named_in_the_reason(tiny_model, random_grid):
+    model, grid = tiny_model("llama", attention="eager"), random_grid(15, 2)
+    layout, reason = choose_layout(model)
+    assert layout == "repeated"
+    assert "eager" in reason
+    expected = one_cell_at_a_time(model, grid)
+    torch.testing.assert_close(grid_logprobs(model, grid).sums, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "attention", "reason"), [("llama", "eager", "eager"), ("phi3", "sdpa", "phi3")]
+)
+def test_a_model_that_would_misread_the_mask_is_refused_the_shared_layout(
+    family, attention, reason, tiny_model, random_grid
+):
+    model = tiny_model(family, attention=attention)
+    with pytest.raises(ValueError, match=f"layout: .*{reason}"):
+        grid_logprobs(model, random_grid(16), layout="shared_prefix")
+
+
+# --- Precision ---
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_under_autocast_the_sums_stay_fp32_and_close(family, tiny_model, random_grid):
+    model, grid = tiny_model(family), random_grid(17, 2)
+    exact = grid_logprobs(model, grid)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = grid_logprobs(model, grid)
+    assert result.sums.dtype == torch.float32
+    assert not torch.equal(result.sums, exact.sums)
+    torch.testing.assert_close(result.means, exact.means, rtol=0.05, atol=0.15)
+    for name, gradient in gradients(model, uneven(result.sums)).items():
+        assert gradient.dtype == torch.float32, name
+
+
+# --- The real model ---
+
+QUERY = "How do I keep a houseplant alive?"
+CONSTITUTIONS = ("Write the answer in Spanish.", "Write the answer in French.")
+RESPONSES = (
+    "Riega la planta una vez por semana y colócala cerca de una ventana.",
+    "Arrosez la plante une fois par semaine et placez-la près d'une fenêtre.",
+)
+
+
+def test_real_model_tells_constitutions_apart_and_equals_one_call_per_cell(real_model_folder):
+    tokenizer = AutoTokenizer.from_pretrained(real_model_folder)
+    model = AutoModelForCausalLM.from_pretrained(real_model_folder, dtype=torch.float32).eval()
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "system", "content": rule}, {"role": "user", "content": QUERY}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        for rule in CONSTITUTIONS
+    ]
+    grid = TextGrid(prompts, RESPONSES, ended=[True, False]).tokenise(tokenizer)
+    assert choose_layout(model)[0] == "shared_prefix"
+    with torch.no_grad():
+        result = grid_logprobs(model, grid, pad_to_multiple=64)
+        expected = one_cell_at_a_time(model, grid)
+    torch.testing.assert_close(result.sums, expected, rtol=1e-5, atol=1e-3)
+    # Nats a token: random text over 49,152 tokens has −10.8, a shifted mask about as much.
+    assert (result.means > -6).all()
+    assert grid_accuracy(result.means) == (1.0, 1.0)
+    assert sami_loss(result.means) < 0.6
+    assert mi_lower_bound(result.sums) > 0.6
