@@ -36,7 +36,9 @@ class Checkpoint:
         """Return the causal language model in ``dtype``, on the GPU if there is one."""
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(
             self.folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
         )

@@ -1,8 +1,13 @@
 """Kedro project settings."""
 
+import warnings
+
 from kedro.config import OmegaConfigLoader
 
 from sami_pipeline.hooks import GraphFollowsParameters, RunSummary
+
+# Kedro 1.7 registers its resolvers through a name that OmegaConf has deprecated.
+warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
 
 CONFIG_LOADER_CLASS = OmegaConfigLoader
 CONFIG_LOADER_ARGS = {

@@ -50,6 +50,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {"sliding_window": WINDOW, "attn_logit_softcapping": 3.0, **_GEMMA_SCALE},
     "gemma3_text": {"sliding_window": WINDOW, "sliding_window_pattern": 2, **_GEMMA_SCALE},
     # Not verified with 4D masks: laid out as repeated rows.
+    "phi": {},  # its head has a bias
     "phi3": {},
     "granite": {"logits_scaling": 3.0},
     "cohere": {"logit_scale": 0.3},

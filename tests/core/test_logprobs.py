@@ -23,9 +23,9 @@ from sami_pipeline.core.logprobs import (
 )
 
 SHARED = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"]
-REPEATED = ["gemma2", "phi3", "granite", "cohere", "mixtral", "recurrent_gemma"]
+REPEATED = ["gemma2", "phi", "phi3", "granite", "cohere", "mixtral", "recurrent_gemma"]
 # The others round to fp32 inside (eager softmax, router, layer norm) whatever their dtype.
-EXACT_IN_FP64 = [*SHARED, "phi3", "granite"]
+EXACT_IN_FP64 = [*SHARED, "phi", "phi3", "granite"]
 
 
 def one_cell_at_a_time(model: PreTrainedModel, grid: Grid) -> Tensor:

@@ -2,8 +2,8 @@
 
 Run by test_training.py as ``python train_and_kill.py FOLDER KILLS``; FOLDER holds ``model/``,
 ``grids.json`` and ``config.json``, and gets ``states/``. torch is imported once, in the parent,
-which computes nothing, so that forking is safe and each kill is cheap. Prints the number of steps
-that the last state holds after each kill.
+which computes nothing, so that forking is safe and each kill is cheap. Prints a line for each kill,
+with the step of the last whole state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401 (imported once)
 
 from sami_pipeline.core import Grid, SamiTrainingConfig, train_sami
 from sami_pipeline.core.state import list_states
@@ -25,10 +25,10 @@ from sami_pipeline.core.state import list_states
 
 def train(folder: Path) -> None:
     torch.set_num_threads(1)
-    torch.manual_seed(1)
     grids = [Grid(**grid) for grid in json.loads((folder / "grids.json").read_text())]
     config = SamiTrainingConfig(**json.loads((folder / "config.json").read_text()))
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    torch.manual_seed(1)
     train_sami(model, None, grids, config, state_folder=folder / "states", progress=False)
 
 
@@ -44,15 +44,18 @@ def main(folder: Path, kills: int) -> None:
         if child == 0:
             train(folder)
             os._exit(0)
-        deadline = time.monotonic() + 60
-        while last_step(states) == before:
-            if time.monotonic() > deadline or os.waitpid(child, os.WNOHANG)[0]:
-                sys.exit("the training process ended, or saved no state in a minute")
+        status, deadline = None, time.monotonic() + 60
+        while last_step(states) == before and status is None and time.monotonic() < deadline:
             time.sleep(0.001)
-        time.sleep(random.uniform(0, 0.05))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        print(last_step(states), "killed" if os.WIFSIGNALED(status) else "had ended")
+            finished, code = os.waitpid(child, os.WNOHANG)
+            status = code if finished else None
+        if status is None:
+            time.sleep(random.uniform(0, 0.03))
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            sys.exit(os.WEXITSTATUS(status))  # it had ended: there is nothing left to kill
+        print("killed after step", last_step(states), flush=True)
 
 
 if __name__ == "__main__":

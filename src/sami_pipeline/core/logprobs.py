@@ -27,7 +27,7 @@ SHARED_PREFIX_MODEL_TYPES = frozenset(
 # Families whose logits are head(hidden), scaled or capped as ``_token_logprobs`` does it. Others
 # make their own logits at every position: dearer, but never wrong.
 KNOWN_HEAD_MODEL_TYPES = SHARED_PREFIX_MODEL_TYPES | {
-    "gemma2", "phi3", "granite", "cohere", "mixtral",
+    "gemma2", "phi", "phi3", "granite", "cohere", "mixtral",
 }  # fmt: skip
 
 

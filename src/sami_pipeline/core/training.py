@@ -103,7 +103,7 @@ def train_sami(
 
     start, history = 0, []
     run_fingerprint: dict[str, str] = {}
-    if state_folder is not None and config.save_state_every:
+    if state_folder is not None:
         run_fingerprint = fingerprint(model, token_grids, config)
         start, history = load_latest_state(state_folder, model, optimiser, run_fingerprint)
         if start:
@@ -144,7 +144,7 @@ def train_sami(
         bar.set_postfix(loss=f"{metrics['loss']:.3f}", row=f"{metrics['row_accuracy']:.2f}")
         bar.update()
         finished = step + 1
-        if run_fingerprint and (finished % config.save_state_every == 0):
+        if state_folder and config.save_state_every and finished % config.save_state_every == 0:
             save_state(state_folder, finished, model, optimiser, history, run_fingerprint)
     bar.close()
     model.eval()
@@ -156,7 +156,7 @@ def accumulate_gradients(
 ) -> dict[str, float]:
     """Add the gradient of the batch's mean SAMI loss to the parameters and return its metrics."""
     # Grids of similar length share a micro-batch, so little of it is padding.
-    ordered = sorted(batch, key=lambda grid: (grid.row_tokens(), grid.prompt_ids))
+    ordered = sorted(batch, key=Grid.row_tokens)
     measured: list[tuple[Grid, GridLogprobs]] = []
     for first in range(0, len(ordered), config.grids_per_micro_batch):
         micro_batch = ordered[first : first + config.grids_per_micro_batch]

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from sami_pipeline.engines.base import Completion, GenerationRequest, SamplingParameters
 
@@ -42,6 +43,7 @@ class TransformersEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        logging.disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(
             model_folder, dtype=resolved, use_safetensors=True
         )

@@ -18,7 +18,7 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
                 f"{model}_checkpoint",
                 "questions",
                 "question_constitutions",
-                "generation_prompt",
+                "evaluation_prompt",
                 "params:evaluation",
             ],
             outputs=f"{model}_answers",

