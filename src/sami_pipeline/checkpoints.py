@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from sami_pipeline.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +20,7 @@ PROVENANCE_FILE = "provenance.json"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A model folder cannot be used; the message names the folder, the fault and the remedy."""
 
 
@@ -94,48 +96,35 @@ def missing_part(folder: Path) -> str | None:
     return None
 
 
-class GgufSource(BaseModel):
-    """Quantised weights in one GGUF file; they are dequantised to fp32."""
+class ModelSource(BaseModel):
+    """Where a model comes from, written as ``kind:location`` in one string.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    * ``gguf:FILE``: quantised weights in one GGUF file, dequantised to fp32.
+    * ``folder:PATH``: a Hugging Face folder with safetensors; its files are linked, not copied.
+    * ``hub:OWNER/NAME`` or ``hub:OWNER/NAME@REVISION``: fetched into the hub's cache and linked.
+    * ``random:SEED``: a randomly initialised two-layer Llama with a byte-level tokenizer, for
+      tests of the graph.
+    """
 
-    kind: Literal["gguf"]
-    path: Path
+    model_config = ConfigDict(frozen=True)
 
+    kind: Literal["gguf", "folder", "hub", "random"]
+    location: str
 
-class FolderSource(BaseModel):
-    """A Hugging Face folder on this machine; its files are linked, not copied."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["folder"]
-    path: Path
-
-
-class HubSource(BaseModel):
-    """A repository of the Hugging Face hub, fetched into its cache and linked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["hub"]
-    repository: str
-    revision: str = "main"
-
-
-class RandomSource(BaseModel):
-    """A randomly initialised Llama with a byte-level tokenizer, for tests of the graph."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["random"]
-    layers: int = Field(2, ge=1)
-    hidden_size: int = Field(64, ge=8)
-    seed: int = 0
-
-
-ModelSource = Annotated[
-    GgufSource | FolderSource | HubSource | RandomSource, Field(discriminator="kind")
-]
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        kind, _, location = value.partition(":")
+        if kind not in ("gguf", "folder", "hub", "random") or not location:
+            raise ValueError(
+                f"{value!r} is no model source; write gguf:FILE, folder:PATH, hub:OWNER/NAME "
+                "or random:SEED"
+            )
+        if kind == "random" and not location.isdecimal():
+            raise ValueError(f"{value!r}: the seed of a random model must be a whole number")
+        return {"kind": kind, "location": location}
 
 
 def import_model(source: ModelSource, project_folder: Path) -> Checkpoint | LoadedModel:
@@ -148,22 +137,20 @@ def import_model(source: ModelSource, project_folder: Path) -> Checkpoint | Load
     Raises:
         CheckpointError: the source is missing or not whole.
     """
-    if isinstance(source, GgufSource):
-        return _import_gguf(project_folder / source.path)
-    if isinstance(source, RandomSource):
-        return _random_model(source)
-    if isinstance(source, HubSource):
+    if source.kind == "gguf":
+        return _import_gguf(project_folder / source.location)
+    if source.kind == "random":
+        return _random_model(int(source.location))
+    if source.kind == "hub":
         from huggingface_hub import snapshot_download
 
+        repository, _, revision = source.location.partition("@")
+        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
         folder = Path(
-            snapshot_download(
-                source.repository,
-                revision=source.revision,
-                allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
-            )
+            snapshot_download(repository, revision=revision or "main", allow_patterns=patterns)
         )
     else:
-        folder = project_folder / source.path
+        folder = project_folder / source.location
     fault = missing_part(folder)
     if fault:
         raise CheckpointError(
@@ -202,7 +189,7 @@ _CHAT_TEMPLATE = (
 )
 
 
-def _random_model(source: RandomSource) -> LoadedModel:
+def _random_model(seed: int) -> LoadedModel:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -224,9 +211,9 @@ def _random_model(source: RandomSource) -> LoadedModel:
     )
     config = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=source.hidden_size,
-        intermediate_size=2 * source.hidden_size,
-        num_hidden_layers=source.layers,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=8192,
@@ -235,6 +222,6 @@ def _random_model(source: RandomSource) -> LoadedModel:
         pad_token_id=2,
     )
     with torch.random.fork_rng():
-        torch.manual_seed(source.seed)
+        torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    return LoadedModel(model, tokenizer, {"source": "random", "seed": source.seed})
+    return LoadedModel(model, tokenizer, {"source": "random", "seed": seed})

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.checks import parse_check
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 
@@ -83,7 +84,7 @@ def tabulate_principles(specifications: Mapping[str, Any]) -> pd.DataFrame:
         checks as JSON, empty where a principle is not verifiable.
 
     Raises:
-        ValueError: one line naming the file, the field and what is wrong with it.
+        InputError: one line naming the file, the field and what is wrong with it.
     """
     rows = []
     owners: dict[str, str] = {}
@@ -94,9 +95,9 @@ def tabulate_principles(specifications: Mapping[str, Any]) -> pd.DataFrame:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
             message = first["msg"].removeprefix("Value error, ")
-            raise ValueError(f"principles file {file_name}: {field}: {message}") from error
+            raise InputError(f"principles file {file_name}: {field}: {message}") from error
         if parsed.category in owners:
-            raise ValueError(
+            raise InputError(
                 f"principles file {file_name}: category: {parsed.category!r} is already defined "
                 f"in {owners[parsed.category]}; merge the two files"
             )
@@ -116,7 +117,7 @@ def tabulate_principles(specifications: Mapping[str, Any]) -> pd.DataFrame:
                 }
             )
     if not rows:
-        raise ValueError("principles: no file was found; write one YAML file for each category")
+        raise InputError("principles: no file was found; write one YAML file for each category")
     return pd.DataFrame(rows)
 
 
@@ -148,17 +149,17 @@ def sample_constitutions(
         [principle, "principle" | "antithesis"] in the order they are written), ``text``.
 
     Raises:
-        ValueError: fewer than 2 constitutions, more than there are, or a category without
+        InputError: fewer than 2 constitutions, more than there are, or a category without
             principles.
     """
     if n_constitutions < 2:
-        raise ValueError(
+        raise InputError(
             f"n_constitutions: must be at least 2 to have a contrast, got {n_constitutions}"
         )
     by_category = dict(tuple(principles.groupby("category", sort=True)))
     missing = sorted(set(queries["category"]) - set(by_category))
     if missing:
-        raise ValueError(f"principles: none for category {', '.join(missing)}; write a file for it")
+        raise InputError(f"principles: none for category {', '.join(missing)}; write a file for it")
     rows = []
     for query_id, category in zip(queries["query_id"], queries["category"], strict=True):
         table = by_category[category]
@@ -189,7 +190,7 @@ def _choose_stances(
     count: int, wanted: int, contrast: Contrast, generator: random.Random, category: str
 ) -> list[tuple[bool, ...]]:
     if wanted > 2**count:
-        raise ValueError(
+        raise InputError(
             f"n_constitutions: {wanted} asked for, but category {category!r} has {count} "
             f"principles and so only {2**count} constitutions; add principles"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sami_pipeline.errors import InputError
 from sami_pipeline.parameters import ExperimentParameters
 
 PROJECT_FOLDER = Path(__file__).resolve().parents[2]
@@ -15,7 +16,7 @@ PROJECT_FOLDER = Path(__file__).resolve().parents[2]
 _active_parameters: Mapping[str, Any] | None = None
 
 
-class ParameterError(ValueError):
+class ParameterError(InputError):
     """A parameter is wrong; the message names it and the remedy."""
 
 

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from typing import Any
 
+from kedro.framework.cli.utils import KedroCliError
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
-from kedro.io import CatalogProtocol
+from kedro.io import CatalogProtocol, DatasetError
 from kedro.pipeline import Pipeline
+from kedro.validation import DataValidationError
 
 from sami_pipeline import experiments, summary
+from sami_pipeline.errors import InputError
+
+
+class PlainError(KedroCliError):
+    """What the command line prints for an error that the user can mend: its message."""
+
+    def show(self, file: Any = None) -> None:
+        """Print the message, and the traceback if ``--verbose`` was given."""
+        if self.VERBOSE_ERROR:
+            traceback.print_exc()
+        sys.stderr.write(f"Error: {self.message}\n")
 
 
 class GraphFollowsParameters:
@@ -19,11 +33,25 @@ class GraphFollowsParameters:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Activate the parameters of this session before its pipelines are built."""
+        """Activate the parameters of this session and build its pipelines from them."""
         from kedro.framework.project import PACKAGE_NAME, pipelines
 
         experiments.activate(context.config_loader["parameters"])
         pipelines.configure(f"{PACKAGE_NAME}.pipeline_registry")
+        try:
+            len(pipelines)
+        except InputError as error:
+            raise PlainError(str(error)) from error
+
+
+class PlainErrors:
+    """Lets what a user can mend end in its message alone; ``kedro --verbose`` shows the rest."""
+
+    @hook_impl
+    def on_pipeline_error(self, error: Exception) -> None:
+        """Replace an input error by one that the command line prints without a traceback."""
+        if isinstance(error, InputError | DatasetError | DataValidationError):
+            raise PlainError(str(error)) from error
 
 
 class RunSummary:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from sami_pipeline.errors import InputError
 from sami_pipeline.parameters import QueriesParameters
 
 
@@ -22,7 +23,7 @@ def queries_from_tables(
         ``query_id, category, query, source``, or None where there are no tables.
 
     Raises:
-        ValueError: a column is missing, or fewer distinct queries than asked for.
+        InputError: a column is missing, or fewer distinct queries than asked for.
     """
     parts = []
     for category in sorted(tables):
@@ -30,7 +31,7 @@ def queries_from_tables(
         where = f"query_table_{category}"
         for column in (mapping.query, *mapping.where):
             if column not in table:
-                raise ValueError(
+                raise InputError(
                     f"{where}: column {column!r} is missing; it has {', '.join(map(str, table))}"
                 )
         for column, value in mapping.where.items():
@@ -38,7 +39,7 @@ def queries_from_tables(
         distinct = table[mapping.query].dropna().astype(str).str.strip()
         distinct = distinct[distinct != ""].drop_duplicates().sort_values()
         if len(distinct) < parameters.per_category:
-            raise ValueError(
+            raise InputError(
                 f"{where}: {len(distinct)} distinct queries, {parameters.per_category} needed; "
                 "lower queries.per_category or name a larger table"
             )

@@ -9,6 +9,7 @@ import pandas as pd
 
 from sami_pipeline.constitutions import format_constitution
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
+from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.degeneration import is_degenerate
 from sami_pipeline.evaluation.statements import check_statements
 from sami_pipeline.parameters import GenerationParameters
@@ -23,12 +24,12 @@ def choose_queries(queries: pd.DataFrame, parameters: GenerationParameters) -> p
     A seeded sample of every category; held-out queries are never trained on.
 
     Raises:
-        ValueError: a category has fewer queries than asked for.
+        InputError: a category has fewer queries than asked for.
     """
     parts = []
     for category, table in queries.groupby("category", sort=True):
         if len(table) < parameters.queries_per_category:
-            raise ValueError(
+            raise InputError(
                 f"queries: category {category} has {len(table)}, but "
                 f"generation.queries_per_category is {parameters.queries_per_category}; "
                 "raise queries.per_category"

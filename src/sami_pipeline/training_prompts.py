@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from sami_pipeline.errors import InputError
+
 Category = Literal[
     "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"
 ]
@@ -120,19 +122,19 @@ def build_training_prompts(
         template's id), categories in the order of `CATEGORIES`.
 
     Raises:
-        ValueError: if a file is invalid, two share a category, there is no file, or a category
+        InputError: if a file is invalid, two share a category, there is no file, or a category
             has too few prompts.
     """
     if per_category < 1:
-        raise ValueError(f"per_category: {per_category} is too small; use at least 1")
+        raise InputError(f"per_category: {per_category} is too small; use at least 1")
     if not specifications:
-        raise ValueError("training prompts: there is no file; add one per category")
+        raise InputError("training prompts: there is no file; add one per category")
     by_category: dict[str, tuple[str, PromptSpecification]] = {}
     for file_name in sorted(specifications):
         specification = _validated(file_name, specifications[file_name])
         if specification.category in by_category:
             other_file = by_category[specification.category][0]
-            raise ValueError(
+            raise InputError(
                 f"{file_name}: category: '{specification.category}' is also in {other_file}; "
                 "keep one file per category"
             )
@@ -145,7 +147,7 @@ def build_training_prompts(
         file_name, specification = by_category[category]
         drawn = _draw(specification, per_category, random.Random(f"{seed}/{category}"))
         if len(drawn) < per_category:
-            raise ValueError(
+            raise InputError(
                 f"{file_name}: templates: {category} has only {len(drawn)} distinct prompts but "
                 f"{per_category} were asked for; add templates or fillers, or lower per_category"
             )
@@ -197,10 +199,10 @@ def _validated(file_name: str, content: Any) -> PromptSpecification:
         problem = error.errors()[0]
     if problem["type"] == "value_error":
         # The message of the cross-field check names its field itself.
-        raise ValueError(f"{file_name}: {problem['ctx']['error']}")
+        raise InputError(f"{file_name}: {problem['ctx']['error']}")
     field = ".".join(map(str, problem["loc"])) or "content"
     message = _REMEDIES.get(problem["type"], f"{problem['msg']}, not {problem['input']!r:.60}")
-    raise ValueError(f"{file_name}: {field}: {message}")
+    raise InputError(f"{file_name}: {field}: {message}")
 
 
 def _draw(

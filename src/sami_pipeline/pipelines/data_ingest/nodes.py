@@ -11,6 +11,7 @@ import pandas as pd
 
 from sami_pipeline.checkpoints import Checkpoint, LoadedModel, import_model
 from sami_pipeline.constitutions import tabulate_principles
+from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.parameters import ModelsParameters, QueriesParameters
 from sami_pipeline.queries import queries_from_tables
@@ -35,7 +36,7 @@ def import_named_model(name: str) -> Callable[[ModelsParameters], Checkpoint | L
 def tidy_questions(question_file: pd.DataFrame, reference_file: pd.DataFrame) -> pd.DataFrame:
     """Return one row per (question, turn): ``question_id, category, turn, question, reference``.
 
-    The reference is empty where the benchmark has none. Raises ValueError for a category that
+    The reference is empty where the benchmark has none. Raises InputError for a category that
     MT-Bench does not have.
     """
     references = {
@@ -43,7 +44,7 @@ def tidy_questions(question_file: pd.DataFrame, reference_file: pd.DataFrame) ->
     }
     unknown = sorted(set(question_file["category"]) - set(MT_BENCH_CATEGORIES))
     if unknown:
-        raise ValueError(f"question.jsonl: category: unknown {', '.join(unknown)}")
+        raise InputError(f"question.jsonl: category: unknown {', '.join(unknown)}")
     rows = [
         {
             "question_id": str(row.question_id),

@@ -1,0 +1,53 @@
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from sami_pipeline.checkpoints import Checkpoint, ModelSource, import_model
+from sami_pipeline.constitutions import tabulate_principles
+from sami_pipeline.datasets import CheckpointDataset
+from sami_pipeline.prompts import PromptTemplate
+
+PROJECT = Path(__file__).parents[1]
+
+
+def read_yaml_folder(name: str) -> dict[str, Any]:
+    """Return the parsed files of a folder of data/01_raw by file name."""
+    folder = PROJECT / "data" / "01_raw" / name
+    return {path.name: yaml.safe_load(path.read_text("utf-8")) for path in folder.glob("*.yml")}
+
+
+@pytest.fixture(scope="session")
+def project_folder() -> Path:
+    return PROJECT
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A randomly initialised two-layer Llama, saved as the catalog saves models."""
+    dataset = CheckpointDataset(filepath=str(tmp_path_factory.mktemp("models") / "random"))
+    dataset.save(import_model(ModelSource.model_validate("random:0"), PROJECT))
+    return dataset.load()
+
+
+@pytest.fixture(scope="session")
+def principle_files() -> dict[str, Any]:
+    """The shipped principles as written, by file name."""
+    return read_yaml_folder("principles")
+
+
+@pytest.fixture
+def principles(principle_files: dict[str, Any]) -> pd.DataFrame:
+    """The shipped principles, one row each."""
+    return tabulate_principles(principle_files)
+
+
+@pytest.fixture(scope="session")
+def templates() -> dict[str, PromptTemplate]:
+    """The shipped prompt templates by name: "chat" and "plain"."""
+    return {
+        name.removesuffix(".yml"): PromptTemplate.model_validate(content)
+        for name, content in read_yaml_folder("prompt_templates").items()
+    }
