@@ -24,6 +24,8 @@ PROJECT = Path(__file__).parents[1]
 SOURCE = PROJECT / "src" / "sami_pipeline"
 ENVIRONMENTS = ("base", "test", "paper")
 EXPERIMENTS = {mt_bench.NAME: mt_bench.create_pipeline}
+# Kedro 1.7 registers its resolvers through a name that OmegaConf has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:register_new_resolver")
 HEAVY = ("torch", "transformers", "vllm", "trl", "openai")
 
 
@@ -139,12 +141,6 @@ def imported_modules(path: Path) -> set[str]:
             module = ".".join([*above, *([node.module] if node.module else [])])
             names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return names
-
-
-def test_relative_imports_are_seen_too(tmp_path):
-    assert "sami_pipeline.pipelines.data_ingest.pipeline.create_pipeline" in imported_modules(
-        SOURCE / "pipelines" / "data_ingest" / "__init__.py"
-    )
 
 
 @pytest.mark.parametrize(

@@ -219,9 +219,9 @@ class TestAnswers:
     ):
         changes = {"constitutions": {"n_constitutions": 3}}
         drawn = constitute_questions(questions, principles, parameters(**changes))
-        answers = answers_of(random_checkpoint, questions, drawn, **changes)
-        Answers.validate(answers)
+        answers = answers_of(random_checkpoint, questions, drawn)
         assert len(answers) == 16 * (3 + 1)
+        Answers.validate(answers)
 
     def test_degenerate_answers_are_marked(self, questions, constitutions):
         def generate(rows, description):

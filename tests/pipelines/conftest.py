@@ -1,0 +1,43 @@
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+Run = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="session")
+def kedro_run(project_folder: Path) -> Callable[..., Run]:
+    """Return a function that runs ``kedro run`` in the project, without a network."""
+    environment = os.environ | {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments: str) -> Run:
+        command = [sys.executable, "-m", "kedro", "run", "--pipelines", "mt_bench", *arguments]
+        return subprocess.run(
+            command, cwd=project_folder, env=environment, capture_output=True, text=True,
+            timeout=550,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_name(project_folder: Path) -> Iterator[Callable[[], str]]:
+    """Return a function that gives a new run name; what these runs wrote is removed at the end."""
+    if not (project_folder / "data" / "01_raw" / "mt_bench" / "question.jsonl").is_file():
+        pytest.fail("data/01_raw/mt_bench is missing; run `make setup`")
+    names: list[str] = []
+
+    def new() -> str:
+        names.append(f"pytest_{uuid.uuid4().hex[:12]}")
+        return names[-1]
+
+    yield new
+    for name in names:
+        for folder in (project_folder / "data").glob(f"0[2-8]_*/{name}"):
+            shutil.rmtree(folder)

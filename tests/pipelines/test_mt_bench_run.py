@@ -1,0 +1,242 @@
+"""The whole experiment on a two-layer model, run as a user runs it."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.io
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sami_pipeline.prompts import Prompt
+
+TABLES = {
+    "questions",
+    "judge_prompts",
+    "queries",
+    "principles",
+    "constitutions",
+    "generations",
+    "responses",
+    "response_counts",
+    "teacher_compliance",
+    "history",
+    "held_out",
+    "question_constitutions",
+    "answers",
+    "checked",
+    "verdicts",
+    "win_rates",
+    "compliance",
+    "compliance_difference",
+    "degeneration",
+}
+# They depend on the machine and on what else it does.
+MEASURED = ["tokens_per_second", "peak_memory_bytes"]
+INTERVAL = ["ci_low", "ci_high"]
+
+
+def decoded(values: Any) -> list:
+    """Return the values of an axis, which plotly may write as base64."""
+    if isinstance(values, dict):
+        return np.frombuffer(base64.b64decode(values["bdata"]), values["dtype"]).tolist()
+    return list(values)
+
+
+class Results:
+    """What a run left on disk and on the screen."""
+
+    def __init__(self, project: Path, name: str, finished) -> None:
+        self.project = project
+        self.name = name
+        self.finished = finished
+        self.layers = {path.parent.name: path for path in (project / "data").glob(f"*/{name}")}
+
+    def table_paths(self) -> dict[str, Path]:
+        return {
+            str(path.relative_to(folder / "mt_bench").with_suffix("")): path
+            for folder in self.layers.values()
+            for path in folder.rglob("*.parquet")
+        }
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.table_paths()[name])
+
+    def path(self, layer: str, *parts: str) -> Path:
+        return self.layers[layer].joinpath("mt_bench", *parts)
+
+
+@pytest.fixture(scope="module")
+def runs(kedro_run, run_name, project_folder) -> SimpleNamespace:
+    """Two runs of the same experiment under different names."""
+    results = []
+    for _ in range(2):
+        name = run_name()
+        finished = kedro_run("--env", "test", "--params", f"run_name={name}")
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        results.append(Results(project_folder, name, finished))
+    return SimpleNamespace(first=results[0], second=results[1])
+
+
+@pytest.fixture(scope="module")
+def run(runs) -> Results:
+    return runs.first
+
+
+def test_every_table_is_there_and_has_rows(run):
+    names = set(run.table_paths())
+    assert names >= TABLES
+    for name in names:
+        assert len(run.table(name)) > 0, name
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("win_rates", ["model", "opponent", "category", "n", "win_rate", *INTERVAL]),
+        ("compliance", ["model", "principle", "category", "n", "compliance", *INTERVAL]),
+        ("compliance_difference", ["model", "baseline", "category", "n", "difference", *INTERVAL]),
+        ("degeneration", ["model", "category", "n", "degeneration_rate", *INTERVAL]),
+    ],
+)
+def test_table_of_results_has_the_columns_of_its_contract_first(run, name, columns):
+    assert run.table(name).columns.tolist()[: len(columns)] == columns
+
+
+def test_results_are_summed_up_for_every_category_and_both_overalls(run):
+    categories = set(run.table("questions")["category"]) | {"overall", "overall_paper"}
+    assert len(categories) == 10
+    for name in ("win_rates", "compliance", "compliance_difference", "degeneration"):
+        assert set(run.table(name)["category"]) == categories, name
+    assert set(run.table("win_rates")["model"]) == {"sami"}
+    assert set(run.table("win_rates")["opponent"]) == {"base"}
+
+
+def test_there_is_one_answer_for_each_model_question_turn_and_constitution(run):
+    answers = run.table("answers")
+    asked = run.table("question_constitutions")["query_id"].unique()
+    assert len(asked) == 8, "the test environment asks one question of each category"
+    expected = {
+        (model, question, turn, constitution)
+        for model in ("base", "sami")
+        for question in asked
+        for turn, constitution in [
+            (1, "desired"), (1, "contrasting"), (1, "none"), (2, "desired"), (2, "none"),
+        ]
+    }  # fmt: skip
+    key = ["model", "question_id", "turn", "constitution"]
+    assert set(answers[key].itertuples(index=False, name=None)) == expected
+    assert len(answers) == len(expected)
+
+
+def test_both_models_are_asked_the_same_at_turn_one_and_build_on_their_own_answers(run):
+    answers = run.table("answers")
+    key = ["question_id", "constitution"]
+    first = answers[answers["turn"] == 1].set_index(["model", *key])
+    assert first.loc["base", "prompt"].sort_index().equals(first.loc["sami", "prompt"].sort_index())
+    for row in answers[answers["turn"] == 2].itertuples():
+        own = first.loc[(row.model, row.question_id, row.constitution), "answer"]
+        assert Prompt.from_json(row.prompt).messages[1] == ("assistant", own)
+
+
+def test_nothing_is_lost_between_queries_and_grids(run):
+    responses, counts = run.table("responses"), run.table("response_counts")
+    assert len(responses) == len(run.table("generations"))
+    assert counts["queries"].sum() == responses["query_id"].nunique() == 16
+    trained = responses[(responses["status"] == "usable") & (responses["split"] == "train")]
+    provenance = json.loads(run.path("06_models", "sami", "provenance.json").read_text())
+    assert provenance["grids"] == trained["query_id"].nunique()
+    assert provenance["optimiser_steps"] == len(run.table("history"))
+
+
+def test_screen_shows_the_win_rates_and_where_the_figure_is(run):
+    shown = run.finished.stdout
+    table = run.table("win_rates")
+    header = ["model", "opponent", "category", "n", "win_rate", *INTERVAL]
+    assert re.search(r"\s+".join(header), shown)
+    for row in table.itertuples():
+        assert re.search(rf"sami\s+base\s+{row.category}\s+{row.n}\s+{row.win_rate:.3f}\b", shown)
+    figure = run.path("08_reporting", "win_rates.html").relative_to(run.project)
+    assert str(figure) in shown
+
+
+def test_progress_and_log_do_not_mix_with_the_results(run):
+    assert "it/s]" not in run.finished.stdout
+    assert "Traceback" not in run.finished.stderr
+
+
+def test_html_figure_needs_no_network(run):
+    page = run.path("08_reporting", "win_rates.html").read_text("utf-8")
+    assert "<html>" in page
+    assert "Plotly.newPlot" in page
+    assert not re.search(r"<script[^>]*\ssrc\s*=", page)
+    assert not re.search(r"<link[^>]*\shref\s*=\s*['\"]https?:", page)
+    assert len(page) > 1_000_000, "plotly itself is inside"
+
+
+@pytest.mark.parametrize("name", ["win_rates", "compliance", "learning_curve"])
+def test_json_figure_loads_as_a_plotly_figure_with_title_and_data(run, name):
+    figure = plotly.io.read_json(run.path("08_reporting", f"{name}.json"))
+    assert figure.layout.title.text
+    assert len(figure.data) > 0
+    for trace in figure.data:
+        assert len(decoded(trace.x)) == len(decoded(trace.y)) > 0
+
+
+def test_figure_shows_the_adjusted_win_rates_of_the_table(run):
+    figure = plotly.io.read_json(run.path("08_reporting", "win_rates.json"))
+    (bars,) = figure.data
+    expected = 100 * run.table("win_rates")["adjusted_win_rate"]
+    assert decoded(bars.y) == pytest.approx(expected.tolist(), nan_ok=True)
+
+
+def test_same_experiment_under_another_name_gives_identical_tables(runs):
+    one, other = runs.first.table_paths(), runs.second.table_paths()
+    assert set(one) == set(other)
+    for name in one:
+        tables = [results.table(name) for results in (runs.first, runs.second)]
+        if name == "history":
+            tables = [table.drop(columns=MEASURED) for table in tables]
+        pd.testing.assert_frame_equal(*tables, check_exact=True, obj=name)
+
+
+def test_same_experiment_under_another_name_gives_the_same_weights(runs):
+    one, other = (
+        load_file(results.path("06_models", "sami", "model.safetensors"))
+        for results in (runs.first, runs.second)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_moved_the_weights(run):
+    base, sami = (
+        load_file(run.path("06_models", model, "model.safetensors")) for model in ("base", "sami")
+    )
+    assert any(not torch.equal(base[name], sami[name]) for name in base)
+    assert (run.table("history")["weights_moved"] > 0).all()
+
+
+def test_trained_checkpoint_reloads_with_plain_transformers_and_generates(run):
+    folder = run.path("06_models", "sami")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello"}],
+        add_generation_prompt=True, return_tensors="pt", return_dict=True,
+    )  # fmt: skip
+    output = model.generate(**prompt, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    assert output.shape[1] == prompt["input_ids"].shape[1] + 5
+    assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")]
+
+
+def test_two_runs_share_no_file(runs):
+    assert runs.first.layers.keys() == runs.second.layers.keys()
+    assert not set(runs.first.layers.values()) & set(runs.second.layers.values())
