@@ -147,7 +147,7 @@ class TestWriting:
 
 
 LOOP = "la " * 60
-STRICT = {"keep_truncated": False, "keep_degenerate": False, "keep_indistinct": False}
+STRICT = {"keep_truncated": False, "keep_degenerate": False}
 # Every pair has the faults of all the reasons that come after its own.
 FAULTS = {
     "prompt_too_long": (("", "prompt_too_long"), ("", "length")),
@@ -155,7 +155,6 @@ FAULTS = {
     "same_response": ((LOOP, "length"), (f"\n{LOOP}", "length")),
     "truncated": ((LOOP, "length"), (LOOP + "lo", "length")),
     "degenerate": ((LOOP, "stop"), (LOOP + "lo", "stop")),
-    "indistinct": (("Perhaps.", "stop"), ("Perhaps not.", "stop")),
     "usable": (("Oh yes.", "stop"), ("Oh no.", "stop")),
 }
 
@@ -163,33 +162,24 @@ FAULTS = {
 class TestStatus:
     @pytest.mark.parametrize("reason", FAULTS)
     def test_reason_is_the_first_that_applies(self, reason):
-        marked = responses.mark_usable(
-            generations(FAULTS[reason]), PRINCIPLES, parameters(**STRICT)
-        )
+        marked = responses.mark_usable(generations(FAULTS[reason]), parameters(**STRICT))
         assert set(marked["status"]) == {reason}
 
     @pytest.mark.parametrize("reason", FAULTS)
     def test_one_bad_response_makes_its_whole_query_unusable(self, reason):
         bad = FAULTS[reason]
         pair = (bad[0] if reason == "prompt_too_long" else FAULTS["usable"][0], bad[1])
-        marked = responses.mark_usable(
-            generations(FAULTS["usable"], pair), PRINCIPLES, parameters(**STRICT)
-        )
+        marked = responses.mark_usable(generations(FAULTS["usable"], pair), parameters(**STRICT))
         assert set(marked[marked["query_id"] == "q0"]["status"]) == {"usable"}
         assert marked[marked["query_id"] == "q1"]["status"].nunique() == 1
         if reason in ("prompt_too_long", "empty", "truncated", "degenerate"):
             assert marked["status"].iloc[-1] == reason
 
     def test_reasons_that_are_switched_off_do_not_apply(self):
-        lenient = parameters(keep_truncated=True, keep_degenerate=True, keep_indistinct=True)
-        for reason in ("truncated", "degenerate", "indistinct"):
-            marked = responses.mark_usable(generations(FAULTS[reason]), PRINCIPLES, lenient)
+        lenient = parameters(keep_truncated=True, keep_degenerate=True)
+        for reason in ("truncated", "degenerate"):
+            marked = responses.mark_usable(generations(FAULTS[reason]), lenient)
             assert set(marked["status"]) == {"usable"}, reason
-
-    def test_responses_written_under_swapped_constitutions_are_indistinct(self):
-        swapped = (("Oh no.", "stop"), ("Oh yes.", "stop"))
-        marked = responses.mark_usable(generations(swapped), PRINCIPLES, parameters(**STRICT))
-        assert set(marked["status"]) == {"indistinct"}
 
     def test_loop_of_these_tests_is_degenerate(self):
         assert is_degenerate(LOOP)
@@ -198,7 +188,7 @@ class TestStatus:
     def test_nothing_is_lost_and_counts_add_up(self):
         pairs = [*FAULTS.values(), FAULTS["usable"], FAULTS["empty"]]
         table = generations(*pairs)
-        marked = responses.mark_usable(table, PRINCIPLES, parameters(**STRICT))
+        marked = responses.mark_usable(table, parameters(**STRICT))
         pd.testing.assert_frame_equal(marked[table.columns.to_list()], table)
         counts = responses.count_statuses(marked)
         ResponseCounts.validate(counts)
@@ -209,8 +199,8 @@ class TestStatus:
     def test_order_of_the_rows_changes_nothing(self):
         table = generations(*FAULTS.values())
         shuffled = table.sample(frac=1, random_state=0)
-        one = responses.mark_usable(table, PRINCIPLES, parameters(**STRICT))
-        other = responses.mark_usable(shuffled, PRINCIPLES, parameters(**STRICT))
+        one = responses.mark_usable(table, parameters(**STRICT))
+        other = responses.mark_usable(shuffled, parameters(**STRICT))
         pd.testing.assert_frame_equal(one, other.sort_index())
 
 
@@ -223,7 +213,7 @@ def prepared(template=TEMPLATE, seed=0) -> pd.DataFrame:
     rows = responses.with_completions(
         rows, [Completion(f"Response {i}", "stop", 7, 3) for i in range(len(requests))]
     )
-    rows = responses.mark_usable(rows, PRINCIPLES, parameters())
+    rows = responses.mark_usable(rows, parameters())
     return responses.with_training_prompts(rows, PRINCIPLES, template, seed)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sami_pipeline.errors import InputError
+from sami_pipeline.errors import InputError, first_fault
 from sami_pipeline.evaluation.checks import parse_check
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 
@@ -92,10 +92,7 @@ def tabulate_principles(specifications: Mapping[str, Any]) -> pd.DataFrame:
         try:
             parsed = CategoryPrinciples.model_validate(specifications[file_name])
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
-            raise InputError(f"principles file {file_name}: {field}: {message}") from error
+            raise InputError(f"principles file {file_name}: {first_fault(error)}") from error
         if parsed.category in owners:
             raise InputError(
                 f"principles file {file_name}: category: {parsed.category!r} is already defined "

@@ -1,5 +1,12 @@
 """Errors that a user can mend: bad parameters, raw files and folders."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class InputError(ValueError):
     """An input is wrong.
@@ -7,3 +14,13 @@ class InputError(ValueError):
     The message is one line that names the file, the field, what is wrong and the remedy. On the
     command line it is printed without a traceback (``kedro --verbose`` shows it).
     """
+
+
+def first_fault(error: ValidationError) -> str:
+    """Return the first fault that pydantic found as "field: what is wrong"."""
+    fault = error.errors()[0]
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] in ("model_type", "model_attributes_type"):
+        message = "expected fields with values; the file is empty or holds something else"
+    field = ".".join(str(part) for part in fault["loc"])
+    return f"{field}: {message}" if field else message

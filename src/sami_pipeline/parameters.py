@@ -54,6 +54,8 @@ class ModelsParameters(_Parameters):
                 raise ValueError(
                     f"under_test: {name!r} is unknown; known: {', '.join(sorted(known))}"
                 )
+        if not set(self.under_test) - {self.baseline}:
+            raise ValueError("under_test: name a model besides the baseline to compare with it")
         if self.baseline not in self.under_test:
             raise ValueError(f"baseline: {self.baseline!r} must be one of under_test")
         return self
@@ -99,11 +101,6 @@ class GenerationParameters(_Parameters):
     keep_degenerate: bool = Field(
         False, description="Use responses that mostly repeat themselves; False marks them."
     )
-    keep_indistinct: bool = Field(
-        True,
-        description="Use queries none of whose responses obeys its own constitution more than "
-        "the others do; False marks them (needs verifiable principles).",
-    )
     queries_per_category: PositiveInt = Field(
         20, description="Of the ingested queries, how many of each category are answered."
     )
@@ -142,7 +139,9 @@ class EvaluationParameters(_Parameters):
     without_constitution: bool = Field(
         False, description="Also answer both turns without any constitution."
     )
-    constitutions: ConstitutionsParameters = ConstitutionsParameters()
+    contrast: Contrast = Field(
+        "opposite", description="Which contrasting constitution the first turn is asked under."
+    )
     questions_per_category: PositiveInt | None = Field(
         None, description="Answer only the first questions of each category; None answers all."
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sami_pipeline.errors import InputError, first_fault
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,14 +47,14 @@ class Prompt:
         It is meant to be tokenised with ``add_special_tokens=False``.
 
         Raises:
-            ValueError: a chat prompt for a tokenizer without a chat template.
+            InputError: a chat prompt for a tokenizer without a chat template.
         """
         if self.text:
             first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
             begins = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
             return (tokenizer.bos_token if begins else "") + self.text
         if not tokenizer.chat_template:
-            raise ValueError(
+            raise InputError(
                 f"{tokenizer.name_or_path}: the tokenizer has no chat template; "
                 "choose a plain prompt template for this model"
             )
@@ -85,11 +87,34 @@ class PromptTemplate(BaseModel):
             for placeholder in needed:
                 if placeholder not in getattr(self, field):
                     raise ValueError(f"{field}: the placeholder {placeholder} is missing")
+            try:
+                getattr(self, field).format(query="", constitution="")
+            except (KeyError, ValueError, IndexError) as error:
+                raise ValueError(
+                    f"{field}: only {{query}} and {{constitution}} are replaced, write other "
+                    f"braces doubled ({error})"
+                ) from None
         if self.kind == "chat" and self.preamble:
             raise ValueError("preamble: only a plain template has one")
         if self.kind == "plain" and self.system is not None:
             raise ValueError("system: only a chat template has one")
         return self
+
+    @classmethod
+    def parse(cls, value: Any, name: str) -> PromptTemplate:
+        """Return the template that a YAML file holds.
+
+        Args:
+            value: the parsed file.
+            name: what the file is called in the catalog, for the message.
+
+        Raises:
+            InputError: one line naming the file and the field.
+        """
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise InputError(f"prompt template {name}: {first_fault(error)}") from error
 
     def build(
         self,

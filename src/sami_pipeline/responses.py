@@ -66,23 +66,20 @@ def with_completions(rows: pd.DataFrame, completions: list[Completion]) -> pd.Da
     )
 
 
-def mark_usable(
-    generations: pd.DataFrame, principles: pd.DataFrame, parameters: GenerationParameters
-) -> pd.DataFrame:
+def mark_usable(generations: pd.DataFrame, parameters: GenerationParameters) -> pd.DataFrame:
     """Return the generations with ``status``: "usable", or why their query cannot be trained on.
 
     A grid needs all its responses, so one unusable response makes the whole query unusable; the
     reason stands in every row of the query. Reasons, the first that applies: prompt_too_long,
-    empty, same_response, truncated, degenerate, indistinct.
+    empty, same_response, truncated, degenerate.
     """
-    by_category = dict(tuple(principles.groupby("category")))
     status: dict[str, str] = {}
     for query_id, group in generations.groupby("query_id"):
-        status[query_id] = _status(group, by_category[group["category"].iloc[0]], parameters)
+        status[query_id] = _status(group, parameters)
     return generations.assign(status=generations["query_id"].map(status))
 
 
-def _status(group: pd.DataFrame, principles: pd.DataFrame, parameters: GenerationParameters) -> str:
+def _status(group: pd.DataFrame, parameters: GenerationParameters) -> str:
     responses = group["response"].str.strip()
     truncated = group["finish_reason"] == "length"
     if (group["finish_reason"] == "prompt_too_long").any():
@@ -95,28 +92,7 @@ def _status(group: pd.DataFrame, principles: pd.DataFrame, parameters: Generatio
         return "truncated"
     if not parameters.keep_degenerate and any(is_degenerate(text) for text in responses):
         return "degenerate"
-    if not parameters.keep_indistinct and not _is_distinct(group, principles):
-        return "indistinct"
     return USABLE
-
-
-def _is_distinct(group: pd.DataFrame, principles: pd.DataFrame) -> bool:
-    """Whether every response follows its own constitution at least as well as the others do,
-    and one of them better.
-    """  # noqa: D205
-    scores = [
-        [
-            sum(statement.passed for statement in check_statements(
-                row.response, json.loads(stances), principles,
-                truncated=row.finish_reason == "length",
-            ))
-            for row in group.itertuples(index=False)
-        ]
-        for stances in group["stances"]
-    ]  # fmt: skip
-    matching = [scores[i][i] for i in range(len(scores))]
-    best = [max(row) for row in scores]
-    return matching == best and any(min(row) < max(row) for row in scores)
 
 
 def teacher_compliance(generations: pd.DataFrame, principles: pd.DataFrame) -> pd.DataFrame:
@@ -159,7 +135,9 @@ def teacher_compliance(generations: pd.DataFrame, principles: pd.DataFrame) -> p
                     "unasked": float(pd.Series(cell["unasked"], dtype=float).mean()),
                 }
             )
-    return pd.DataFrame(rows)
+    dtypes = {"category": "str", "principle": "str", "stance": "str"}
+    dtypes |= {"n_asked": int, "asked": float, "n_unasked": int, "unasked": float}
+    return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
 
 
 def count_statuses(responses: pd.DataFrame) -> pd.DataFrame:

@@ -20,7 +20,6 @@ _STATUSES = [
     "same_response",
     "truncated",
     "degenerate",
-    "indistinct",
 ]
 _FINISH_REASONS = ["stop", "length", "prompt_too_long"]
 _CONSTITUTIONS = ["desired", "contrasting", "none"]
@@ -181,7 +180,6 @@ class Answers(_Table):
     category: Series[str] = pa.Field(isin=_CATEGORIES)
     turn: Series[int] = pa.Field(isin=[1, 2])
     constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
-    constitution_index: Series[int] = pa.Field(ge=0)
     stances: Series[str]
     prompt: Series[str]
     answer: Series[str]

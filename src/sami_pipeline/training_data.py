@@ -73,5 +73,6 @@ def held_out_table(
                     "ci_high": interval.high,
                 }
             )
-    columns = ["stage", "metric", "n", "value", "ci_low", "ci_high"]
-    return pd.DataFrame(rows, columns=columns)
+    dtypes = {"stage": "str", "metric": "str", "n": int}
+    dtypes |= dict.fromkeys(("value", "ci_low", "ci_high"), float)
+    return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)

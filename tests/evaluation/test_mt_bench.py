@@ -214,15 +214,6 @@ class TestAnswers:
         assert same[["extraction", "math", "coding", "reasoning"]].all()
         assert not same[["writing", "roleplay"]].any()
 
-    def test_more_than_one_contrasting_constitution_is_answered_too(
-        self, random_checkpoint, questions, principles
-    ):
-        changes = {"constitutions": {"n_constitutions": 3}}
-        drawn = constitute_questions(questions, principles, parameters(**changes))
-        answers = answers_of(random_checkpoint, questions, drawn)
-        assert len(answers) == 16 * (3 + 1)
-        Answers.validate(answers)
-
     def test_degenerate_answers_are_marked(self, questions, constitutions):
         def generate(rows, description):
             loop = "la " * 60

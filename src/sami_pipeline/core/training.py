@@ -207,14 +207,17 @@ def evaluate_grids(
     description: str = "Held-out grids",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Return one row per grid with the quantities of ``grid_metrics``, without training."""
+    """Return one row per grid with the quantities of ``grid_metrics``, without training.
+
+    In the precision of the weights, without autocast: in bf16 the MI bound of a single grid of
+    SmolLM2-135M was off by 0.06 nats.
+    """
     model.eval()
     rows = []
     for grid in tqdm(grids, desc=description, disable=not progress, file=sys.stderr):
         if isinstance(grid, TextGrid):
             grid = grid.tokenise(tokenizer, train_on_eos=config.train_on_eos)
-        with _autocast(model, config):
-            result = batched_grid_logprobs(model, [grid])[0]
+        result = batched_grid_logprobs(model, [grid])[0]
         rows.append(grid_metrics(grid, result, config.length_normalise))
     return pd.DataFrame(rows)
 

@@ -12,6 +12,9 @@ from kedro.io import AbstractDataset, DatasetError
 
 from sami_pipeline.checkpoints import PROVENANCE_FILE, Checkpoint, LoadedModel, missing_part
 
+# Weights, configuration and tokenizer; nothing that could hold a pickle.
+_LINKED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+
 
 class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
     """Saves a model with its tokenizer, and loads the folder as a ``Checkpoint``.
@@ -37,13 +40,14 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
     def save(self, data: Checkpoint | LoadedModel) -> None:
         """Write the folder whole, replacing an earlier one."""
         self._folder.parent.mkdir(parents=True, exist_ok=True)
+        self._recover()
         for abandoned in self._folder.parent.glob(f".{self._folder.name}.*.partial"):
             shutil.rmtree(abandoned)
         temporary = self._folder.parent / f".{self._folder.name}.{os.getpid()}.partial"
         temporary.mkdir()
         if isinstance(data, Checkpoint):
             for source in sorted(data.folder.iterdir()):
-                if source.is_file() and source.suffix not in (".bin", ".pt", ".pth"):
+                if source.is_file() and source.suffix in _LINKED_SUFFIXES:
                     _link_or_copy(source.resolve(), temporary / source.name)
             provenance: dict[str, Any] = {"source": str(data.folder)}
         else:
@@ -56,15 +60,16 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
         if fault:
             raise DatasetError(f"model folder {self._folder}: not saved, {fault}")
         if self._folder.exists():
-            replaced = temporary.with_suffix(".replaced.partial")
-            self._folder.rename(replaced)
+            shutil.rmtree(self._replaced, ignore_errors=True)
+            self._folder.rename(self._replaced)
             temporary.rename(self._folder)
-            shutil.rmtree(replaced)
+            shutil.rmtree(self._replaced)
         else:
             temporary.rename(self._folder)
 
     def load(self) -> Checkpoint:
         """Return the folder, once it is known to be whole."""
+        self._recover()
         fault = missing_part(self._folder)
         if fault:
             raise DatasetError(
@@ -73,7 +78,17 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
         return Checkpoint(self._folder)
 
     def _exists(self) -> bool:
+        self._recover()
         return missing_part(self._folder) is None
+
+    @property
+    def _replaced(self) -> Path:
+        return self._folder.parent / f".{self._folder.name}.replaced"
+
+    def _recover(self) -> None:
+        """Put the old model back if a kill fell between the two renames of a replacement."""
+        if self._replaced.exists() and not self._folder.exists():
+            self._replaced.rename(self._folder)
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._folder)}

@@ -6,11 +6,17 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+)
 from transformers.utils import logging
 
 from sami_pipeline.engines.base import Completion, GenerationRequest, SamplingParameters
@@ -25,6 +31,27 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
     else:
         native = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+class _StopStrings(StoppingCriteria):
+    """Ends each row at a stop string in what it has generated; the prompt may hold one too."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], prompt_width: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.stop = stop
+        self.prompt_width = prompt_width
+        # A character takes at most four byte-level tokens.
+        self.window = 4 * max(map(len, stop))
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
+    ) -> torch.BoolTensor:
+        first = max(self.prompt_width, input_ids.shape[1] - self.window)
+        texts = self.tokenizer.batch_decode(input_ids[:, first:], skip_special_tokens=True)
+        found = [any(stop in text for stop in self.stop) for text in texts]
+        return torch.tensor(found, device=input_ids.device)
 
 
 class TransformersEngine:
@@ -48,6 +75,13 @@ class TransformersEngine:
             model_folder, dtype=resolved, use_safetensors=True
         )
         self.model = model.to(self.device).eval()
+        # The folder's own generation settings (a repetition penalty, say) would change what
+        # temperature 0 means; only the ends of a response are taken from them.
+        ends = model.generation_config.eos_token_id
+        self._end_ids = list(ends) if isinstance(ends, list | tuple) else [ends]
+        self.model.generation_config = GenerationConfig(
+            eos_token_id=ends, pad_token_id=self.tokenizer.pad_token_id
+        )
         self.batch_size = batch_size
 
     def generate(
@@ -83,6 +117,7 @@ class TransformersEngine:
         self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters
     ) -> list[Completion]:
         inputs = self.tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt")
+        width = inputs["input_ids"].shape[1]
         sampled = sampling.temperature > 0
         output = self.model.generate(
             **inputs.to(self.device),
@@ -91,11 +126,10 @@ class TransformersEngine:
             temperature=sampling.temperature if sampled else None,
             top_p=sampling.top_p if sampled else None,
             top_k=0 if sampled else None,
-            stop_strings=list(sampling.stop) or None,
-            tokenizer=self.tokenizer,
-            pad_token_id=self.tokenizer.pad_token_id,
+            stopping_criteria=[_StopStrings(self.tokenizer, sampling.stop, width)]
+            if sampling.stop
+            else None,
         )
-        width = inputs["input_ids"].shape[1]
         return [
             self._completion(len(prompt), row[width:].tolist(), sampling)
             for prompt, row in zip(prompts, output, strict=True)
@@ -104,8 +138,8 @@ class TransformersEngine:
     def _completion(
         self, prompt_tokens: int, ids: list[int], sampling: SamplingParameters
     ) -> Completion:
-        ends = self.model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends])
+        # A row that ended before its batch is filled up with padding.
+        ends = {*self._end_ids, self.tokenizer.pad_token_id}
         length = next((i for i, token in enumerate(ids) if token in ends), None)
         ended = length is not None
         text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)

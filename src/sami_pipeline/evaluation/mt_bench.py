@@ -17,7 +17,6 @@ ANSWER_COLUMNS = (
     "category",
     "turn",
     "constitution",
-    "constitution_index",
     "stances",
     "prompt",
     "answer",
@@ -43,12 +42,14 @@ def plan_first_turn(
         under no constitution.
     """
     first = questions[questions["turn"] == 1][["question_id", "category", "turn", "question"]]
-    columns = ["query_id", "constitution", "constitution_index", "stances", "text"]
+    columns = ["query_id", "constitution", "stances", "text"]
     asked = first.merge(
         constitutions[columns], left_on="question_id", right_on="query_id", validate="1:m"
     ).drop(columns="query_id")
     if without_constitution:
-        bare = first.assign(constitution="none", constitution_index=0, stances="[]", text=None)
+        bare = first[first["question_id"].isin(constitutions["query_id"])].assign(
+            constitution="none", stances="[]", text=None
+        )
         asked = pd.concat([asked, bare], ignore_index=True)
     return asked
 
@@ -66,7 +67,7 @@ def plan_second_turn(first_turn: pd.DataFrame, questions: pd.DataFrame) -> pd.Da
     second = questions[questions["turn"] == 2][["question_id", "turn", "question"]]
     followed = first_turn[first_turn["constitution"].isin(["desired", "none"])]
     followed = followed.rename(columns={"question": "first_question", "answer": "first_answer"})
-    columns = ["question_id", "category", "constitution", "constitution_index", "stances", "text"]
+    columns = ["question_id", "category", "constitution", "stances", "text"]
     return followed[[*columns, "first_question", "first_answer"]].merge(
         second, on="question_id", validate="m:1"
     )

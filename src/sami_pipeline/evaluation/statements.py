@@ -11,6 +11,19 @@ import pandas as pd
 from sami_pipeline.evaluation.checks import parse_check
 from sami_pipeline.evaluation.degeneration import is_degenerate
 
+STATEMENT_COLUMNS = (
+    "model",
+    "question_id",
+    "category",
+    "turn",
+    "constitution",
+    "principle",
+    "stance",
+    "check",
+    "passed",
+    "degenerate",
+)
+
 
 class CheckedStatement(NamedTuple):
     """One statement of a constitution and whether an answer follows it."""
@@ -81,4 +94,7 @@ def check_answers(answers: pd.DataFrame, principles: pd.DataFrame) -> pd.DataFra
                     "degenerate": degenerate,
                 }
             )
-    return pd.DataFrame(rows)
+    dtypes = dict.fromkeys(
+        ("model", "question_id", "category", "constitution", "principle", "stance", "check"), "str"
+    ) | {"turn": int, "passed": bool, "degenerate": bool}
+    return pd.DataFrame(rows, columns=list(STATEMENT_COLUMNS)).astype(dtypes)

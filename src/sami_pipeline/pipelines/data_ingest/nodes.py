@@ -30,6 +30,7 @@ def import_named_model(name: str) -> Callable[[ModelsParameters], Checkpoint | L
         return import_model(models.sources[name], PROJECT_FOLDER)
 
     import_source.__name__ = f"import_{name}"
+    import_source.__doc__ = f"Return the model {name}, from the source that the parameters name."
     return import_source
 
 
@@ -79,7 +80,11 @@ def build_queries(
     loaded = {f"{name}.yml": load() for name, load in specifications.items()}
     written = (
         build_training_prompts(
-            {k: v for k, v in loaded.items() if v.get("category") not in parameters.tables},
+            {
+                name: content
+                for name, content in loaded.items()
+                if not isinstance(content, dict) or content.get("category") not in parameters.tables
+            },
             parameters.per_category,
             parameters.seed,
         )

@@ -28,9 +28,9 @@ def constitute_questions(
     return sample_constitutions(
         first_turns,
         principles,
-        n_constitutions=parameters.constitutions.n_constitutions,
-        seed=parameters.constitutions.seed,
-        contrast=parameters.constitutions.contrast,
+        n_constitutions=2,
+        seed=parameters.seed,
+        contrast=parameters.contrast,
     )
 
 
@@ -44,7 +44,7 @@ def answer_as(model: str) -> Callable[..., pd.DataFrame]:
         template: dict[str, Any],
         parameters: EvaluationParameters,
     ) -> pd.DataFrame:
-        prompt_template = PromptTemplate.model_validate(template)
+        prompt_template = PromptTemplate.parse(template, "evaluation_prompt")
         engine = open_engine(parameters.engine, checkpoint.folder)
 
         def generate(rows: pd.DataFrame, description: str) -> pd.DataFrame:
@@ -78,6 +78,7 @@ def answer_as(model: str) -> Callable[..., pd.DataFrame]:
         )
 
     answer.__name__ = f"answer_as_{model}"
+    answer.__doc__ = f"Return the answers of {model} to both turns of every question."
     return answer
 
 

@@ -38,7 +38,7 @@ def write_responses(
     parameters: GenerationParameters,
 ) -> pd.DataFrame:
     """Return the teacher's response to every chosen query under each of its constitutions."""
-    prompt_template = PromptTemplate.model_validate(template)
+    prompt_template = PromptTemplate.parse(template, "generation_prompt")
     chosen = responses.choose_queries(queries, parameters)
     rows, requests = responses.generation_requests(
         chosen, constitutions, prompt_template, parameters.sampling(prompt_template.stop)
@@ -60,10 +60,10 @@ def prepare_responses(
     parameters: GenerationParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the responses, marked usable or not and with their training prompts, and counts."""
-    marked = responses.mark_usable(generations, principles, parameters)
+    marked = responses.mark_usable(generations, parameters)
     counts = responses.count_statuses(marked)
     logger.info("Queries by status: %s", counts.groupby("status")["queries"].sum().to_dict())
     prepared = responses.with_training_prompts(
-        marked, principles, PromptTemplate.model_validate(template), parameters.seed
+        marked, principles, PromptTemplate.parse(template, "training_prompt"), parameters.seed
     )
     return prepared, counts
