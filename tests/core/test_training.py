@@ -554,7 +554,8 @@ def test_how_often_states_are_saved_does_not_change_the_run(run, tmp_path):
     often, seldom = run(tmp_path / "a"), run(tmp_path / "b", save_state_every=4)
     assert_same_run(often, seldom)
     assert_same_run(often, run(None, save_state_every=0))
-    assert [state.name for state in list_states(tmp_path / "b")] == ["step-00000004"]
+    names = [state.name for state in list_states(tmp_path / "b")]
+    assert names == ["step-00000004", "step-00000006"], "the end of a run is saved too"
     # A state written under one rhythm serves a run with another.
     assert_same_run(run(tmp_path / "b", save_state_every=1), often)
 
@@ -590,6 +591,7 @@ def test_an_abandoned_temporary_folder_is_ignored_and_removed(run, tmp_path):
 
 def test_a_state_of_another_run_is_refused_and_the_part_named(run, tiny_model, grids, tmp_path):
     run(tmp_path)
+    shutil.rmtree(tmp_path / "step-00000006")
 
     def train(model, some_grids, chosen):
         train_sami(model, None, some_grids, chosen, state_folder=tmp_path, progress=False)
@@ -606,7 +608,12 @@ def test_a_state_of_another_run_is_refused_and_the_part_named(run, tiny_model, g
         train(tiny_model("llama", seed=9), grids, resumable())
     with pytest.raises(StateMismatchError, match="initial model, training data changed"):
         train(tiny_model("qwen3"), other, resumable())
-    assert len(list_states(tmp_path)) == 2, "a refused run leaves the states alone"
+    assert len(list_states(tmp_path)) == 1, "a refused run leaves the states alone"
+
+
+def test_the_state_of_another_run_that_came_to_its_end_makes_room(run, tmp_path):
+    run(tmp_path)
+    assert_same_run(run(tmp_path, seed=3), run(None, seed=3))
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(SamiTrainingConfig)])

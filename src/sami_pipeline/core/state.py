@@ -57,10 +57,13 @@ def save_state(
     optimiser: torch.optim.Optimizer,
     history: list[dict[str, Any]],
     run_fingerprint: dict[str, str],
+    *,
+    finished: bool = False,
 ) -> None:
     """Write weights, optimiser state, RNG state and history after ``step`` optimiser steps.
 
     Everything goes to a temporary folder that is renamed at the end; the last two are kept.
+    ``finished`` says that this is the end of the run.
     """
     from safetensors.torch import save_file
 
@@ -81,6 +84,7 @@ def save_state(
     save_file(tensors, temporary / "optimiser.safetensors")
     record = {
         "step": step,
+        "finished": finished,
         "fingerprint": run_fingerprint,
         "optimiser_scalars": scalars,
         "history": history,
@@ -104,10 +108,12 @@ def load_latest_state(
 ) -> tuple[int, list[dict[str, Any]]]:
     """Restore the latest whole state in place and return (steps done, history).
 
-    Returns (0, []) when there is none.
+    Returns (0, []) when there is none, or only that of another run which came to its end: its
+    model is made, so nothing is lost with it.
 
     Raises:
-        StateMismatchError: the state belongs to another run; the message names the part.
+        StateMismatchError: the state belongs to another, unfinished run; the message names the
+            part that changed.
     """
     from safetensors.torch import load_file
 
@@ -121,6 +127,10 @@ def load_latest_state(
     changed = [
         part for part, value in run_fingerprint.items() if record["fingerprint"].get(part) != value
     ]
+    if changed and record.get("finished"):
+        for state in states:
+            shutil.rmtree(state)
+        return 0, []
     if changed:
         raise StateMismatchError(
             f"{latest}: this training state belongs to another run ({', '.join(changed)} changed); "

@@ -143,9 +143,15 @@ def train_sami(
         )
         bar.set_postfix(loss=f"{metrics['loss']:.3f}", row=f"{metrics['row_accuracy']:.2f}")
         bar.update()
-        finished = step + 1
-        if state_folder and config.save_state_every and finished % config.save_state_every == 0:
-            save_state(state_folder, finished, model, optimiser, history, run_fingerprint)
+        done, last = step + 1, step + 1 == len(batches)
+        if (
+            state_folder
+            and config.save_state_every
+            and (last or done % config.save_state_every == 0)
+        ):
+            save_state(
+                state_folder, done, model, optimiser, history, run_fingerprint, finished=last
+            )
     bar.close()
     model.eval()
     return TrainingResult(model=model, history=pd.DataFrame(history))
