@@ -18,6 +18,7 @@ _TABLES = {
     "degeneration": "Answers that mostly repeat themselves",
     "held_out": "Objective on held-out queries",
     "response_counts": "Training queries by status",
+    "teacher_compliance": "Teacher: share that passes a check when asked to, and unasked",
 }
 _COLUMNS = {
     "win_rates": [
