@@ -16,7 +16,8 @@ from sami_pipeline.evaluation import mt_bench, statistics
 from sami_pipeline.evaluation.checklist import judge_checklist
 from sami_pipeline.evaluation.statements import check_answers
 from sami_pipeline.parameters import EvaluationParameters, ModelsParameters
-from sami_pipeline.prompts import PromptTemplate
+from sami_pipeline.prompts import Prompt, PromptTemplate
+from sami_pipeline.responses import with_completions
 
 
 def constitute_questions(
@@ -61,13 +62,8 @@ def answer_as(model: str) -> Callable[..., pd.DataFrame]:
                 )
             ]
             completions = engine.generate(requests, seed=parameters.seed, description=description)
-            return rows.assign(
-                prompt=[prompt.to_json() for prompt in prompts],
-                answer=[completion.text for completion in completions],
-                finish_reason=[completion.finish_reason for completion in completions],
-                prompt_tokens=[completion.prompt_tokens for completion in completions],
-                completion_tokens=[completion.completion_tokens for completion in completions],
-            )
+            asked = rows.assign(prompt=[prompt.to_json() for prompt in prompts])
+            return with_completions(asked, completions).rename(columns={"response": "answer"})
 
         return mt_bench.answer_questions(
             model,
@@ -82,7 +78,7 @@ def answer_as(model: str) -> Callable[..., pd.DataFrame]:
     return answer
 
 
-def _prompt(template: PromptTemplate, row: Any) -> Any:
+def _prompt(template: PromptTemplate, row: Any) -> Prompt:
     constitution = row.text if isinstance(row.text, str) else None
     if row.turn == 1:
         return template.build([row.question], constitution=constitution)
