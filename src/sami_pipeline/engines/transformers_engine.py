@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,12 +105,25 @@ class TransformersEngine:
             for sampling in sorted(groups, key=repr):
                 # Longest first: neighbours pad little, and too large a batch fails at once.
                 order = sorted(groups[sampling], key=lambda i: (-len(encoded[i]), rendered[i]))
-                for first in range(0, len(order), self.batch_size):
-                    batch = order[first : first + self.batch_size]
+                for batch in self._batches(order, encoded):
                     outputs = self._generate_batch([encoded[i] for i in batch], sampling)
                     completions.update(zip(batch, outputs, strict=True))
                     bar.update(len(batch))
         return [completions[index] for index in range(len(requests))]
+
+    def _batches(
+        self, order: Sequence[int], encoded: Sequence[Sequence[int]]
+    ) -> Iterator[list[int]]:
+        """Yield batches of neighbours, none less than half as long as the longest beside it."""
+        batch: list[int] = []
+        for index in order:
+            too_short = batch and 2 * len(encoded[index]) < len(encoded[batch[0]])
+            if too_short or len(batch) == self.batch_size:
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
 
     @torch.inference_mode()
     def _generate_batch(
