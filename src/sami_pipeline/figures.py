@@ -12,7 +12,7 @@ _LAYOUT = {
     "template": "plotly_white",
     "font": {"family": "system-ui, sans-serif", "size": 14},
     "margin": {"l": 70, "r": 30, "t": 90, "b": 60},
-    "legend": {"orientation": "h", "y": -0.18, "x": 0},
+    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
 }
 _LABELS = {"overall": "overall (8)", "overall_paper": "overall (paper's 7)", "stem": "STEM"}
 
@@ -119,7 +119,8 @@ def learning_curve(history: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title="optimiser step")
     figure.update_yaxes(range=[0, 1.02], col=2)
     figure.update_layout(
-        **_LAYOUT, title="SAMI training: means over each batch's grids, before the step"
+        **{**_LAYOUT, "legend": {"orientation": "h", "y": -0.25, "x": 0}},
+        title="SAMI training: means over each batch's grids, before the step",
     )
     return figure
 
