@@ -236,6 +236,7 @@ def test_table_does_not_depend_on_the_order_of_the_files(principle_files, princi
 
 # One text for each kind of answer that the shipped principles ask for.
 TEXTS = (
+    "Dear neighbour,\n\nthe fence fell over last night.",
     "1. Measure the flour.\n2. Add the water.\n3. Knead.",
     "- Measure the flour.\n- Add the water.",
     "The baker kneads the dough.",
