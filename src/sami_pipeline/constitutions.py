@@ -17,7 +17,6 @@ from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 
 DESIRED = "desired"
 CONTRASTING = "contrasting"
-NO_CONSTITUTION = "none"
 
 Contrast = Literal["sampled", "opposite"]
 

