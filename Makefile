@@ -10,7 +10,7 @@ EMBEDDED := data/01_raw/.embedded
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 2147483647
 
-.PHONY: help setup mt-bench math test lint viz clean
+.PHONY: help setup mt-bench math test lint bench viz clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -40,6 +40,9 @@ test: setup  ## Run the tests
 lint: setup  ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+bench: setup  ## Time a SAMI step against the published one; writes docs/benchmarks.md
+	$(BIN)/python benchmarks/sami_step.py
 
 viz: setup  ## Show the graph in a browser
 	$(BIN)/kedro viz run

@@ -88,7 +88,7 @@ def build_tiny_model(
     numbers survive another initialisation in transformers. In fp64 the normalisation layers are
     torch's own: those of transformers round to fp32 inside.
     """
-    config = AutoConfig.for_model(family, **_SHAPE, **_FAMILIES[family], **overrides)
+    config = AutoConfig.for_model(family, **{**_SHAPE, **_FAMILIES[family], **overrides})
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     generator = torch.Generator().manual_seed(seed)
     for _, parameter in sorted(model.named_parameters()):

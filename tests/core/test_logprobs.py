@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from sami_pipeline.core.logprobs import (
     SHARED_PREFIX_MODEL_TYPES,
     choose_layout,
 )
+from sami_pipeline.core.packing import packed_length
 
 SHARED = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"]
 REPEATED = ["gemma2", "phi", "phi3", "granite", "cohere", "mixtral", "recurrent_gemma"]
@@ -108,6 +111,88 @@ def test_both_layouts_agree_loosely_in_bf16(family, tiny_model, random_grid):
     torch.testing.assert_close(shared.means, repeated.means, rtol=0.05, atol=0.15)
 
 
+# --- Prompts that share a query ---
+
+
+def grid_with_shared_query(seed: int, n: int) -> Grid:
+    """Return a grid of n prompts that begin with the same 10 tokens and branch after them.
+
+    The third begins like the second, and the fourth is where the second ends: a tree of three
+    levels, one prompt of which is the beginning of others. Sliding windows end inside the query.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(3, 101, (length,), generator=generator).tolist()
+
+    query, second = ids(10), ids(3)
+    prompts = [query + ids(4), query + second + ids(2), query + second + ids(5), query + second]
+    return Grid(prompts[:n], [ids(5), ids(1), ids(8), ids(3)][:n])
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("family", SHARED)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-4)], ids=["fp64", "fp32"]
+)
+def test_a_shared_query_gives_the_values_and_gradients_of_separate_rows(
+    dtype, tolerance, family, n, tiny_model
+):
+    model, grid = tiny_model(family, dtype), grid_with_shared_query(n, n)
+    assert packed_length(grid) < packed_length(grid, "repeated") / 2, "much is shared"
+    results, grads = {}, {}
+    for layout in ("shared_prefix", "repeated"):
+        results[layout] = grid_logprobs(model, grid, layout=layout).sums
+        grads[layout] = gradients(model, uneven(results[layout]))
+    torch.testing.assert_close(
+        results["shared_prefix"], results["repeated"], rtol=tolerance, atol=tolerance
+    )
+    assert_same_gradients(grads["shared_prefix"], grads["repeated"], 5 * tolerance)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("family", SHARED)
+def test_a_shared_query_is_as_exact_in_bf16_as_separate_rows(family, n, tiny_model):
+    model, grid = tiny_model(family, torch.bfloat16), grid_with_shared_query(n, n)
+    exact = copy.deepcopy(model).float()  # the same weights, computed with in fp32
+    sums, grads = {}, {}
+    for name, chosen, layout in (
+        ("tree", model, "shared_prefix"), ("rows", model, "repeated"), ("exact", exact, "repeated"),
+    ):  # fmt: skip
+        sums[name] = grid_logprobs(chosen, grid, layout=layout).sums
+        found = gradients(chosen, uneven(sums[name]))
+        grads[name] = torch.cat([found[key].float().flatten() for key in sorted(found)])
+    assert sums["tree"].dtype == torch.float32
+    error = {name: (grads[name] - grads["exact"]).norm() for name in ("tree", "rows")}
+    assert error["tree"] <= 2 * error["rows"]
+    # This Gemma amplifies any rounding, in separate rows by as much.
+    share = 0.5 if family == "gemma" else 0.1
+    assert error["tree"] < share * grads["exact"].norm()
+    counts = torch.tensor([len(y) for y in grid.response_ids])
+    torch.testing.assert_close(sums["tree"] / counts, sums["rows"] / counts, rtol=0.05, atol=0.2)
+
+
+def test_a_shared_query_under_autocast_is_as_exact_as_separate_rows(tiny_model):
+    model, grid = tiny_model("llama"), grid_with_shared_query(1, 4)
+    exact = gradients(model, uneven(grid_logprobs(model, grid).sums))
+    error = {}
+    for layout in ("shared_prefix", "repeated"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            sums = grid_logprobs(model, grid, layout=layout).sums
+        found = gradients(model, uneven(sums))
+        error[layout] = sum((found[name] - exact[name]).norm() ** 2 for name in exact) ** 0.5
+    assert error["shared_prefix"] <= 2 * error["repeated"]
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_identical_prompts_give_identical_rows(family, tiny_model, random_grid):
+    model, grid = tiny_model(family, torch.float64), random_grid(18, 2)
+    twice = Grid([*grid.prompt_ids, grid.prompt_ids[0]], grid.response_ids)
+    sums = grid_logprobs(model, twice).sums
+    torch.testing.assert_close(sums[:2], grid_logprobs(model, grid).sums, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(sums[2], sums[0], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_gradient_checkpointing_changes_nothing(family, tiny_model, random_grid):
     model, grid = tiny_model(family, torch.float64), random_grid(5, 2)
@@ -118,11 +203,12 @@ def test_gradient_checkpointing_changes_nothing(family, tiny_model, random_grid)
     assert_same_gradients(gradients(model, uneven(result.sums)), plain, 1e-9)
 
 
-def test_chunked_head_changes_nothing(tiny_model, random_grid):
+@pytest.mark.parametrize("chunk_tokens", [1, 2, 7])
+def test_chunked_head_changes_nothing(chunk_tokens, tiny_model, random_grid):
     model, grid = tiny_model("gemma3_text", torch.float64), random_grid(6, 3)
     plain = grid_logprobs(model, grid)
     plain_gradients = gradients(model, uneven(plain.sums))
-    chunked = grid_logprobs(model, grid, chunk_tokens=2)
+    chunked = grid_logprobs(model, grid, head="chunked", chunk_tokens=chunk_tokens)
     torch.testing.assert_close(chunked.sums, plain.sums, rtol=1e-12, atol=1e-12)
     assert_same_gradients(gradients(model, uneven(chunked.sums)), plain_gradients, 1e-9)
 
@@ -266,6 +352,11 @@ def test_eager_attention_repeats_the_prompt_and_is_named_in_the_reason(tiny_mode
     assert "eager" in reason
     expected = one_cell_at_a_time(model, grid)
     torch.testing.assert_close(grid_logprobs(model, grid).sums, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_that_cannot_compute_a_models_logits_is_refused(tiny_model, random_grid):
+    with pytest.raises(ValueError, match="head: 'torch' takes no soft cap"):
+        grid_logprobs(tiny_model("gemma3_text"), random_grid(16), head="torch")
 
 
 @pytest.mark.parametrize(

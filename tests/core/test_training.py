@@ -7,10 +7,11 @@ import json
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
+from transformers import AutoModelForCausalLM
 
 import sami_pipeline.core
 from sami_pipeline.core import (
     Grid,
+    LoraParameters,
     SamiTrainingConfig,
     StateMismatchError,
     TextGrid,
@@ -34,19 +38,29 @@ from sami_pipeline.core import (
     mi_lower_bound,
     sami_loss,
     train_sami,
+    training,
 )
-from sami_pipeline.core.state import fingerprint, list_states
+from sami_pipeline.core.logprobs import choose_layout
+from sami_pipeline.core.state import fingerprint, list_states, load_latest_state, save_state
 from sami_pipeline.core.training import (
     accumulate_gradients,
     batch_schedule,
     learning_rate_at,
+    prepared,
 )
+from sami_pipeline.core.tree_attention import TREE_ATTENTION
 
 HISTORY = [
-    "step", "loss", "row_accuracy", "column_accuracy", "mi_lower_bound", "response_tokens",
-    "gradient_norm", "learning_rate", "weights_moved", "tokens_per_second", "peak_memory_bytes",
+    "step", "loss", "row_accuracy", "column_accuracy", "mi_lower_bound", "kl",
+    "response_tokens", "gradient_norm", "learning_rate", "weights_moved", "tokens_per_second",
+    "peak_memory_bytes",
 ]  # fmt: skip
 MEASURED = ["tokens_per_second", "peak_memory_bytes"]  # differ from run to run
+
+needs_torch_head = pytest.mark.skipif(
+    not hasattr(torch.nn.functional, "linear_cross_entropy"),
+    reason="this torch has no linear_cross_entropy (torch 2.13 or newer has)",
+)
 
 
 def config(**changes) -> SamiTrainingConfig:
@@ -202,6 +216,7 @@ def test_history_has_a_row_for_every_step_and_no_gap(tiny_model, grids):
     history = train_sami(tiny_model("llama"), None, grids, config(epochs=2), progress=False).history
     assert sorted(history.columns) == sorted(HISTORY)
     assert history["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert (history["kl"] == 0).all()
     assert history.notna().all().all()
     assert history[["row_accuracy", "column_accuracy", "weights_moved"]].stack().between(0, 1).all()
     assert (history[["gradient_norm", *MEASURED]] > 0).all().all()
@@ -503,6 +518,24 @@ def run(tiny_model, grids):
     return train
 
 
+class Interrupted(Exception):
+    pass
+
+
+@contextmanager
+def interruption_after(step: int) -> Iterator[None]:
+    """Let a run stop as soon as its state after ``step`` steps is on the disk."""
+
+    def save_and_stop(folder, done, *rest, **options):
+        save_state(folder, done, *rest, **options)
+        if done == step:
+            raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(training, "save_state", save_and_stop)
+        yield
+
+
 @pytest.mark.parametrize(
     ("optimiser", "how", "kills"), [("adamw", "randomly", 5), ("rmsprop", "at-file-change", 16)]
 )
@@ -532,8 +565,9 @@ def test_killed_runs_end_in_the_same_weights_and_history(
 
 
 def test_a_run_goes_on_from_its_last_whole_state(run, tmp_path):
-    finished = run(tmp_path)
-    shutil.rmtree(tmp_path / "step-00000006")
+    finished = run(None)
+    with interruption_after(5):
+        run(tmp_path)
     changed_history = json.loads((tmp_path / "step-00000005" / "state.json").read_text())
     changed_history["history"][0]["tokens_per_second"] = -1.0
     (tmp_path / "step-00000005" / "state.json").write_text(json.dumps(changed_history))
@@ -554,10 +588,14 @@ def test_how_often_states_are_saved_does_not_change_the_run(run, tmp_path):
     often, seldom = run(tmp_path / "a"), run(tmp_path / "b", save_state_every=4)
     assert_same_run(often, seldom)
     assert_same_run(often, run(None, save_state_every=0))
-    names = [state.name for state in list_states(tmp_path / "b")]
-    assert names == ["step-00000004", "step-00000006"], "the end of a run is saved too"
+    for folder in ("a", "b"):
+        names = [state.name for state in list_states(tmp_path / folder)]
+        assert names == ["step-00000006"], "the end of a run is saved too, and alone is kept"
     # A state written under one rhythm serves a run with another.
-    assert_same_run(run(tmp_path / "b", save_state_every=1), often)
+    with interruption_after(4):
+        run(tmp_path / "c", save_state_every=4)
+    resumed = run(tmp_path / "c", save_state_every=1)
+    assert_same_run(resumed, often)
 
 
 def test_a_state_is_used_even_by_a_run_that_saves_none(run, tmp_path):
@@ -567,11 +605,12 @@ def test_a_state_is_used_even_by_a_run_that_saves_none(run, tmp_path):
 
 
 def test_two_states_are_kept_and_nothing_in_them_is_pickled(run, tmp_path):
-    run(tmp_path)
-    assert [state.name for state in list_states(tmp_path)] == ["step-00000005", "step-00000006"]
+    with interruption_after(5):
+        run(tmp_path)
+    assert [state.name for state in list_states(tmp_path)] == ["step-00000004", "step-00000005"]
     files = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
     names = {"model.safetensors", "optimiser.safetensors", "state.json"}
-    assert files == {Path(f"step-0000000{step}") / name for step in (5, 6) for name in names}
+    assert files == {Path(f"step-0000000{step}") / name for step in (4, 5) for name in names}
     for path in tmp_path.rglob("*.safetensors"):
         assert load_file(path)  # refuses anything but a header and raw numbers
     for module in Path(sami_pipeline.core.__file__).parent.glob("*.py"):
@@ -580,8 +619,9 @@ def test_two_states_are_kept_and_nothing_in_them_is_pickled(run, tmp_path):
 
 
 def test_an_abandoned_temporary_folder_is_ignored_and_removed(run, tmp_path):
-    finished = run(tmp_path)
-    shutil.rmtree(tmp_path / "step-00000006")
+    finished = run(None)
+    with interruption_after(5):
+        run(tmp_path)
     abandoned = tmp_path / ".step-00000006.4242"
     abandoned.mkdir()
     (abandoned / "model.safetensors").write_bytes(b"half a fi")
@@ -590,13 +630,13 @@ def test_an_abandoned_temporary_folder_is_ignored_and_removed(run, tmp_path):
 
 
 def test_a_state_of_another_run_is_refused_and_the_part_named(run, tiny_model, grids, tmp_path):
-    run(tmp_path)
-    shutil.rmtree(tmp_path / "step-00000006")
+    with interruption_after(5):
+        run(tmp_path)
 
     def train(model, some_grids, chosen):
         train_sami(model, None, some_grids, chosen, state_folder=tmp_path, progress=False)
 
-    same = tiny_model("llama")
+    same = tiny_model("llama", attention_dropout=0.2)
     with pytest.raises(StateMismatchError, match=r"\(parameters changed\)"):
         train(same, grids, resumable(seed=3))
     with pytest.raises(StateMismatchError, match=r"\(training data changed\)"):
@@ -605,10 +645,12 @@ def test_a_state_of_another_run_is_refused_and_the_part_named(run, tiny_model, g
     with pytest.raises(StateMismatchError, match=r"\(training data changed\)"):
         train(same, other, resumable())
     with pytest.raises(StateMismatchError, match=r"\(initial model changed\)"):
-        train(tiny_model("llama", seed=9), grids, resumable())
+        train(tiny_model("llama", seed=9, attention_dropout=0.2), grids, resumable())
+    with pytest.raises(StateMismatchError, match=r"\(initial model changed\)"):
+        train(tiny_model("llama", attention_dropout=0.1), grids, resumable())
     with pytest.raises(StateMismatchError, match="initial model, training data changed"):
         train(tiny_model("qwen3"), other, resumable())
-    assert len(list_states(tmp_path)) == 1, "a refused run leaves the states alone"
+    assert len(list_states(tmp_path)) == 2, "a refused run leaves the states alone"
 
 
 def test_the_state_of_another_run_that_came_to_its_end_makes_room(run, tmp_path):
@@ -617,15 +659,50 @@ def test_the_state_of_another_run_that_came_to_its_end_makes_room(run, tmp_path)
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(SamiTrainingConfig)])
-def test_every_parameter_but_the_rhythm_of_saving_belongs_to_the_run(field, tiny_model, grids):
+def test_every_parameter_that_changes_what_is_computed_belongs_to_the_run(field, tiny_model, grids):
     other = {"optimiser": "rmsprop", "schedule": "linear", "memory": "two_pass",
-             "compute_dtype": "bfloat16", "max_steps": 7, "length_normalise": False,
-             "train_on_eos": False, "gradient_checkpointing": True}  # fmt: skip
-    model, chosen = tiny_model("llama"), config()
+             "compute_dtype": "float32", "max_steps": 7, "length_normalise": False,
+             "train_on_eos": False, "gradient_checkpointing": True, "compile_layers": True,
+             "weights": "bfloat16", "optimiser_state": "bfloat16", "head": "torch",
+             "attention": "flex_attention", "lora": LoraParameters(rank=2),
+             "trackers": ("tensorboard",)}  # fmt: skip
+    needed = {"optimiser_state": {"weights": "bfloat16_remainder"}}
+    model = tiny_model("llama")
+    chosen = config(compute_dtype="bfloat16", **needed.get(field, {}))
     changed = dataclasses.replace(chosen, **{field: other.get(field, 9)})
     assert chosen != changed
     same = fingerprint(model, grids, chosen) == fingerprint(model, grids, changed)
-    assert same == (field == "save_state_every")
+    assert same == (field in ("save_state_every", "trackers"))
+
+
+def test_every_parameter_of_the_adapters_belongs_to_the_run(tiny_model, grids):
+    model = tiny_model("llama")
+    adapters = [
+        LoraParameters(), LoraParameters(rank=2), LoraParameters(alpha=2.0),
+        LoraParameters(dropout=0.1), LoraParameters(target_modules=("q_proj",)),
+    ]  # fmt: skip
+    runs = {fingerprint(model, grids, config(lora=lora))["parameters"] for lora in adapters}
+    assert len(runs) == len(adapters)
+
+
+def test_what_a_model_computes_belongs_to_the_run_and_where_it_lay_does_not(
+    tiny_model, grids, tmp_path
+):
+    def initial(model) -> str:
+        return fingerprint(model, grids, config())["initial model"]
+
+    model = tiny_model("mistral")
+    first = initial(model)
+    for name, value in (("sliding_window", 5), ("attention_dropout", 0.1), ("rms_norm_eps", 1e-3)):
+        other = tiny_model("mistral")
+        setattr(other.config, name, value)
+        assert initial(other) != first, name
+    model.save_pretrained(tmp_path / "elsewhere")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "elsewhere", dtype=torch.float32)
+    assert initial(loaded) == first
+    grid_logprobs(model, grids[0])
+    assert model.config._attn_implementation == TREE_ATTENTION
+    assert initial(model) == first, "a model that was evaluated before is the same"
 
 
 def test_the_same_ids_in_other_containers_are_the_same_data(tiny_model, grids):
@@ -636,20 +713,131 @@ def test_the_same_ids_in_other_containers_are_the_same_data(tiny_model, grids):
     assert fingerprint(model, tuples, config()) == fingerprint(model, grids, config())
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"optimiser": "adam"}, "optimiser: must be one of adamw, rmsprop, got 'adam'"),
-        ({"memory": "two-pass"}, "memory: must be one of"),
-        ({"compute_dtype": "float16"}, "compute_dtype: must be one of"),
-        ({"schedule": "cos"}, "schedule: must be one of"),
-        ({"epochs": 0}, "epochs: must be at least 1"),
-        ({"batch_size": 0}, "batch_size: must be at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate: must be above 0"),
-        ({"max_gradient_norm": -1.0}, "max_gradient_norm: must be above 0"),
-        ({"max_steps": 0}, "max_steps: must be above 0"),
-    ],
-)
-def test_parameters_that_make_no_sense_are_refused_by_name(changes, message):
-    with pytest.raises(ValueError, match=message):
-        SamiTrainingConfig(**changes)
+# --- Every kind of weights ---
+
+WAYS = {
+    "float32": {},
+    "float32 rmsprop two_pass": {"optimiser": "rmsprop", "memory": "two_pass"},
+    "bfloat16": {"weights": "bfloat16"},
+    "bfloat16_remainder": {"weights": "bfloat16_remainder"},
+    "bfloat16_remainder rmsprop": {"weights": "bfloat16_remainder", "optimiser": "rmsprop"},
+    "bfloat16_remainder, rounded state": {
+        "weights": "bfloat16_remainder",
+        "optimiser_state": "bfloat16",
+    },
+    "lora with dropout": {"lora": LoraParameters(rank=2, dropout=0.3)},
+    "kl": {"kl_beta": 0.3},
+    "kl, lora with dropout": {"kl_beta": 0.3, "lora": LoraParameters(rank=2, dropout=0.3)},
+    "kl, bfloat16_remainder": {"kl_beta": 0.3, "weights": "bfloat16_remainder"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_three_steps_and_three_more_are_six_steps_bit_by_bit(way, run, tmp_path):
+    chosen = {"compute_dtype": "bfloat16", "save_state_every": 3, **WAYS[way]}
+    at_once = run(tmp_path / "once", **chosen)
+    with interruption_after(3):
+        run(tmp_path / "twice", **chosen)
+    first_half = list_states(tmp_path / "twice")
+    assert [state.name for state in first_half] == ["step-00000003"]
+    saved = json.loads((first_half[0] / "state.json").read_text())["history"]
+    resumed = run(tmp_path / "twice", **chosen)
+    assert_same_run(resumed, at_once)
+    assert resumed.history["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    clock = resumed.history["tokens_per_second"].tolist()
+    assert clock[:3] == [row["tokens_per_second"] for row in saved], "they were not taken again"
+    # Also what no weight shows yet: moments, remainders, random numbers.
+    for name in ("model.safetensors", "optimiser.safetensors"):
+        one, two = (load_file(tmp_path / f / "step-00000006" / name) for f in ("once", "twice"))
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            assert torch.equal(value, two[key]), key
+
+
+def test_the_random_numbers_of_a_gpu_come_back(tiny_model, tmp_path, monkeypatch):
+    restored = []
+    state = torch.arange(16, dtype=torch.uint8)
+    model = tiny_model("llama")
+    optimiser = torch.optim.AdamW(model.parameters())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *device: state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda new, *device: restored.append(new))
+    save_state(tmp_path, 1, model, optimiser, [], {})
+    assert load_latest_state(tmp_path, model, optimiser, {})[0] == 1
+    assert [new.tolist() for new in restored] == [state.tolist()]
+    # A machine without a GPU can go on too.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert load_latest_state(tmp_path, model, optimiser, {})[0] == 1
+    assert len(restored) == 1
+
+
+def test_compiled_layers_train_to_the_same_weights(tiny_model, grids, monkeypatch):
+    # Traced and cut into graphs as ever, but these run operation by operation: turning them into
+    # machine code takes a C++ compiler 20 s.
+    torch._dynamo.reset()
+    counters.clear()
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile",
+        lambda self, **options: compile_module(self, backend="aot_eager", **options),
+    )  # fmt: skip
+    plain, compiled = (tiny_model("llama", num_hidden_layers=1) for _ in range(2))
+    for model, compile_layers in ((plain, False), (compiled, True)):
+        assert counters["stats"]["unique_graphs"] == 0
+        chosen = config(compile_layers=compile_layers)
+        train_sami(model, None, grids, chosen, progress=False)
+    for name, weight in weights_of(plain).items():
+        if not torch.allclose(weights_of(compiled)[name], weight, rtol=1e-5, atol=1e-5):
+            pytest.fail(f"{name} was trained to other weights")
+    assert all(layer._compiled_call_impl is None for layer in compiled.model.layers)
+    assert counters["stats"]["unique_graphs"] > 0, "something was compiled"
+
+
+@pytest.mark.parametrize("head", ["chunked", pytest.param("torch", marks=needs_torch_head)])
+def test_the_head_does_not_change_what_is_learnt(head, tiny_model, grids):
+    histories = [
+        train_sami(tiny_model("llama"), None, grids, config(head=chosen), progress=False).history
+        for chosen in ("auto", head)
+    ]
+    for name in ("loss", "gradient_norm"):
+        assert histories[1][name].tolist() == pytest.approx(histories[0][name].tolist(), rel=1e-3)
+
+
+def test_the_configured_head_and_padding_reach_the_model(tiny_model, grids, monkeypatch):
+    seen = []
+    real = training.batched_grid_logprobs
+    monkeypatch.setattr(
+        training, "batched_grid_logprobs",
+        lambda *inputs, **options: seen.append(options) or real(*inputs, **options),
+    )  # fmt: skip
+    chosen = config(head="chunked", pad_to_multiple=32, max_steps=1)
+    train_sami(tiny_model("llama"), None, grids, chosen, progress=False)
+    assert [(options["head"], options["pad_to_multiple"]) for options in seen] == [("chunked", 32)]
+
+
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_training_leaves_the_model_as_it_found_it(attention, raises, tiny_model, grids):
+    model = tiny_model("llama", attention=attention)
+    if raises:
+        with torch.no_grad():
+            model.lm_head.weight[3, 0] = torch.nan
+    chosen = config(gradient_checkpointing=True, lora=LoraParameters(rank=2), max_steps=1)
+    with pytest.raises(FloatingPointError) if raises else nullcontext():
+        train_sami(model, None, grids, chosen, progress=False)
+    assert model.config._attn_implementation == attention
+    assert not model.training
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(p.grad is None for p in model.parameters()) or raises
+
+
+def test_flex_attention_is_switched_on_for_training_and_off_again(tiny_model, grids):
+    model = tiny_model("llama")
+    with prepared(model, config(attention="flex_attention")):
+        assert model.config._attn_implementation == "flex_attention"
+        assert choose_layout(model)[0] == "shared_prefix"
+    assert model.config._attn_implementation == "sdpa"
+    with pytest.raises(KeyError), prepared(model, config(attention="flex_attention")):
+        raise KeyError
+    assert model.config._attn_implementation == "sdpa"

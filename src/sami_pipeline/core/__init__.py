@@ -17,9 +17,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sami_pipeline.core.config import SamiTrainingConfig
+    from sami_pipeline.core.config import LoraParameters, SamiTrainingConfig
     from sami_pipeline.core.grid import Grid, TextGrid
-    from sami_pipeline.core.logprobs import GridLogprobs, batched_grid_logprobs, grid_logprobs
+    from sami_pipeline.core.logprobs import (
+        GridLogprobs,
+        Reference,
+        batched_grid_logprobs,
+        grid_logprobs,
+    )
     from sami_pipeline.core.objective import (
         GridAccuracy,
         grid_accuracy,
@@ -31,9 +36,9 @@ if TYPE_CHECKING:
     from sami_pipeline.core.training import TrainingResult, evaluate_grids, train_sami
 
 _MODULES = {
-    "config": ("SamiTrainingConfig",),
+    "config": ("LoraParameters", "SamiTrainingConfig"),
     "grid": ("Grid", "TextGrid"),
-    "logprobs": ("GridLogprobs", "batched_grid_logprobs", "grid_logprobs"),
+    "logprobs": ("GridLogprobs", "Reference", "batched_grid_logprobs", "grid_logprobs"),
     "objective": (
         "GridAccuracy",
         "grid_accuracy",
@@ -50,6 +55,8 @@ __all__ = [
     "Grid",
     "GridAccuracy",
     "GridLogprobs",
+    "LoraParameters",
+    "Reference",
     "SamiTrainingConfig",
     "StateMismatchError",
     "TextGrid",

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,8 +17,16 @@ from torch import nn
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.core.grid import Grid
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 STATES_KEPT = 2
 _NAME = "step-{:08d}"
+# Of a model's configuration: where it lay, what wrote it, and what training does not read.
+_NOT_ARCHITECTURE = {
+    "_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype",
+    "use_cache", "pad_token_id", "bos_token_id", "eos_token_id",
+}  # fmt: skip
 
 
 class StateMismatchError(ValueError):
@@ -26,9 +34,29 @@ class StateMismatchError(ValueError):
 
 
 def fingerprint(
-    model: nn.Module, grids: Sequence[Grid], config: SamiTrainingConfig
+    model: PreTrainedModel, grids: Sequence[Grid], config: SamiTrainingConfig
 ) -> dict[str, str]:
-    """Return what determines a run, hashed by part, so that a mismatch can name the part."""
+    """Return what determines a run of SAMI; see ``fingerprint_parts``."""
+    # As plain lists: a tuple or an array of the same ids is the same data.
+    data = [
+        [[list(map(int, s)) for s in ss] for ss in (grid.prompt_ids, grid.response_ids)]
+        for grid in grids
+    ]
+    # How often the state is saved and where steps are logged do not change what is computed.
+    parameters = asdict(config) | {"save_state_every": None, "trackers": None}
+    return fingerprint_parts(model, data, parameters)
+
+
+def fingerprint_parts(
+    model: PreTrainedModel, data: Sequence[Any], parameters: dict[str, Any]
+) -> dict[str, str]:
+    """Return what determines a run, hashed by part, so that a mismatch can name the part.
+
+    Args:
+        model: before training.
+        data: one JSON-able item an example, in order.
+        parameters: JSON-able.
+    """
     weights = hashlib.sha256()
     for name, parameter in model.named_parameters():
         values = parameter.detach().flatten()
@@ -36,17 +64,19 @@ def fingerprint(
         sample = values[:: max(1, values.numel() // 1024)].float().cpu().contiguous()
         weights.update(f"{name}{tuple(parameter.shape)}".encode())
         weights.update(sample.numpy().tobytes())
-    data = hashlib.sha256()
-    for grid in grids:
-        # As plain lists: a tuple or an array of the same ids is the same data.
-        parts = [[list(map(int, s)) for s in ss] for ss in (grid.prompt_ids, grid.response_ids)]
-        data.update(json.dumps(parts).encode())
-    # How often the state is saved does not change what is computed.
-    parameters = json.dumps(asdict(config) | {"save_state_every": None}, sort_keys=True)
+    examples = hashlib.sha256()
+    for item in data:
+        examples.update(json.dumps(item).encode())
+    architecture = {
+        name: value
+        for name, value in model.config.to_diff_dict().items()
+        if name not in _NOT_ARCHITECTURE
+    }
+    weights.update(json.dumps(architecture, sort_keys=True, default=str).encode())
     return {
         "initial model": weights.hexdigest(),
-        "training data": data.hexdigest(),
-        "parameters": hashlib.sha256(parameters.encode()).hexdigest(),
+        "training data": examples.hexdigest(),
+        "parameters": hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest(),
     }
 
 
@@ -71,12 +101,15 @@ def save_state(
     temporary = folder / f".{_NAME.format(step)}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    parameters = {name: p.detach().contiguous() for name, p in model.named_parameters()}
-    save_file(parameters, temporary / "model.safetensors")
+    # Frozen weights are those of the initial model.
+    trained = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    save_file(trained, temporary / "model.safetensors")
 
     tensors, scalars = {"rng": torch.get_rng_state()}, {}
-    for index, entries in optimiser.state_dict()["state"].items():
-        for key, value in entries.items():
+    if torch.cuda.is_available():
+        tensors["cuda_rng"] = torch.cuda.get_rng_state()
+    for index, parameter in enumerate(_parameters(optimiser)):
+        for key, value in optimiser.state[parameter].items():
             if isinstance(value, torch.Tensor):
                 tensors[f"{index}/{key}"] = value.contiguous()
             else:
@@ -96,7 +129,8 @@ def save_state(
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     _synchronise(folder)
-    for old in list_states(folder)[:-STATES_KEPT]:
+    # At the end of a run there is nothing left to fall back to.
+    for old in list_states(folder)[: -1 if finished else -STATES_KEPT]:
         shutil.rmtree(old)
 
 
@@ -124,30 +158,44 @@ def load_latest_state(
         return 0, []
     latest = states[-1]
     record = json.loads((latest / "state.json").read_text())
-    changed = [
-        part for part, value in run_fingerprint.items() if record["fingerprint"].get(part) != value
-    ]
-    if changed and record.get("finished"):
+    if record.get("finished") and record["fingerprint"] != run_fingerprint:
         for state in states:
             shutil.rmtree(state)
         return 0, []
-    if changed:
-        raise StateMismatchError(
-            f"{latest}: this training state belongs to another run ({', '.join(changed)} changed); "
-            f"delete {folder} to start anew, or restore what changed"
-        )
+    refuse_mismatch(latest, record["fingerprint"], run_fingerprint)
     weights = load_file(latest / "model.safetensors")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
-    entries: dict[int, dict[str, Any]] = {}
+            if parameter.requires_grad:
+                parameter.copy_(weights[name])
     stored: dict[str, Any] = dict(load_file(latest / "optimiser.safetensors"))
     torch.set_rng_state(stored.pop("rng"))
+    cuda_rng = stored.pop("cuda_rng", None)
+    if cuda_rng is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda_rng)
+    # Not through load_state_dict, which casts every entry to the dtype of its parameter.
+    parameters = _parameters(optimiser)
     for key, value in (stored | record["optimiser_scalars"]).items():
         index, name = key.split("/", 1)
-        entries.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": entries})
+        parameter = parameters[int(index)]
+        if isinstance(value, torch.Tensor) and value.ndim > 0:
+            value = value.to(parameter.device)
+        optimiser.state[parameter][name] = value
     return record["step"], record["history"]
+
+
+def refuse_mismatch(state: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+    """Raise a StateMismatchError that names the parts in which two fingerprints differ."""
+    changed = [part for part, value in wanted.items() if saved.get(part) != value]
+    if changed:
+        raise StateMismatchError(
+            f"{state}: this training state belongs to another run ({', '.join(changed)} changed); "
+            f"delete {state.parent} to start anew, or restore what changed"
+        )
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
 
 
 def list_states(folder: Path) -> list[Path]:

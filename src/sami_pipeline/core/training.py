@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import random
 import resource
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from sami_pipeline.core.adapters import add_adapters, merge_adapters, without_adapters
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.core.grid import Grid, TextGrid
-from sami_pipeline.core.logprobs import GridLogprobs, batched_grid_logprobs, choose_layout
+from sami_pipeline.core.logprobs import (
+    GridLogprobs,
+    Reference,
+    batched_grid_logprobs,
+    choose_layout,
+)
 from sami_pipeline.core.objective import (
     grid_accuracy,
     mi_lower_bound,
     sami_loss,
     sami_loss_gradient,
 )
+from sami_pipeline.core.optimisers import build_optimiser, sample_weights
+from sami_pipeline.core.packing import packed_length
 from sami_pipeline.core.state import fingerprint, load_latest_state, save_state
 
 if TYPE_CHECKING:
@@ -34,7 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Enough to see that updates vanish, few enough to cost nothing beside a step.
-_SAMPLED_WEIGHTS_PER_TENSOR = 4096
+SAMPLED_WEIGHTS_PER_TENSOR = 4096
 
 
 @dataclass(frozen=True)
@@ -57,32 +68,38 @@ def train_sami(
     config: SamiTrainingConfig,
     *,
     state_folder: Path | None = None,
+    tracker_folder: Path | None = None,
     progress: bool = True,
 ) -> TrainingResult:
     """Finetune a model with the SAMI objective (arXiv 2404.14313), in place.
 
-    The weights are kept and updated in fp32; the forward and backward passes run under autocast
-    to ``config.compute_dtype``. A learning rate of 5e-7 applied to bf16 weights, as published,
-    rounds most updates away.
+    By default the weights are kept and updated in fp32; the forward and backward passes run
+    under autocast to ``config.compute_dtype``. A learning rate of 5e-7 applied to bf16 weights,
+    as published, rounds most updates away.
 
     Args:
-        model: a causal language model with fp32 weights.
+        model: a causal language model. Its weights are fp32, or bf16 if ``config.weights`` says
+            so or ``config.lora`` freezes them.
         tokenizer: used for grids given as text.
         grids: one per query; square.
         config: see ``SamiTrainingConfig``.
         state_folder: where states are saved every ``config.save_state_every`` steps, and from
             where a killed run goes on.
+        tracker_folder: where ``config.trackers`` that write files put them.
         progress: show a progress bar.
 
     Returns:
         The model and its history: ``step, loss, row_accuracy, column_accuracy, mi_lower_bound,
-        gradient_norm, learning_rate, response_tokens, weights_moved, tokens_per_second,
-        peak_memory_bytes``. Loss and bound are means over the batch's grids in nats, before the
-        step; ``weights_moved`` is the share of a fixed sample of weights that the step changed.
+        kl, response_tokens, gradient_norm, learning_rate, weights_moved, tokens_per_second,
+        peak_memory_bytes``. Loss, bound and KL are means over the batch's grids in nats, before
+        the step, the loss without the KL term; ``kl`` is 0 when ``config.kl_beta`` is 0.
+        ``tokens_per_second`` counts the token positions that the model computes;
+        ``weights_moved`` is the share of a fixed sample of weights that the step changed.
 
     Raises:
-        ValueError: no grids, a grid that is not square, or weights that are not fp32.
+        ValueError: no grids, a grid that is not square, or weights of the wrong dtype.
         StateMismatchError: ``state_folder`` holds the state of another run.
+        FloatingPointError: a gradient is not finite; the states on disk are of the steps before.
     """
     token_grids = [
         grid.tokenise(tokenizer, train_on_eos=config.train_on_eos)
@@ -90,117 +107,204 @@ def train_sami(
         else grid
         for grid in grids
     ]
-    _check(model, token_grids)
-    layout, reason = choose_layout(model)
-    logger.info("Rows are laid out as %s: %s", layout, reason)
-
-    model.train()
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimiser = build_optimiser(model, config)
-    model.zero_grad(set_to_none=True)  # a caller's own backward pass must not leak into step 1
+    _check(model, token_grids, config)
+    torch.manual_seed(config.seed)
+    run_fingerprint = fingerprint(model, token_grids, config) if state_folder is not None else {}
     batches = batch_schedule(len(token_grids), config)
-
-    start, history = 0, []
-    run_fingerprint: dict[str, str] = {}
-    if state_folder is not None:
-        run_fingerprint = fingerprint(model, token_grids, config)
-        start, history = load_latest_state(state_folder, model, optimiser, run_fingerprint)
-        if start:
-            logger.info("Going on after step %d of %d from %s", start, len(batches), state_folder)
-
-    bar = tqdm(
-        total=len(batches), initial=start, desc="SAMI steps", disable=not progress, file=sys.stderr
-    )
-    for step in range(start, len(batches)):
-        started = time.perf_counter()
-        batch = [token_grids[index] for index in batches[step]]
-        learning_rate = learning_rate_at(step, len(batches), config)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate
-        metrics = accumulate_gradients(model, batch, config)
-        gradient_norm = torch.nn.utils.clip_grad_norm_(
-            model.parameters(), config.max_gradient_norm or math.inf
+    with prepared(model, config) as reference, _trackers(config, tracker_folder) as log:
+        layout, reason = choose_layout(model)
+        logger.info("Rows are laid out as %s: %s", layout, reason)
+        optimiser = build_optimiser(model, config)
+        start, history = 0, []
+        if state_folder is not None:
+            start, history = load_latest_state(state_folder, model, optimiser, run_fingerprint)
+            if start:
+                logger.info(
+                    "Going on after step %d of %d from %s", start, len(batches), state_folder
+                )
+        bar = tqdm(
+            total=len(batches),
+            initial=start,
+            desc="SAMI steps",
+            disable=not progress,
+            file=sys.stderr,
         )
-        if not torch.isfinite(gradient_norm):
-            raise FloatingPointError(
-                f"step {step + 1}: the gradient norm is {gradient_norm.item()}"
-            )
-        before = _sample_weights(model)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        seconds = time.perf_counter() - started
-        history.append(
-            {
-                "step": step + 1,
-                **metrics,
-                "gradient_norm": gradient_norm.item(),
-                "learning_rate": learning_rate,
-                "weights_moved": (before != _sample_weights(model)).double().mean().item(),
-                "tokens_per_second": sum(g.row_tokens(layout) for g in batch) / seconds,
-                "peak_memory_bytes": _peak_memory(model.device),
-            }
-        )
-        bar.set_postfix(loss=f"{metrics['loss']:.3f}", row=f"{metrics['row_accuracy']:.2f}")
-        bar.update()
-        done, last = step + 1, step + 1 == len(batches)
-        if (
-            state_folder
-            and config.save_state_every
-            and (last or done % config.save_state_every == 0)
-        ):
-            save_state(
-                state_folder, done, model, optimiser, history, run_fingerprint, finished=last
-            )
-    bar.close()
-    model.eval()
+        for step in range(start, len(batches)):
+            batch = [token_grids[index] for index in batches[step]]
+            started = time.perf_counter()
+            row = _take_step(model, optimiser, batch, step, len(batches), config, reference)
+            tokens = sum(packed_length(grid, layout) for grid in batch)
+            row["tokens_per_second"] = tokens / (time.perf_counter() - started)
+            row["peak_memory_bytes"] = peak_memory(model.device)
+            history.append(row)
+            log(row)
+            bar.set_postfix(loss=f"{row['loss']:.3f}", row=f"{row['row_accuracy']:.2f}")
+            bar.update()
+            done, last = step + 1, step + 1 == len(batches)
+            if (
+                state_folder
+                and config.save_state_every
+                and (last or done % config.save_state_every == 0)
+            ):
+                save_state(
+                    state_folder, done, model, optimiser, history, run_fingerprint, finished=last
+                )
+        bar.close()
     return TrainingResult(model=model, history=pd.DataFrame(history))
 
 
-def accumulate_gradients(
-    model: PreTrainedModel, batch: Sequence[Grid], config: SamiTrainingConfig
+def _take_step(
+    model: PreTrainedModel,
+    optimiser: torch.optim.Optimizer,
+    batch: Sequence[Grid],
+    step: int,
+    total_steps: int,
+    config: SamiTrainingConfig,
+    reference: Reference | None,
 ) -> dict[str, float]:
-    """Add the gradient of the batch's mean SAMI loss to the parameters and return its metrics."""
-    # Grids of similar length share a micro-batch, so little of it is padding.
-    ordered = sorted(batch, key=Grid.row_tokens)
+    learning_rate = learning_rate_at(step, total_steps, config)
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate
+    metrics = accumulate_gradients(model, batch, config, reference)
+    gradient_norm = torch.nn.utils.clip_grad_norm_(
+        model.parameters(), config.max_gradient_norm or math.inf
+    )
+    if not torch.isfinite(gradient_norm):
+        raise FloatingPointError(
+            f"step {step + 1}: the gradient norm is {gradient_norm.item()} and the loss "
+            f"{metrics['loss']}; lower learning_rate"
+        )
+    before = sample_weights(optimiser, SAMPLED_WEIGHTS_PER_TENSOR)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    moved = before != sample_weights(optimiser, SAMPLED_WEIGHTS_PER_TENSOR)
+    return {
+        "step": step + 1,
+        **metrics,
+        "gradient_norm": gradient_norm.item(),
+        "learning_rate": learning_rate,
+        "weights_moved": moved.double().mean().item(),
+    }
+
+
+@contextmanager
+def prepared(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[Reference | None]:
+    """Make the model ready to be trained, yield what it is kept close to, and undo it all."""
+    reference = None
+    if config.lora is not None:
+        adapted = add_adapters(model, config.lora, config.seed)
+        reference = Reference(model, lambda: without_adapters(model))
+    elif config.kl_beta:
+        initial = copy.deepcopy(model).requires_grad_(False).eval()
+        _cast_weights(initial.parameters(), getattr(torch, config.compute_dtype))
+        reference = Reference(initial)
+    if config.weights != "float32":
+        # The optimiser takes trainable ones apart itself where it keeps their remainder.
+        whole = config.weights == "bfloat16"
+        _cast_weights(
+            (p for p in model.parameters() if whole or not p.requires_grad), torch.bfloat16
+        )
+    attention = model.config._attn_implementation
+    if config.attention != "sdpa":
+        model.set_attn_implementation(config.attention)
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if config.compile_layers:
+        for layer in layers:
+            layer.compile(dynamic=True)
+    model.train()
+    if config.gradient_checkpointing:
+        _enable_checkpointing(model)
+    model.zero_grad(set_to_none=True)  # a caller's own backward pass must not leak into step 1
+    try:
+        yield reference if config.kl_beta else None
+    finally:
+        model.eval()
+        if config.gradient_checkpointing:
+            _disable_checkpointing(model)
+        for layer in layers:
+            layer._compiled_call_impl = None
+        if attention != model.config._attn_implementation:
+            model.set_attn_implementation(attention)
+        if config.lora is not None:
+            merge_adapters(model, adapted)
+
+
+def accumulate_gradients(
+    model: PreTrainedModel,
+    batch: Sequence[Grid],
+    config: SamiTrainingConfig,
+    reference: Reference | None = None,
+) -> dict[str, float]:
+    """Add the gradient of the batch's mean loss to the parameters and return its metrics.
+
+    The loss of a grid is ``sami_loss + kl_beta · (mean of the KL over its cells)``.
+    """
+    # Grids of similar length share a micro-batch: little padding where rows are padded.
+    ordered = sorted(batch, key=packed_length)
     measured: list[tuple[Grid, GridLogprobs]] = []
     for first in range(0, len(ordered), config.grids_per_micro_batch):
         micro_batch = ordered[first : first + config.grids_per_micro_batch]
         if config.memory == "two_pass":
-            results = [_two_pass(model, grid, len(batch), config) for grid in micro_batch]
+            results = [
+                _two_pass(model, grid, len(batch), config, reference) for grid in micro_batch
+            ]
         else:
-            with _autocast(model, config):
-                results = batched_grid_logprobs(
-                    model, micro_batch, pad_to_multiple=config.pad_to_multiple
-                )
-            losses = [sami_loss(r.normalised(config.length_normalise)) for r in results]
+            results = _logprobs(model, micro_batch, config, reference)
+            losses = [
+                sami_loss(r.normalised(config.length_normalise))
+                + (0.0 if r.kl is None else config.kl_beta * r.kl.mean())
+                for r in results
+            ]
             (torch.stack(losses).sum() / len(batch)).backward()
         measured.extend(zip(micro_batch, results, strict=True))
     frame = pd.DataFrame([grid_metrics(g, r, config.length_normalise) for g, r in measured])
     return frame.mean().to_dict()
 
 
+def _logprobs(
+    model: PreTrainedModel,
+    grids: Sequence[Grid],
+    config: SamiTrainingConfig,
+    reference: Reference | None,
+) -> list[GridLogprobs]:
+    dtype = getattr(torch, config.compute_dtype)
+    mixed = config.weights == "float32" and dtype != torch.float32
+    with torch.autocast(model.device.type, dtype=dtype, enabled=mixed):
+        return batched_grid_logprobs(
+            model,
+            grids,
+            pad_to_multiple=config.pad_to_multiple,
+            head=config.head,
+            reference=reference,
+        )
+
+
 def _two_pass(
-    model: PreTrainedModel, grid: Grid, grids_in_batch: int, config: SamiTrainingConfig
+    model: PreTrainedModel,
+    grid: Grid,
+    grids_in_batch: int,
+    config: SamiTrainingConfig,
+    reference: Reference | None,
 ) -> GridLogprobs:
     """Take a grid's gradient one constitution at a time (GradCache, arXiv 2101.06983)."""
     rows = [Grid([prompt], grid.response_ids) for prompt in grid.prompt_ids]
-
-    def row_logprobs(row: Grid) -> GridLogprobs:
-        with _autocast(model, config):
-            return batched_grid_logprobs(model, [row], pad_to_multiple=config.pad_to_multiple)[0]
-
+    devices = [model.device] if model.device.type == "cuda" else []
     # Forking the RNG gives both passes the same dropout.
-    with torch.no_grad(), torch.random.fork_rng():
-        first_pass = [row_logprobs(row) for row in rows]
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        first_pass = [_logprobs(model, [row], config, None)[0] for row in rows]
     whole = GridLogprobs(
         sums=torch.cat([row.sums for row in first_pass]), token_counts=first_pass[0].token_counts
     )
     weights = sami_loss_gradient(whole.normalised(config.length_normalise)) / grids_in_batch
+    divergences = []
     for row, row_weights in zip(rows, weights, strict=True):
-        entries = row_logprobs(row).normalised(config.length_normalise)[0]
-        (row_weights * entries).sum().backward()
-    return whole
+        result = _logprobs(model, [row], config, reference)[0]
+        loss = (row_weights * result.normalised(config.length_normalise)[0]).sum()
+        if result.kl is not None:
+            loss = loss + config.kl_beta * result.kl.mean() / len(rows) / grids_in_batch
+            divergences.append(result.kl.detach())
+        loss.backward()
+    return replace(whole, kl=torch.cat(divergences)) if divergences else whole
 
 
 @torch.no_grad()
@@ -237,6 +341,7 @@ def grid_metrics(grid: Grid, result: GridLogprobs, length_normalise: bool) -> di
         "row_accuracy": accuracy.row,
         "column_accuracy": accuracy.column,
         "mi_lower_bound": mi_lower_bound(result.sums.detach()).item(),
+        "kl": 0.0 if result.kl is None else result.kl.mean().item(),
         "response_tokens": grid.response_tokens / grid.shape[1],
     }
 
@@ -270,19 +375,7 @@ def learning_rate_at(step: int, total_steps: int, config: SamiTrainingConfig) ->
     return config.learning_rate * factor
 
 
-def build_optimiser(model: PreTrainedModel, config: SamiTrainingConfig) -> torch.optim.Optimizer:
-    """Return the optimiser named in the configuration, over all trainable parameters."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if config.optimiser == "adamw":
-        return torch.optim.AdamW(
-            parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-    return torch.optim.RMSprop(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-
-
-def _check(model: PreTrainedModel, grids: Sequence[Grid]) -> None:
+def _check(model: PreTrainedModel, grids: Sequence[Grid], config: SamiTrainingConfig) -> None:
     if not grids:
         raise ValueError("grids: there is nothing to train on")
     for index, grid in enumerate(grids):
@@ -291,29 +384,64 @@ def _check(model: PreTrainedModel, grids: Sequence[Grid]) -> None:
                 f"grids[{index}]: {grid.shape[0]} prompts and {grid.shape[1]} responses; "
                 "the loss needs as many responses as constitutions"
             )
+    allowed = {torch.float32}
+    if config.weights != "float32" or config.lora is not None:
+        allowed.add(torch.bfloat16)
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
+        if parameter.requires_grad and parameter.dtype not in allowed:
             raise ValueError(
                 f"model: {name} is {parameter.dtype}; load the model with dtype=torch.float32, "
                 "since small updates to 16-bit weights round away"
             )
 
 
-def _autocast(model: PreTrainedModel, config: SamiTrainingConfig) -> Any:
-    dtype = getattr(torch, config.compute_dtype)
-    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32)
+@contextmanager
+def _trackers(
+    config: SamiTrainingConfig, folder: Path | None
+) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Yield a function that logs a step wherever the configuration says."""
+    if not config.trackers:
+        yield lambda row: None
+        return
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(log_with=list(config.trackers), project_dir=folder)
+    # accelerate leaves a tracker out when its package is missing.
+    found = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
+    for name in config.trackers:
+        if name not in found:
+            raise ValueError(f"trackers: the package of {name!r} is not installed")
+    settings = {
+        name: value if isinstance(value, bool | int | float) else str(value)
+        for name, value in asdict(config).items()
+    }
+    accelerator.init_trackers("sami", settings)
+    try:
+        yield lambda row: accelerator.log(
+            {name: value for name, value in row.items() if name != "step"}, step=int(row["step"])
+        )
+    finally:
+        accelerator.end_training()
 
 
-def _sample_weights(model: PreTrainedModel) -> torch.Tensor:
-    samples = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            flat = parameter.detach().flatten()
-            samples.append(flat[:: max(1, flat.numel() // _SAMPLED_WEIGHTS_PER_TENSOR)].clone())
-    return torch.cat(samples)
+def _cast_weights(parameters: Iterable[torch.nn.Parameter], dtype: torch.dtype) -> None:
+    """Cast weights and leave buffers alone: the rotary frequencies need fp32."""
+    for parameter in parameters:
+        parameter.data = parameter.data.to(dtype)
 
 
-def _peak_memory(device: torch.device) -> int:
+def _enable_checkpointing(model: PreTrainedModel) -> None:
+    # transformers 5.23 renamed it; 5.17 is supported.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def _disable_checkpointing(model: PreTrainedModel) -> None:
+    disable = getattr(model, "activation_checkpointing_disable", None)
+    (disable or model.gradient_checkpointing_disable)()
+
+
+def peak_memory(device: torch.device) -> int:
     """Peak bytes allocated on a GPU, or the peak resident size of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -1,0 +1,115 @@
+"""Low-rank adapters through PEFT, put into a model in place and merged into it at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import Parameter
+
+from sami_pipeline.core.config import LoraParameters
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import PreTrainedModel
+
+_NAME = "default"
+
+
+def add_adapters(model: PreTrainedModel, parameters: LoraParameters, seed: int) -> list[Parameter]:
+    """Freeze a model's weights and add trainable fp32 adapters; it computes the same at first.
+
+    Returns:
+        The weights that were trainable before, for ``merge_adapters``.
+
+    Raises:
+        ValueError: none of the target modules is in the model, or one is its output head, whose
+            weights are read without its layer.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = parameters.target_modules
+    config = LoraConfig(
+        r=parameters.rank,
+        lora_alpha=parameters.alpha,
+        lora_dropout=parameters.dropout,
+        target_modules=_linear_layers(model) if targets is None else list(targets),
+    )
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if module is head and name.rsplit(".", 1)[-1] in config.target_modules:
+            raise ValueError(f"lora.target_modules: {name} is the output head; leave it out")
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.requires_grad_(False)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, model, _NAME)
+    except ValueError:
+        _make_trainable(trainable)
+        raise
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return trainable
+
+
+def _linear_layers(model: PreTrainedModel) -> list[str]:
+    head = model.get_output_embeddings()
+    return sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and module is not head
+        }
+    )
+
+
+@contextmanager
+def without_adapters(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model compute as it did before its adapters were added, and without dropout."""
+    layers = _adapted_layers(model)
+    was_training = model.training
+    model.eval()
+    # Switching adapters off and on also switches their gradients.
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        _make_trainable(trainable)
+        model.train(was_training)
+
+
+def merge_adapters(model: PreTrainedModel, trainable: list[Parameter]) -> None:
+    """Add the adapters' products to the weights and take the adapters out, in place.
+
+    Args:
+        model: as ``add_adapters`` left it.
+        trainable: what ``add_adapters`` returned; made trainable again.
+    """
+    adapted = set(_adapted_layers(model))
+    for name, module in list(model.named_modules()):
+        if module in adapted:
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    _make_trainable(trainable)
+
+
+def _make_trainable(parameters: list[Parameter]) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+
+
+def _adapted_layers(model: PreTrainedModel) -> list[BaseTunerLayer]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
