@@ -87,7 +87,9 @@ def measured(shift=0.0, n=6) -> pd.DataFrame:
 
 
 def test_held_out_table_has_every_metric_before_and_after_and_their_difference():
-    table = held_out_table({"before": measured(), "after": measured(0.25)}, resamples=200, seed=0)
+    table = held_out_table(
+        "sami", {"before": measured(), "after": measured(0.25)}, resamples=200, seed=0
+    )
     HeldOut.validate(table)
     assert table[["stage", "metric"]].apply(tuple, axis=1).tolist() == [
         (stage, metric)
@@ -99,7 +101,7 @@ def test_held_out_table_has_every_metric_before_and_after_and_their_difference()
 
 def test_held_out_values_are_means_over_grids_with_bootstrap_intervals():
     before = measured()
-    table = held_out_table({"before": before}, resamples=200, seed=3)
+    table = held_out_table("sami", {"before": before}, resamples=200, seed=3)
     for row in table.itertuples():
         values = before[row.metric]
         expected = bootstrap_mean(values, range(6), resamples=200, seed=3)
@@ -109,7 +111,9 @@ def test_held_out_values_are_means_over_grids_with_bootstrap_intervals():
 
 
 def test_difference_is_paired_by_grid():
-    table = held_out_table({"before": measured(), "after": measured(0.25)}, resamples=200, seed=0)
+    table = held_out_table(
+        "sami", {"before": measured(), "after": measured(0.25)}, resamples=200, seed=0
+    )
     difference = table[table["stage"] == "difference"]
     # Every grid moved by the same amount, so there is no uncertainty although grids differ.
     for column in ("value", "ci_low", "ci_high"):
@@ -117,13 +121,13 @@ def test_difference_is_paired_by_grid():
 
 
 def test_nothing_held_out_gives_an_empty_table_that_the_catalog_accepts():
-    table = held_out_table({}, resamples=200, seed=0)
+    table = held_out_table("sami", {}, resamples=200, seed=0)
     assert table.empty
     HeldOut.validate(table)
 
 
 def test_one_held_out_query_has_a_value_and_no_interval():
-    table = held_out_table({"before": measured(n=1)}, resamples=200, seed=0)
+    table = held_out_table("sami", {"before": measured(n=1)}, resamples=200, seed=0)
     HeldOut.validate(table)
     assert table["value"].notna().all()
     assert table[["ci_low", "ci_high"]].isna().all(axis=None)

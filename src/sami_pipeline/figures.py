@@ -33,7 +33,7 @@ def _error_bars(table: pd.DataFrame, value: str, low: str, high: str) -> dict:
 
 
 def win_rates(table: pd.DataFrame) -> go.Figure:
-    """Return win rates against the baseline by category, the figure of experiment 1.
+    """Return win rates by category, the figure of experiment 1.
 
     Bars are the adjusted win rate (a tie counts half) in percent with 95 % intervals over
     questions; 50 % is parity. Hovering shows wins, ties and losses.
@@ -42,8 +42,8 @@ def win_rates(table: pd.DataFrame) -> go.Figure:
         table: as from ``evaluation.statistics.win_rates``.
     """
     figure = go.Figure()
-    opponent = table["opponent"].iloc[0]
-    for colour, (model, rows) in zip(COLOURS, table.groupby("model", sort=False), strict=False):
+    matches = table.groupby(["model", "opponent"], sort=False)
+    for colour, ((model, opponent), rows) in zip(COLOURS, matches, strict=False):
         figure.add_bar(
             name=f"{model} against {opponent}",
             x=[_label(category) for category in rows["category"]],
@@ -58,7 +58,7 @@ def win_rates(table: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         **_LAYOUT,
         title={
-            "text": f"MT-Bench: win rate against {opponent} by category<br>"
+            "text": "MT-Bench: win rate by category<br>"
             "<sup>a tie counts half; 95 % bootstrap intervals over questions; dashed: parity</sup>"
         },
         yaxis={"title": "win rate, %", "range": [0, 100]},
@@ -101,26 +101,30 @@ def learning_curve(history: pd.DataFrame) -> go.Figure:
     """Return loss, accuracies and MI lower bound by optimiser step.
 
     Args:
-        history: as from ``core.train_sami``.
+        history: as from ``training_data.history_table``, of all models.
     """
-    titles = ("SAMI loss, nats", "grid accuracy", "MI lower bound, nats")
+    titles = ("loss, nats", "accuracy", "MI lower bound, nats")
     figure = make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.08)
     curves = (
-        ("loss", 1, "loss"),
-        ("row_accuracy", 2, "row: which response"),
-        ("column_accuracy", 2, "column: which constitution"),
-        ("mi_lower_bound", 3, "MI lower bound"),
+        ("loss", 1, "loss", "solid"),
+        ("row_accuracy", 2, "row: which response", "solid"),
+        ("column_accuracy", 2, "column: which constitution", "dot"),
+        ("preference_accuracy", 2, "preference", "dash"),
+        ("mi_lower_bound", 3, "MI lower bound", "solid"),
     )
-    for colour, (column, panel, name) in zip(COLOURS, curves, strict=False):
-        figure.add_scatter(
-            x=history["step"], y=history[column], name=name, row=1, col=panel,
-            mode="lines+markers", line_color=colour,
-        )  # fmt: skip
+    for colour, (model, steps) in zip(COLOURS, history.groupby("model", sort=False), strict=False):
+        for column, panel, name, dash in curves:
+            if steps[column].isna().all():
+                continue
+            figure.add_scatter(
+                x=steps["step"], y=steps[column], name=f"{model}: {name}", row=1, col=panel,
+                mode="lines+markers", line={"color": colour, "dash": dash},
+            )  # fmt: skip
     figure.update_xaxes(title="optimiser step")
     figure.update_yaxes(range=[0, 1.02], col=2)
     figure.update_layout(
         **{**_LAYOUT, "legend": {"orientation": "h", "y": -0.25, "x": 0}},
-        title="SAMI training: means over each batch's grids, before the step",
+        title="Training: means over each batch, before the step (each method has its own loss)",
     )
     return figure
 

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from sami_pipeline.checkpoints import ModelSource
 from sami_pipeline.constitutions import Contrast
@@ -18,6 +26,10 @@ from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 Category = Literal[
     "writing", "humanities", "stem", "extraction", "coding", "math", "reasoning", "roleplay"
 ]
+# What an experiment can train: SAMI, the baselines on the same responses, and SAMI after SFT.
+TRAINED_MODELS = ("sami", "dpo", "sft", "sft_sami")
+# The models of iterations before the last are sami_iteration_1, sami_iteration_2, …
+ITERATION_MODEL = "sami_iteration_"
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -40,19 +52,14 @@ class ModelsParameters(_Parameters):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> ModelsParameters:
-        known = {*self.sources, "sami"}
-        if "sami" in self.sources:
-            raise ValueError("sources: 'sami' is the trained model; choose another name")
+        for name in self.sources:
+            if name in TRAINED_MODELS or name.startswith(ITERATION_MODEL):
+                raise ValueError(f"sources: {name!r} is a trained model; choose another name")
         for field in ("student", "teacher"):
             if getattr(self, field) not in self.sources:
                 raise ValueError(
                     f"{field}: {getattr(self, field)!r} has no source; "
                     f"known: {', '.join(self.sources)}"
-                )
-        for name in self.under_test:
-            if name not in known:
-                raise ValueError(
-                    f"under_test: {name!r} is unknown; known: {', '.join(sorted(known))}"
                 )
         if not set(self.under_test) - {self.baseline}:
             raise ValueError("under_test: name a model besides the baseline to compare with it")
@@ -120,12 +127,57 @@ class GenerationParameters(_Parameters):
         return SamplingParameters(self.max_new_tokens, self.temperature, self.top_p, stop)
 
 
+class DpoParameters(_Parameters):
+    """What is DPO's own (arXiv 2305.18290); all else is taken from SAMI's training."""
+
+    beta: PositiveFloat = Field(0.1, description="How closely the model keeps to the initial one.")
+    learning_rate: PositiveFloat | None = Field(None, description="None takes SAMI's.")
+    pairs: Literal["all", "desired"] = Field(
+        "all",
+        description="Prefer each constitution's own response to the others' (what a grid holds), "
+        "or only the desired constitution's.",
+    )
+
+
+class SftParameters(_Parameters):
+    """What is supervised finetuning's own; all else is taken from SAMI's training."""
+
+    learning_rate: PositiveFloat | None = Field(None, description="None takes SAMI's.")
+
+
 class TrainingParameters(_Parameters):
     """How the student is trained; the loop's own parameters are those of ``core``."""
 
     sami: SamiTrainingConfig = SamiTrainingConfig()
+    dpo: DpoParameters = DpoParameters()
+    sft: SftParameters = SftParameters()
     resamples: PositiveInt = Field(10_000, description="Bootstrap samples per interval.")
     seed: int = Field(0, description="Of the shuffled principles and of the bootstrap.")
+
+
+class IterationsParameters(_Parameters):
+    """Iterated SAMI, as published (arXiv 2404.14313).
+
+    Each iteration trains the *initial* student anew, on responses sampled from the model of the
+    iteration before, alternating between two halves of the training queries.
+    """
+
+    count: PositiveInt = Field(1, description="Number of iterations; 1 trains on all queries.")
+    steps: tuple[PositiveInt, ...] | None = Field(
+        None,
+        description="Optimiser steps of each iteration, published as growing: [2, 4, 6]; None "
+        "leaves training.sami.max_steps as it is.",
+    )
+
+    @model_validator(mode="after")
+    def _steps_for_each(self) -> IterationsParameters:
+        if self.steps is not None and len(self.steps) != self.count:
+            raise ValueError(f"steps: give {self.count}, one for each iteration")
+        return self
+
+    def half(self, iteration: int) -> int | None:
+        """Return which half of the training queries an iteration (from 1) uses; None is all."""
+        return None if self.count == 1 else (iteration - 1) % 2
 
 
 class EvaluationParameters(_Parameters):
@@ -163,5 +215,33 @@ class ExperimentParameters(_Parameters):
     queries: QueriesParameters
     constitutions: ConstitutionsParameters
     generation: GenerationParameters
+    iterations: IterationsParameters = IterationsParameters()
     training: TrainingParameters
     evaluation: EvaluationParameters
+
+    @model_validator(mode="after")
+    def _models_under_test_are_made(self) -> ExperimentParameters:
+        known = {*self.models.sources, *TRAINED_MODELS, *self.earlier_models()}
+        for name in self.models.under_test:
+            if name not in known:
+                raise ValueError(
+                    f"models.under_test: {name!r} is unknown; known: {', '.join(sorted(known))}"
+                )
+        return self
+
+    def trained_models(self) -> tuple[str, ...]:
+        """Return the models that the last iteration's responses train: SAMI, and those under test.
+
+        SAMI after SFT needs the model that SFT gives, so this is trained too.
+        """
+        wanted = {"sami", *self.models.under_test}
+        if "sft_sami" in wanted:
+            wanted.add("sft")
+        return tuple(name for name in TRAINED_MODELS if name in wanted)
+
+    def earlier_models(self) -> dict[str, str]:
+        """Return the checkpoints of the iterations before the last, by the model's name."""
+        return {
+            f"{ITERATION_MODEL}{number}": f"iteration_{number}.sami_checkpoint"
+            for number in range(1, self.iterations.count)
+        }

@@ -18,10 +18,14 @@ from sami_pipeline.prompts import PromptTemplate
 USABLE = "usable"
 
 
-def choose_queries(queries: pd.DataFrame, parameters: GenerationParameters) -> pd.DataFrame:
+def choose_queries(
+    queries: pd.DataFrame, parameters: GenerationParameters, half: int | None = None
+) -> pd.DataFrame:
     """Return the queries to answer, each with its ``split``: "train" or "held_out".
 
-    A seeded sample of every category; held-out queries are never trained on.
+    A seeded sample of every category; held-out queries are never trained on. With ``half`` (0 or
+    1) only every second training query of a category, so that the halves share none; the
+    held-out queries are the same in both.
 
     Raises:
         InputError: a category has fewer queries than asked for.
@@ -35,8 +39,12 @@ def choose_queries(queries: pd.DataFrame, parameters: GenerationParameters) -> p
                 "raise queries.per_category"
             )
         chosen = table.sample(parameters.queries_per_category, random_state=parameters.seed)
-        held_out = [i < parameters.held_out_per_category for i in range(len(chosen))]
-        parts.append(chosen.assign(split=["held_out" if h else "train" for h in held_out]))
+        held_out = parameters.held_out_per_category
+        splits = ["held_out" if i < held_out else "train" for i in range(len(chosen))]
+        kept = [
+            half is None or i < held_out or (i - held_out) % 2 == half for i in range(len(chosen))
+        ]
+        parts.append(chosen.assign(split=splits)[kept])
     return pd.concat(parts, ignore_index=True)
 
 

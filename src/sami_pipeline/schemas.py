@@ -146,24 +146,37 @@ class TeacherCompliance(_Table):
 
 
 class History(_Table):
-    """One row is one optimiser step."""
+    """One row is one optimiser step of one model.
 
-    step: Series[int] = pa.Field(ge=1, unique=True)
+    Only SAMI has accuracies of the grid, the MI bound and KL; only DPO has those of preferences.
+    """
+
+    model: Series[str]
+    step: Series[int] = pa.Field(ge=1)
     loss: Series[float]
-    row_accuracy: Series[float] = pa.Field(ge=0, le=1)
-    column_accuracy: Series[float] = pa.Field(ge=0, le=1)
-    mi_lower_bound: Series[float]
-    response_tokens: Series[float] = pa.Field(gt=0)
     gradient_norm: Series[float] = pa.Field(ge=0)
     learning_rate: Series[float] = pa.Field(ge=0)
     weights_moved: Series[float] = pa.Field(ge=0, le=1)
     tokens_per_second: Series[float] = pa.Field(gt=0)
     peak_memory_bytes: Series[int] = pa.Field(ge=0)
+    response_tokens: Series[float] = pa.Field(gt=0, nullable=True)
+    row_accuracy: Series[float] = pa.Field(ge=0, le=1, nullable=True)
+    column_accuracy: Series[float] = pa.Field(ge=0, le=1, nullable=True)
+    mi_lower_bound: Series[float] = pa.Field(nullable=True)
+    kl: Series[float] = pa.Field(nullable=True)
+    preference_accuracy: Series[float] = pa.Field(ge=0, le=1, nullable=True)
+    reward_margin: Series[float] = pa.Field(nullable=True)
+
+    class Config(_Table.Config):
+        """Together these name a row."""
+
+        unique = ("model", "step")
 
 
 class HeldOut(_Table):
-    """One row is one metric of the objective on held-out queries at one stage."""
+    """One row is one metric of SAMI's objective on held-out queries at one stage of a model."""
 
+    model: Series[str]
     stage: Series[str] = pa.Field(isin=["before", "after", "difference"])
     metric: Series[str]
     n: Series[int] = pa.Field(ge=1)

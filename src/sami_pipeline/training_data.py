@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +16,31 @@ from sami_pipeline.prompts import Prompt
 from sami_pipeline.responses import USABLE
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from sami_pipeline.checkpoints import Checkpoint
     from sami_pipeline.core.grid import TextGrid
+    from sami_pipeline.parameters import TrainingParameters
 
+logger = logging.getLogger(__name__)
+
+HISTORY_COLUMNS = {
+    "model": "str",
+    "step": int,
+    "loss": float,
+    "gradient_norm": float,
+    "learning_rate": float,
+    "weights_moved": float,
+    "tokens_per_second": float,
+    "peak_memory_bytes": int,
+    "response_tokens": float,
+    "row_accuracy": float,
+    "column_accuracy": float,
+    "mi_lower_bound": float,
+    "kl": float,
+    "preference_accuracy": float,
+    "reward_margin": float,
+}
 HELD_OUT_METRICS = (
     "loss",
     "mi_lower_bound",
@@ -43,12 +67,73 @@ def select_grids(
     ]
 
 
+@dataclass
+class Training:
+    """A student about to be trained.
+
+    Attributes:
+        model: fp32 weights.
+        tokenizer: its own.
+        grids: of the training queries, as text.
+        held_out: see ``held_out_table``; filled when the training is over.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    grids: list[TextGrid]
+    held_out: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+@contextmanager
+def measured_training(
+    name: str, student: Checkpoint, responses: pd.DataFrame, parameters: TrainingParameters
+) -> Iterator[Training]:
+    """Open a student and its grids, and measure SAMI's objective on held-out queries around it.
+
+    Whatever trains the model in between, SAMI or a baseline, is measured alike.
+    """
+    import torch
+
+    from sami_pipeline.core import evaluate_grids
+
+    tokenizer = student.load_tokenizer()
+    model = student.load_model(torch.float32)
+    held_out = select_grids(responses, "held_out", tokenizer)
+    training = Training(model, tokenizer, select_grids(responses, "train", tokenizer))
+    logger.info("%d grids to train on, %d held out", len(training.grids), len(held_out))
+    measured: dict[str, pd.DataFrame] = {}
+
+    def measure(stage: str) -> None:
+        if held_out:
+            measured[stage] = evaluate_grids(
+                model, tokenizer, held_out, parameters.sami, description=f"Held-out grids {stage}"
+            )
+
+    measure("before")
+    yield training
+    measure("after")
+    training.held_out = held_out_table(
+        name, measured, resamples=parameters.resamples, seed=parameters.seed
+    )
+
+
+def history_table(model: str, history: pd.DataFrame) -> pd.DataFrame:
+    """Return a model's history with all columns of the table of histories, empty where unknown."""
+    return (
+        history.assign(model=model)
+        .reindex(columns=list(HISTORY_COLUMNS))
+        .astype(HISTORY_COLUMNS)
+        .reset_index(drop=True)
+    )
+
+
 def held_out_table(
-    measured: Mapping[str, pd.DataFrame], *, resamples: int, seed: int
+    model: str, measured: Mapping[str, pd.DataFrame], *, resamples: int, seed: int
 ) -> pd.DataFrame:
-    """Return ``stage, metric, n, value, ci_low, ci_high``, intervals over held-out queries.
+    """Return ``model, stage, metric, n, value, ci_low, ci_high``, intervals over held-out queries.
 
     Args:
+        model: the trained model's name.
         measured: by stage ("before", "after"), one row per grid; where both are there, the
             paired difference follows as the stage "difference".
         resamples: bootstrap samples per interval.
@@ -65,6 +150,7 @@ def held_out_table(
             )
             rows.append(
                 {
+                    "model": model,
                     "stage": stage,
                     "metric": metric,
                     "n": interval.n,
@@ -73,6 +159,6 @@ def held_out_table(
                     "ci_high": interval.high,
                 }
             )
-    dtypes = {"stage": "str", "metric": "str", "n": int}
+    dtypes = {"model": "str", "stage": "str", "metric": "str", "n": int}
     dtypes |= dict.fromkeys(("value", "ci_low", "ci_high"), float)
     return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)

@@ -15,6 +15,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sami_pipeline.engines import (
+    EngineParameters,
+    GenerationRequest,
+    SamplingParameters,
+    open_engine,
+)
 from sami_pipeline.prompts import Prompt
 
 TABLES = {
@@ -115,8 +121,8 @@ def test_results_are_summed_up_for_every_category_and_both_overalls(run):
     assert len(categories) == 10
     for name in ("win_rates", "compliance", "compliance_difference", "degeneration"):
         assert set(run.table(name)["category"]) == categories, name
-    assert set(run.table("win_rates")["model"]) == {"sami"}
-    assert set(run.table("win_rates")["opponent"]) == {"base"}
+    matches = set(run.table("win_rates")[["model", "opponent"]].itertuples(index=False, name=None))
+    assert matches == {("sami", "base"), ("dpo", "base"), ("sami", "dpo")}
 
 
 def test_there_is_one_answer_for_each_model_question_turn_and_constitution(run):
@@ -125,7 +131,7 @@ def test_there_is_one_answer_for_each_model_question_turn_and_constitution(run):
     assert len(asked) == 8, "the test environment asks one question of each category"
     expected = {
         (model, question, turn, constitution)
-        for model in ("base", "sami")
+        for model in ("base", "sami", "dpo")
         for question in asked
         for turn, constitution in [
             (1, "desired"), (1, "contrasting"), (1, "none"), (2, "desired"), (2, "none"),
@@ -153,7 +159,8 @@ def test_nothing_is_lost_between_queries_and_grids(run):
     trained = responses[(responses["status"] == "usable") & (responses["split"] == "train")]
     provenance = json.loads(run.path("06_models", "sami", "provenance.json").read_text())
     assert provenance["grids"] == trained["query_id"].nunique()
-    assert provenance["optimiser_steps"] == len(run.table("history"))
+    steps = run.table("history").groupby("model").size()
+    assert provenance["optimiser_steps"] == steps["sami"] == steps["dpo"], "the same budget"
 
 
 def test_screen_shows_the_win_rates_and_where_the_figure_is(run):
@@ -162,7 +169,8 @@ def test_screen_shows_the_win_rates_and_where_the_figure_is(run):
     header = ["model", "opponent", "category", "n", "win_rate", *INTERVAL]
     assert re.search(r"\s+".join(header), shown)
     for row in table.itertuples():
-        assert re.search(rf"sami\s+base\s+{row.category}\s+{row.n}\s+{row.win_rate:.3f}\b", shown)
+        line = [row.model, row.opponent, row.category, str(row.n), f"{row.win_rate:.3f}"]
+        assert re.search(r"\s+".join(line) + r"\b", shown)
     figure = run.path("08_reporting", "win_rates.html").relative_to(run.project)
     assert str(figure) in shown
 
@@ -192,9 +200,12 @@ def test_json_figure_loads_as_a_plotly_figure_with_title_and_data(run, name):
 
 def test_figure_shows_the_adjusted_win_rates_of_the_table(run):
     figure = plotly.io.read_json(run.path("08_reporting", "win_rates.json"))
-    (bars,) = figure.data
-    expected = 100 * run.table("win_rates")["adjusted_win_rate"]
-    assert decoded(bars.y) == pytest.approx(expected.tolist(), nan_ok=True)
+    matches = run.table("win_rates").groupby(["model", "opponent"], sort=False)
+    assert len(figure.data) == len(matches) == 3
+    for bars, ((model, opponent), rows) in zip(figure.data, matches, strict=True):
+        assert bars.name == f"{model} against {opponent}"
+        expected = 100 * rows["adjusted_win_rate"]
+        assert decoded(bars.y) == pytest.approx(expected.tolist(), nan_ok=True)
 
 
 def test_same_experiment_under_another_name_gives_identical_tables(runs):
@@ -202,25 +213,28 @@ def test_same_experiment_under_another_name_gives_identical_tables(runs):
     assert set(one) == set(other)
     for name in one:
         tables = [results.table(name) for results in (runs.first, runs.second)]
-        if name == "history":
+        if name.endswith("history"):
             tables = [table.drop(columns=MEASURED) for table in tables]
         pd.testing.assert_frame_equal(*tables, check_exact=True, obj=name)
 
 
 def test_same_experiment_under_another_name_gives_the_same_weights(runs):
-    one, other = (
-        load_file(results.path("06_models", "sami", "model.safetensors"))
-        for results in (runs.first, runs.second)
-    )
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    for model in ("sami", "dpo"):
+        one, other = (
+            load_file(results.path("06_models", model, "model.safetensors"))
+            for results in (runs.first, runs.second)
+        )
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_training_moved_the_weights(run):
-    base, sami = (
-        load_file(run.path("06_models", model, "model.safetensors")) for model in ("base", "sami")
+    base, *trained = (
+        load_file(run.path("06_models", model, "model.safetensors"))
+        for model in ("base", "sami", "dpo")
     )
-    assert any(not torch.equal(base[name], sami[name]) for name in base)
+    for model in trained:
+        assert any(not torch.equal(base[name], model[name]) for name in base)
     assert (run.table("history")["weights_moved"] > 0).all()
 
 
@@ -240,3 +254,38 @@ def test_trained_checkpoint_reloads_with_plain_transformers_and_generates(run):
 def test_two_runs_share_no_file(runs):
     assert runs.first.layers.keys() == runs.second.layers.keys()
     assert not set(runs.first.layers.values()) & set(runs.second.layers.values())
+
+
+def test_iterations_train_the_initial_student_on_the_last_models_responses(
+    kedro_run, run_name, project_folder
+):
+    name = run_name()
+    finished = kedro_run(
+        "--env", "test", "--to-outputs", "mt_bench.sami_checkpoint",
+        "--params", f"run_name={name},mt_bench.iterations.count=2,"
+        "mt_bench.queries.per_category=5,mt_bench.generation.queries_per_category=5",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    layers = {path.parent.name: path for path in (project_folder / "data").glob(f"*/{name}")}
+    first, last = (
+        pd.read_parquet(layers["05_model_input"] / folder / "responses.parquet")
+        for folder in ("mt_bench.iteration_1", "mt_bench")
+    )
+
+    def queries(table: pd.DataFrame, split: str) -> set[str]:
+        return set(table.loc[table["split"] == split, "query_id"])
+
+    assert len(queries(first, "train")) == len(queries(last, "train")) == 2 * 8
+    assert not queries(first, "train") & queries(last, "train"), "halves share a query"
+    assert queries(first, "held_out") == queries(last, "held_out")
+
+    models = layers["06_models"] / "mt_bench"
+    provenance = json.loads((models / "sami" / "provenance.json").read_text())
+    assert provenance["iteration"] == 2
+    assert provenance["student"]["source"] == "random", "the student is the initial model"
+    # The second iteration's responses are those of the first iteration's model.
+    engine = open_engine(EngineParameters(), models / "iteration_1.sami")
+    row = last.iloc[0]
+    request = GenerationRequest(Prompt.from_json(row["prompt"]), SamplingParameters(12))
+    again = engine.generate([request], seed=0, description="once more")
+    assert again[0].text == row["response"]

@@ -9,7 +9,7 @@ from kedro.io import AbstractDataset, DatasetError
 
 
 class WorkingFolder(AbstractDataset[NoReturn, Path]):
-    """Loads as the path of a folder, created when it is first asked for.
+    """Loads as the path of a folder, which the node creates when it has something to put there.
 
     A node that takes hours saves its state there while it runs, which a dataset that is written
     once at the end cannot do. It is only ever an input.
@@ -22,7 +22,6 @@ class WorkingFolder(AbstractDataset[NoReturn, Path]):
 
     def load(self) -> Path:
         """Return the folder."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder
 
     def save(self, data: NoReturn) -> None:

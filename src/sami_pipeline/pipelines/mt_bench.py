@@ -5,7 +5,14 @@ from __future__ import annotations
 from kedro.pipeline import Pipeline
 
 from sami_pipeline.parameters import ExperimentParameters
-from sami_pipeline.pipelines import data_ingest, mt_bench_eval, sami_generation, sami_training
+from sami_pipeline.pipelines import (
+    baseline_training,
+    data_ingest,
+    folded,
+    mt_bench_eval,
+    sami_iterations,
+    training_summary,
+)
 
 NAME = "mt_bench"
 
@@ -16,13 +23,19 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
     Each shared pipeline is a namespace inside the experiment's, so the graph folds into them,
     while datasets carry only the experiment's: ``mt_bench.responses``.
     """
-    stages = (data_ingest, sami_generation, sami_training, mt_bench_eval)
-    folded = [
-        Pipeline(
-            stage.create_pipeline(experiment),
-            namespace=stage.__name__.rsplit(".", 1)[-1],
-            prefix_datasets_with_namespace=False,
-        )
-        for stage in stages
-    ]
-    return Pipeline(sum(folded, start=Pipeline([])), namespace=NAME)
+    evaluation = Pipeline(
+        folded(mt_bench_eval.create_pipeline(experiment), "mt_bench_eval"),
+        inputs={
+            f"{model}_checkpoint": checkpoint
+            for model, checkpoint in experiment.earlier_models().items()
+            if model in experiment.models.under_test
+        },
+    )
+    return Pipeline(
+        folded(data_ingest.create_pipeline(experiment), "data_ingest")
+        + sami_iterations.create_pipeline(experiment)
+        + folded(baseline_training.create_pipeline(experiment), "baseline_training")
+        + folded(training_summary.create_pipeline(experiment), "training_summary")
+        + evaluation,
+        namespace=NAME,
+    )

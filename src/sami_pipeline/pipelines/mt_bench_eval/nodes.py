@@ -93,10 +93,16 @@ def combine_answers(*answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge_answers(checked: pd.DataFrame, models: ModelsParameters) -> pd.DataFrame:
-    """Return the checklist judge's verdicts on every model against the baseline."""
+    """Return the checklist judge's verdicts on every model against the baseline and the later ones.
+
+    With base, sami and dpo under test: sami and dpo against base, and sami against dpo.
+    """
     others = [name for name in models.under_test if name != models.baseline]
+    pairs = [(name, models.baseline) for name in others]
+    pairs += [(name, later) for i, name in enumerate(others) for later in others[i + 1 :]]
     return pd.concat(
-        [judge_checklist(checked, model, models.baseline) for model in others], ignore_index=True
+        [judge_checklist(checked, model, opponent) for model, opponent in pairs],
+        ignore_index=True,
     )
 
 

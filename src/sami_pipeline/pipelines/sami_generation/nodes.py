@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -11,7 +12,11 @@ from sami_pipeline import responses
 from sami_pipeline.checkpoints import Checkpoint
 from sami_pipeline.constitutions import sample_constitutions
 from sami_pipeline.engines import open_engine
-from sami_pipeline.parameters import ConstitutionsParameters, GenerationParameters
+from sami_pipeline.parameters import (
+    ConstitutionsParameters,
+    GenerationParameters,
+    IterationsParameters,
+)
 from sami_pipeline.prompts import PromptTemplate
 
 logger = logging.getLogger(__name__)
@@ -30,22 +35,30 @@ def constitute_queries(
     )
 
 
-def write_responses(
-    teacher: Checkpoint,
-    queries: pd.DataFrame,
-    constitutions: pd.DataFrame,
-    template: dict[str, Any],
-    parameters: GenerationParameters,
-) -> pd.DataFrame:
-    """Return the teacher's response to every chosen query under each of its constitutions."""
-    prompt_template = PromptTemplate.parse(template, "generation_prompt")
-    chosen = responses.choose_queries(queries, parameters)
-    rows, requests = responses.generation_requests(
-        chosen, constitutions, prompt_template, parameters.sampling(prompt_template.stop)
-    )
-    engine = open_engine(parameters.engine, teacher.folder)
-    completions = engine.generate(requests, seed=parameters.seed, description="Training responses")
-    return responses.with_completions(rows, completions)
+def write_responses_in(iteration: int) -> Callable[..., pd.DataFrame]:
+    """Return the node function that writes the training responses of an iteration."""
+
+    def write_responses(
+        teacher: Checkpoint,
+        queries: pd.DataFrame,
+        constitutions: pd.DataFrame,
+        template: dict[str, Any],
+        parameters: GenerationParameters,
+        iterations: IterationsParameters,
+    ) -> pd.DataFrame:
+        """Return the teacher's response to every chosen query under each of its constitutions."""
+        prompt_template = PromptTemplate.parse(template, "generation_prompt")
+        chosen = responses.choose_queries(queries, parameters, iterations.half(iteration))
+        rows, requests = responses.generation_requests(
+            chosen, constitutions, prompt_template, parameters.sampling(prompt_template.stop)
+        )
+        engine = open_engine(parameters.engine, teacher.folder)
+        completions = engine.generate(
+            requests, seed=parameters.seed, description="Training responses"
+        )
+        return responses.with_completions(rows, completions)
+
+    return write_responses
 
 
 def measure_teacher(generations: pd.DataFrame, principles: pd.DataFrame) -> pd.DataFrame:

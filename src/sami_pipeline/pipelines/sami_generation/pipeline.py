@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.parameters import ExperimentParameters
 from sami_pipeline.pipelines.sami_generation.nodes import (
     constitute_queries,
     measure_teacher,
     prepare_responses,
-    write_responses,
+    write_responses_in,
 )
 
 
-def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
-    """Return the pipeline in which the teacher writes the training responses."""
+def create_pipeline(iteration: int = 1) -> Pipeline:
+    """Return the pipeline in which the teacher writes the training responses of an iteration."""
     return Pipeline(
         [
             Node(
@@ -24,13 +23,14 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
                 name="constitute_queries",
             ),
             Node(
-                write_responses,
+                write_responses_in(iteration),
                 inputs=[
-                    f"{experiment.models.teacher}_checkpoint",
+                    "teacher_checkpoint",
                     "queries",
                     "constitutions",
                     "generation_prompt",
                     "params:generation",
+                    "params:iterations",
                 ],
                 outputs="generations",
                 name="write_responses",

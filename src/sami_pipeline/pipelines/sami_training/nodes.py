@@ -3,61 +3,63 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import plotly.graph_objects as go
 
-from sami_pipeline import figures
 from sami_pipeline.checkpoints import Checkpoint, LoadedModel
-from sami_pipeline.parameters import TrainingParameters
-from sami_pipeline.training_data import held_out_table, select_grids
+from sami_pipeline.parameters import IterationsParameters, TrainingParameters
+from sami_pipeline.training_data import history_table, measured_training
 
 logger = logging.getLogger(__name__)
 
 
-def train_model(
-    student: Checkpoint, responses: pd.DataFrame, state_folder: Path, parameters: TrainingParameters
-) -> tuple[LoadedModel, pd.DataFrame, pd.DataFrame]:
-    """Return the trained model, its history, and the held-out objective before and after.
+def train_in(
+    iteration: int, name: str
+) -> Callable[..., tuple[LoadedModel, pd.DataFrame, pd.DataFrame]]:
+    """Return the node function that trains the student with SAMI in an iteration."""
 
-    The history has one row per optimiser step, see ``core.train_sami``; the held-out table one
-    row per (stage, metric).
-    """
-    import torch
+    def train_model(
+        student: Checkpoint,
+        responses: pd.DataFrame,
+        state_folder: Path,
+        tracker_folder: Path,
+        parameters: TrainingParameters,
+        iterations: IterationsParameters,
+    ) -> tuple[LoadedModel, pd.DataFrame, pd.DataFrame]:
+        """Return the trained model, its history, and the held-out objective before and after.
 
-    from sami_pipeline.core import evaluate_grids, train_sami
+        The history has one row per optimiser step, see ``core.train_sami``; the held-out table
+        one row per (stage, metric).
+        """
+        from sami_pipeline.core import train_sami
 
-    tokenizer = student.load_tokenizer()
-    model = student.load_model(torch.float32)
-    train = select_grids(responses, "train", tokenizer)
-    held_out = select_grids(responses, "held_out", tokenizer)
-    logger.info("%d grids to train on, %d held out", len(train), len(held_out))
+        config = parameters.sami
+        if iterations.steps is not None:
+            config = replace(config, max_steps=iterations.steps[iteration - 1])
 
-    measured = {}
-    config = parameters.sami
-    if held_out:
-        measured["before"] = evaluate_grids(
-            model, tokenizer, held_out, config, description="Held-out grids before"
+        with measured_training(name, student, responses, parameters) as training:
+            history = train_sami(
+                training.model,
+                training.tokenizer,
+                training.grids,
+                config,
+                state_folder=state_folder,
+                tracker_folder=tracker_folder,
+            ).history
+        provenance = {
+            "source": "sami_training",
+            "student": student.provenance,
+            "iteration": iteration,
+            "grids": len(training.grids),
+            "optimiser_steps": len(history),
+        }
+        return (
+            LoadedModel(training.model, training.tokenizer, provenance),
+            history_table(name, history),
+            training.held_out,
         )
-    result = train_sami(model, tokenizer, train, config, state_folder=state_folder)
-    if held_out:
-        measured["after"] = evaluate_grids(
-            model, tokenizer, held_out, config, description="Held-out grids after"
-        )
-    provenance = {
-        "source": "sami_training",
-        "student": student.provenance,
-        "grids": len(train),
-        "optimiser_steps": len(result.history),
-    }
-    return (
-        LoadedModel(result.model, tokenizer, provenance),
-        result.history,
-        held_out_table(measured, resamples=parameters.resamples, seed=parameters.seed),
-    )
 
-
-def draw_learning_curve(history: pd.DataFrame) -> go.Figure:
-    """Return loss, accuracies and MI bound by optimiser step."""
-    return figures.learning_curve(history)
+    return train_model

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.parameters import ExperimentParameters
-from sami_pipeline.pipelines.sami_training.nodes import draw_learning_curve, train_model
+from sami_pipeline.pipelines.sami_training.nodes import train_in
 
 
-def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
-    """Return the pipeline that turns the student into the model ``sami``."""
+def create_pipeline(iteration: int = 1, model: str = "sami") -> Pipeline:
+    """Return the pipeline that trains the student with SAMI, as the model of that name."""
     return Pipeline(
         [
             Node(
-                train_model,
+                train_in(iteration, model),
                 inputs=[
-                    f"{experiment.models.student}_checkpoint",
+                    "student_checkpoint",
                     "responses",
-                    "sami_training_state",
+                    f"{model}_training_state",
+                    f"{model}_trackers",
                     "params:training",
+                    "params:iterations",
                 ],
-                outputs=["sami_checkpoint", "history", "held_out"],
-                name="train_sami",
-            ),
-            Node(
-                draw_learning_curve,
-                inputs="history",
-                outputs="figure_learning_curve",
-                name="draw_learning_curve",
+                outputs=[f"{model}_checkpoint", f"{model}_history", f"{model}_held_out"],
+                name=f"train_{model}",
             ),
         ]
     )

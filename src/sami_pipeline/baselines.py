@@ -1,0 +1,329 @@
+"""The baselines that SAMI is compared with, trained by TRL on the same responses.
+
+* DPO (arXiv 2305.18290): under each constitution its own response is preferred to the others'.
+* SFT: the desired constitution's response is imitated.
+
+Tokens, examples and steps are SAMI's: prompt and response are tokenised apart, a response that
+was cut off has no end-of-sequence token, and a step takes as many queries.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sami_pipeline.core.config import SamiTrainingConfig
+from sami_pipeline.parameters import DpoParameters, SftParameters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+    from sami_pipeline.core.grid import Grid
+
+logger = logging.getLogger(__name__)
+
+
+def preference_pairs(grids: Sequence[Grid], parameters: DpoParameters) -> list[dict[str, Any]]:
+    """Return ``prompt_ids, chosen_ids, rejected_ids`` of every pair, in the order of the grids.
+
+    With ``pairs: all`` every constitution prefers its own response to each of the others, so the
+    pairs hold what a grid holds; with ``desired`` only the first, the desired one, does.
+    """
+    pairs = []
+    for grid in grids:
+        size = len(grid.prompt_ids)
+        for i in range(size if parameters.pairs == "all" else 1):
+            pairs += [
+                {
+                    "prompt_ids": list(grid.prompt_ids[i]),
+                    "chosen_ids": list(grid.response_ids[i]),
+                    "rejected_ids": list(grid.response_ids[j]),
+                }
+                for j in range(size)
+                if j != i
+            ]
+    return pairs
+
+
+def demonstrations(grids: Sequence[Grid]) -> list[dict[str, Any]]:
+    """Return ``input_ids, completion_mask`` of each query's desired response."""
+    return [
+        {
+            "input_ids": [*grid.prompt_ids[0], *grid.response_ids[0]],
+            "completion_mask": [0] * len(grid.prompt_ids[0]) + [1] * len(grid.response_ids[0]),
+        }
+        for grid in grids
+    ]
+
+
+def train_dpo(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    grids: Sequence[Grid],
+    config: SamiTrainingConfig,
+    parameters: DpoParameters,
+    state_folder: Path,
+) -> pd.DataFrame:
+    """Train a model with TRL's DPOTrainer, in place, and return its history.
+
+    Args:
+        model: fp32 weights.
+        tokenizer: the model's.
+        grids: one per query.
+        config: SAMI's; epochs, batch size in queries, optimiser, schedule and so on are taken
+            from it.
+        parameters: what is DPO's own.
+        state_folder: where the trainer keeps its progress, and from where a killed run goes on.
+
+    Returns:
+        One row per optimiser step: ``step, loss, gradient_norm, learning_rate, weights_moved,
+        tokens_per_second, peak_memory_bytes, preference_accuracy, reward_margin``.
+    """
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    class TokenisedDPOTrainer(DPOTrainer):
+        """Takes token ids as they are; TRL would join the texts and end every response."""
+
+        def _prepare_dataset(self, dataset: Dataset, *arguments: Any, **options: Any) -> Dataset:
+            return dataset
+
+    pairs = preference_pairs(grids, parameters)
+    per_query = len(pairs) // len(grids)
+    arguments = DPOConfig(
+        **_trainer_arguments(config, parameters.learning_rate, per_query, state_folder),
+        beta=parameters.beta,
+        max_length=None,
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=config.grids_per_micro_batch * per_query,
+    )
+    return _train(
+        lambda callback: TokenisedDPOTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list(pairs),
+            processing_class=tokenizer,
+            callbacks=[callback],
+        ),
+        model,
+        pairs,
+        {"sami": _determining(config), "dpo": parameters.model_dump()},
+        state_folder,
+    )
+
+
+def train_sft(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    grids: Sequence[Grid],
+    config: SamiTrainingConfig,
+    parameters: SftParameters,
+    state_folder: Path,
+) -> pd.DataFrame:
+    """Train a model with TRL's SFTTrainer, in place, and return its history; see ``train_dpo``."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    examples = demonstrations(grids)
+    arguments = SFTConfig(
+        **_trainer_arguments(config, parameters.learning_rate, 1, state_folder),
+        max_length=None,
+        completion_only_loss=True,
+    )
+    return _train(
+        lambda callback: SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list(examples),
+            processing_class=tokenizer,
+            callbacks=[callback],
+        ),
+        model,
+        examples,
+        {"sami": _determining(config), "sft": parameters.model_dump()},
+        state_folder,
+    )
+
+
+def _trainer_arguments(
+    config: SamiTrainingConfig, learning_rate: float | None, per_query: int, state_folder: Path
+) -> dict[str, Any]:
+    """Return SAMI's settings in the terms of transformers' Trainer."""
+    import torch
+
+    micro_batch = min(config.grids_per_micro_batch, config.batch_size)
+    if config.batch_size % micro_batch:
+        raise ValueError(
+            f"training.sami.batch_size: {config.batch_size} must be a multiple of "
+            f"grids_per_micro_batch, {micro_batch}, when a baseline is trained"
+        )
+    return {
+        "output_dir": str(state_folder),
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps or -1,
+        "per_device_train_batch_size": micro_batch * per_query,
+        "gradient_accumulation_steps": config.batch_size // micro_batch,
+        "learning_rate": learning_rate or config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "optim": {"adamw": "adamw_torch", "rmsprop": "rmsprop"}[config.optimiser],
+        "lr_scheduler_type": config.schedule if not config.warmup_steps else _WARM[config.schedule],
+        "warmup_steps": config.warmup_steps,
+        "max_grad_norm": config.max_gradient_norm or 0.0,
+        "bf16": config.compute_dtype == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "save_strategy": "steps" if config.save_state_every else "no",
+        "save_steps": config.save_state_every or 500,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "report_to": list(config.trackers) or "none",
+        "seed": config.seed,
+        "disable_tqdm": False,
+    }
+
+
+def _determining(config: SamiTrainingConfig) -> dict[str, Any]:
+    return asdict(config) | {"save_state_every": None, "trackers": None}
+
+
+_WARM = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
+
+def _train(
+    build: Callable[[Any], Trainer],
+    model: PreTrainedModel,
+    examples: list[dict[str, Any]],
+    parameters: dict[str, Any],
+    state_folder: Path,
+) -> pd.DataFrame:
+    from transformers import ProgressCallback
+    from transformers.utils import logging as transformers_logging
+
+    from sami_pipeline.core.state import fingerprint_parts, refuse_mismatch
+
+    wanted = fingerprint_parts(model, examples, parameters)
+    record = state_folder / "run.json"
+    saved = json.loads(record.read_text()) if record.is_file() else None
+    if saved is not None and saved["finished"] and saved["fingerprint"] != wanted:
+        shutil.rmtree(state_folder)
+    elif saved is not None:
+        refuse_mismatch(record, saved["fingerprint"], wanted)
+    _write(record, {"finished": False, "fingerprint": wanted})
+    resume_from = _latest_whole_checkpoint(state_folder)
+    if resume_from is not None:
+        logger.info("Going on from %s", resume_from)
+    transformers_logging.disable_progress_bar()  # of every file that a checkpoint writes
+    trainer = build(_measuring_callback(model))
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(_quiet_progress())
+    trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+    model.eval()
+    _write(record, {"finished": True, "fingerprint": wanted})
+    for older in sorted(state_folder.glob("checkpoint-*"), key=_step)[:-1]:
+        shutil.rmtree(older)
+    return _history(trainer.state.log_history)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content))
+    temporary.replace(path)
+
+
+def _latest_whole_checkpoint(folder: Path) -> Path | None:
+    """Return the latest checkpoint of the Trainer that a kill did not cut short.
+
+    The Trainer writes ``trainer_state.json`` last.
+    """
+    whole = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+        else:
+            whole.append(checkpoint)
+    return max(whole, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[-1])
+
+
+def _quiet_progress() -> Any:
+    """Return the Trainer's progress bar without its prints, which would mix with the results."""
+    from transformers import ProgressCallback
+
+    class QuietProgress(ProgressCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+            if self.training_bar is not None and "loss" in state.log_history[-1]:
+                self.training_bar.set_postfix(loss=f"{state.log_history[-1]['loss']:.3f}")
+
+    return QuietProgress()
+
+
+def _measuring_callback(model: PreTrainedModel) -> Any:
+    """Return a callback that adds what SAMI's history has to the Trainer's log of each step."""
+    from transformers import TrainerCallback
+
+    from sami_pipeline.core.optimisers import sample_weights
+    from sami_pipeline.core.training import SAMPLED_WEIGHTS_PER_TENSOR, peak_memory
+
+    class Measuring(TrainerCallback):
+        tokens = 0.0  # counted by TRL, from this process's first step
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+            self.started = time.perf_counter()
+
+        def on_pre_optimizer_step(
+            self, args: Any, state: Any, control: Any, optimizer: Any, **options: Any
+        ) -> None:
+            self.optimizer = getattr(optimizer, "optimizer", optimizer)
+            self.before = sample_weights(self.optimizer, SAMPLED_WEIGHTS_PER_TENSOR)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+            after = sample_weights(self.optimizer, SAMPLED_WEIGHTS_PER_TENSOR)
+            self.seconds = time.perf_counter() - self.started
+            self.measured = {
+                "weights_moved": (self.before != after).double().mean().item(),
+                "peak_memory_bytes": peak_memory(model.device),
+            }
+
+        def on_log(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+            entry = state.log_history[-1]
+            if "grad_norm" in entry:
+                seen, self.tokens = self.tokens, entry["num_tokens"]
+                entry |= self.measured
+                entry["tokens_per_second"] = (self.tokens - seen) / self.seconds
+
+    return Measuring()
+
+
+_COLUMNS = {
+    "step": "step",
+    "loss": "loss",
+    "grad_norm": "gradient_norm",
+    "learning_rate": "learning_rate",
+    "weights_moved": "weights_moved",
+    "tokens_per_second": "tokens_per_second",
+    "peak_memory_bytes": "peak_memory_bytes",
+    "rewards/accuracies": "preference_accuracy",
+    "rewards/margins": "reward_margin",
+}
+
+
+def _history(log: list[dict[str, Any]]) -> pd.DataFrame:
+    steps = [entry for entry in log if "grad_norm" in entry]
+    return pd.DataFrame(
+        [{ours: entry[theirs] for theirs, ours in _COLUMNS.items() if theirs in entry}
+         for entry in steps]
+    )  # fmt: skip

@@ -1,0 +1,58 @@
+"""Nodes of baseline_training: TRL trains the student on SAMI's responses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from sami_pipeline.checkpoints import Checkpoint, LoadedModel
+from sami_pipeline.parameters import TrainingParameters
+from sami_pipeline.training_data import history_table, measured_training
+
+
+def train_baseline(
+    name: str,
+) -> Callable[..., tuple[LoadedModel, pd.DataFrame, pd.DataFrame]]:
+    """Return the node function that trains the baseline of that name: dpo or sft."""
+
+    def train(
+        student: Checkpoint,
+        responses: pd.DataFrame,
+        state_folder: Path,
+        parameters: TrainingParameters,
+    ) -> tuple[LoadedModel, pd.DataFrame, pd.DataFrame]:
+        """Return the trained model, its history, and SAMI's objective on held-out queries."""
+        from sami_pipeline import baselines
+
+        config = parameters.sami
+        with measured_training(name, student, responses, parameters) as training:
+            grids = [
+                grid.tokenise(training.tokenizer, train_on_eos=config.train_on_eos)
+                for grid in training.grids
+            ]
+            method = {"dpo": baselines.train_dpo, "sft": baselines.train_sft}[name]
+            history = method(
+                training.model,
+                training.tokenizer,
+                grids,
+                config,
+                getattr(parameters, name),
+                state_folder,
+            )
+        provenance = {
+            "source": "baseline_training",
+            "method": name,
+            "student": student.provenance,
+            "grids": len(grids),
+            "optimiser_steps": len(history),
+        }
+        return (
+            LoadedModel(training.model, training.tokenizer, provenance),
+            history_table(name, history),
+            training.held_out,
+        )
+
+    train.__name__ = f"train_{name}"
+    return train

@@ -1,0 +1,46 @@
+"""sami_iterations: sami_generation and sami_training, once an iteration."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Pipeline
+
+from sami_pipeline.parameters import ExperimentParameters
+from sami_pipeline.pipelines import folded, sami_generation, sami_training
+
+_SHARED_INPUTS = {"queries", "principles", "training_prompt"}
+_SHARED_PARAMETERS = {"constitutions", "generation", "training", "iterations"}
+
+
+def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
+    """Return all iterations of SAMI.
+
+    Each is the same two pipelines. The teacher of the first is the experiment's; each later one
+    takes the model of the iteration before, and asks it with the prompt it was trained under. The
+    datasets of the last iteration have the plain names, those of an earlier one its namespace:
+    ``iteration_1.responses``.
+    """
+    count = experiment.iterations.count
+    return sum((_iteration(experiment, k, k == count) for k in range(1, count + 1)), Pipeline([]))
+
+
+def _iteration(experiment: ExperimentParameters, number: int, is_last: bool) -> Pipeline:
+    first = number == 1
+    inputs = {
+        "student_checkpoint": f"{experiment.models.student}_checkpoint",
+        "teacher_checkpoint": (
+            f"{experiment.models.teacher}_checkpoint"
+            if first
+            else f"iteration_{number - 1}.sami_checkpoint"
+        ),
+        "generation_prompt": "generation_prompt" if first else "training_prompt",
+        **{name: name for name in _SHARED_INPUTS},
+    }
+    steps = folded(sami_generation.create_pipeline(number), "sami_generation") + folded(
+        sami_training.create_pipeline(number), "sami_training"
+    )
+    return Pipeline(
+        steps,
+        inputs=inputs,
+        parameters={name: name for name in _SHARED_PARAMETERS},
+        namespace=None if is_last else f"iteration_{number}",
+    )

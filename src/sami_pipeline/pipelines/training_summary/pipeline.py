@@ -1,0 +1,32 @@
+"""training_summary: the tables of all trained models together."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Node, Pipeline
+
+from sami_pipeline.parameters import ExperimentParameters
+from sami_pipeline.pipelines.training_summary.nodes import combine_tables, draw_learning_curve
+
+
+def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
+    """Return the pipeline that brings the trained models' histories and measures together."""
+    models = experiment.trained_models()
+    return Pipeline(
+        [
+            *(
+                Node(
+                    combine_tables,
+                    inputs=[f"{model}_{table}" for model in models],
+                    outputs=table,
+                    name=f"combine_{table}",
+                )
+                for table in ("history", "held_out")
+            ),
+            Node(
+                draw_learning_curve,
+                inputs="history",
+                outputs="figure_learning_curve",
+                name="draw_learning_curve",
+            ),
+        ]
+    )
