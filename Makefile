@@ -31,8 +31,8 @@ $(EMBEDDED): $(INSTALLED) src/sami_pipeline/embedded.py
 mt-bench: setup  ## Run the MT-Bench experiment on the embedded default
 	$(BIN)/kedro run --pipelines mt_bench
 
-math:  ## The math experiment (not there yet)
-	@echo "make math: the math experiment is not part of this version yet; run make mt-bench"
+math: setup  ## Run the math experiment on the embedded default
+	$(BIN)/kedro run --pipelines math
 
 test: setup  ## Run the tests
 	$(BIN)/python -m pytest

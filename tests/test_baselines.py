@@ -2,20 +2,30 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
 from sami_pipeline import baselines
 from sami_pipeline.checkpoints import ModelSource, import_model
 from sami_pipeline.core import Grid, SamiTrainingConfig, StateMismatchError, grid_logprobs
-from sami_pipeline.parameters import DpoParameters, SftParameters
+from sami_pipeline.core.training import batch_schedule, learning_rate_at
+from sami_pipeline.experiments import _base_parameters
+from sami_pipeline.parameters import (
+    DpoParameters,
+    IterationsParameters,
+    MtBenchParameters,
+    SftParameters,
+)
 
 CONFIG = SamiTrainingConfig(
     batch_size=2, learning_rate=1e-3, compute_dtype="float32", save_state_every=1, seed=3
@@ -36,28 +46,28 @@ def make_model():
     return import_model(ModelSource.model_validate("random:0"), Path())
 
 
-def train(method: str, folder: Path, grids: list[Grid] | None = None, **changes):
+def train(method: str, folder: Path, grids: list[Grid] | None = None, config=CONFIG, **changes):
     loaded = make_model()
     function, kind = {
         "dpo": (baselines.train_dpo, DpoParameters),
         "sft": (baselines.train_sft, SftParameters),
     }[method]
     history = function(
-        loaded.model, loaded.tokenizer, grids or make_grids(), CONFIG, kind(**changes), folder
+        loaded.model, loaded.tokenizer, grids or make_grids(), config, kind(**changes), folder
     )
     return loaded.model, history
 
 
 def test_all_pairs_hold_what_a_grid_holds_and_desired_ones_only_the_first_constitution():
     grid = Grid([[1], [2], [3]], [[4], [5], [6]])
-    pairs = baselines.preference_pairs([grid], DpoParameters())
+    pairs = baselines.preference_pairs([grid], DpoParameters(pairs="all"))
     named = [(p["prompt_ids"], p["chosen_ids"], p["rejected_ids"]) for p in pairs]
     assert named == [
         ([1], [4], [5]), ([1], [4], [6]),
         ([2], [5], [4]), ([2], [5], [6]),
         ([3], [6], [4]), ([3], [6], [5]),
     ]  # fmt: skip
-    desired = baselines.preference_pairs([grid], DpoParameters(pairs="desired"))
+    desired = baselines.preference_pairs([grid], DpoParameters())
     assert desired == pairs[:2]
 
 
@@ -79,7 +89,7 @@ def test_dpo_starts_at_chance_and_takes_as_many_steps_as_sami(tmp_path):
 def test_dpo_learns_the_difference_of_log_probabilities_that_the_grid_gives(tmp_path):
     # One step, one query, no clipping in sight: the loss of the next step is DPO's own formula.
     grid = make_grids(1)[0]
-    model, history = train("dpo", tmp_path, [grid] * 4, beta=0.5)
+    model, history = train("dpo", tmp_path, [grid] * 4, beta=0.5, pairs="all")
     initial = make_model().model
     with torch.no_grad():
         before = grid_logprobs(initial, grid).sums
@@ -141,6 +151,44 @@ def test_progress_of_another_run_is_refused_unless_it_came_to_its_end(tmp_path):
     record.write_text(record.read_text().replace("true", "false"))
     with pytest.raises(StateMismatchError, match=r"run.json.*\(parameters changed\)"):
         train("dpo", tmp_path, beta=0.4)
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_steps_and_learning_rates_are_those_of_sami(method, tmp_path):
+    config = replace(CONFIG, warmup_steps=1, schedule="linear", max_steps=50, epochs=2)
+    _, history = train(method, tmp_path, config=config)
+    total = len(batch_schedule(6, config))
+    assert total == 6, "max_steps cuts and never lengthens"
+    expected = [learning_rate_at(step, total, config) for step in range(total)]
+    assert history["learning_rate"].tolist() == pytest.approx(expected)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_may_change(tmp_path):
+    train("dpo", tmp_path)
+    record = tmp_path / "run.json"
+    record.write_text(record.read_text().replace("true", "false"))
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    _, history = train("dpo", tmp_path, beta=0.4)
+    assert len(history) == 3
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lora": {"rank": 2}}, {"weights": "bfloat16_remainder"}, {"weights": "bfloat16"}]
+)
+def test_options_that_a_baseline_cannot_follow_are_refused_beside_one(changes):
+    parameters = _base_parameters()["mt_bench"]
+    parameters["training"]["sami"] |= changes
+    with pytest.raises(ValidationError, match="dpo and sft train all weights in fp32"):
+        MtBenchParameters.model_validate(parameters)
+    parameters["models"]["under_test"] = ["base", "sami"]
+    MtBenchParameters.model_validate(parameters)
+
+
+def test_a_baseline_takes_the_steps_of_the_last_iteration():
+    iterations = IterationsParameters(count=3, steps=(2, 4, 6))
+    assert iterations.training_config(CONFIG, 3).max_steps == 6
+    assert IterationsParameters().training_config(CONFIG, 1) is CONFIG
 
 
 def test_a_batch_that_cannot_be_split_evenly_is_refused(tmp_path):

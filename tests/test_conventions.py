@@ -16,14 +16,14 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline
 
 from sami_pipeline import schemas
-from sami_pipeline.parameters import ExperimentParameters
-from sami_pipeline.pipelines import mt_bench
+from sami_pipeline.experiments import EXPERIMENTS as EXPERIMENT_PARAMETERS
+from sami_pipeline.pipelines import math, mt_bench
 from sami_pipeline.settings import CONFIG_LOADER_ARGS
 
 PROJECT = Path(__file__).parents[1]
 SOURCE = PROJECT / "src" / "sami_pipeline"
 ENVIRONMENTS = ("base", "test", "paper")
-EXPERIMENTS = {mt_bench.NAME: mt_bench.create_pipeline}
+EXPERIMENTS = {module.NAME: module.create_pipeline for module in (mt_bench, math)}
 # Kedro 1.7 registers its resolvers through a name that OmegaConf has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:register_new_resolver")
 HEAVY = ("torch", "transformers", "vllm", "trl", "openai")
@@ -39,7 +39,9 @@ class Environment:
         self.entries = loader["catalog"]
         self.catalog = DataCatalog.from_config(self.entries)
         self.pipelines: dict[str, Pipeline] = {
-            experiment: create(ExperimentParameters.model_validate(self.parameters[experiment]))
+            experiment: create(
+                EXPERIMENT_PARAMETERS[experiment].model_validate(self.parameters[experiment])
+            )
             for experiment, create in EXPERIMENTS.items()
         }
         self.written = set().union(*(p.all_outputs() for p in self.pipelines.values()))

@@ -1,6 +1,10 @@
 """SAMI Pipeline: Self-Supervised Alignment with Mutual Information as a Kedro project."""
 
+import os
 from pathlib import Path
+
+# TRL would report every trainer that is made to its publisher.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

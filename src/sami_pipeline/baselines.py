@@ -1,10 +1,11 @@
 """The baselines that SAMI is compared with, trained by TRL on the same responses.
 
-* DPO (arXiv 2305.18290): under each constitution its own response is preferred to the others'.
+* DPO (arXiv 2305.18290): the desired constitution's response is preferred to the others'.
 * SFT: the desired constitution's response is imitated.
 
-Tokens, examples and steps are SAMI's: prompt and response are tokenised apart, a response that
-was cut off has no end-of-sequence token, and a step takes as many queries.
+Tokens, examples, steps and learning-rate schedule are SAMI's: prompt and response are tokenised
+apart, a response that was cut off has no end-of-sequence token, and a step takes as many examples
+as its queries give.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ logger = logging.getLogger(__name__)
 def preference_pairs(grids: Sequence[Grid], parameters: DpoParameters) -> list[dict[str, Any]]:
     """Return ``prompt_ids, chosen_ids, rejected_ids`` of every pair, in the order of the grids.
 
-    With ``pairs: all`` every constitution prefers its own response to each of the others, so the
-    pairs hold what a grid holds; with ``desired`` only the first, the desired one, does.
+    With ``pairs: desired`` the first constitution, the desired one, prefers its own response to
+    each of the others; with ``all`` every constitution does, so the pairs hold what a grid holds.
     """
     pairs = []
     for grid in grids:
@@ -99,7 +100,7 @@ def train_dpo(
     pairs = preference_pairs(grids, parameters)
     per_query = len(pairs) // len(grids)
     arguments = DPOConfig(
-        **_trainer_arguments(config, parameters.learning_rate, per_query, state_folder),
+        **_trainer_arguments(config, parameters.learning_rate, len(grids), per_query, state_folder),
         beta=parameters.beta,
         max_length=None,
         precompute_ref_log_probs=True,
@@ -114,6 +115,7 @@ def train_dpo(
             callbacks=[callback],
         ),
         model,
+        config,
         pairs,
         {"sami": _determining(config), "dpo": parameters.model_dump()},
         state_folder,
@@ -134,7 +136,7 @@ def train_sft(
 
     examples = demonstrations(grids)
     arguments = SFTConfig(
-        **_trainer_arguments(config, parameters.learning_rate, 1, state_folder),
+        **_trainer_arguments(config, parameters.learning_rate, len(grids), 1, state_folder),
         max_length=None,
         completion_only_loss=True,
     )
@@ -147,6 +149,7 @@ def train_sft(
             callbacks=[callback],
         ),
         model,
+        config,
         examples,
         {"sami": _determining(config), "sft": parameters.model_dump()},
         state_folder,
@@ -154,10 +157,16 @@ def train_sft(
 
 
 def _trainer_arguments(
-    config: SamiTrainingConfig, learning_rate: float | None, per_query: int, state_folder: Path
+    config: SamiTrainingConfig,
+    learning_rate: float | None,
+    queries: int,
+    per_query: int,
+    state_folder: Path,
 ) -> dict[str, Any]:
     """Return SAMI's settings in the terms of transformers' Trainer."""
     import torch
+
+    from sami_pipeline.core.training import batch_schedule
 
     micro_batch = min(config.grids_per_micro_batch, config.batch_size)
     if config.batch_size % micro_batch:
@@ -167,15 +176,13 @@ def _trainer_arguments(
         )
     return {
         "output_dir": str(state_folder),
-        "num_train_epochs": config.epochs,
-        "max_steps": config.max_steps or -1,
+        # Not max_steps as it is: the Trainer would go through the data again to reach it.
+        "max_steps": len(batch_schedule(queries, config)),
         "per_device_train_batch_size": micro_batch * per_query,
         "gradient_accumulation_steps": config.batch_size // micro_batch,
         "learning_rate": learning_rate or config.learning_rate,
         "weight_decay": config.weight_decay,
         "optim": {"adamw": "adamw_torch", "rmsprop": "rmsprop"}[config.optimiser],
-        "lr_scheduler_type": config.schedule if not config.warmup_steps else _WARM[config.schedule],
-        "warmup_steps": config.warmup_steps,
         "max_grad_norm": config.max_gradient_norm or 0.0,
         "bf16": config.compute_dtype == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
@@ -184,22 +191,48 @@ def _trainer_arguments(
         "save_steps": config.save_state_every or 500,
         "save_total_limit": 2,
         "logging_steps": 1,
-        "report_to": list(config.trackers) or "none",
+        "report_to": "none",
         "seed": config.seed,
         "disable_tqdm": False,
     }
 
 
 def _determining(config: SamiTrainingConfig) -> dict[str, Any]:
-    return asdict(config) | {"save_state_every": None, "trackers": None}
+    """Return the settings that a baseline takes from SAMI's."""
+    settings = asdict(config)
+    return {name: settings[name] for name in _TAKEN_FROM_SAMI}
 
 
-_WARM = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+_TAKEN_FROM_SAMI = (
+    "epochs", "max_steps", "batch_size", "grids_per_micro_batch", "optimiser", "learning_rate",
+    "weight_decay", "warmup_steps", "schedule", "max_gradient_norm", "train_on_eos",
+    "compute_dtype", "gradient_checkpointing", "seed",
+)  # fmt: skip
+
+
+def _follow_samis_schedule(trainer: Trainer, config: SamiTrainingConfig) -> None:
+    """Give a trainer SAMI's warm-up and schedule; transformers' begin with a step at rate 0."""
+    from torch.optim.lr_scheduler import LambdaLR
+
+    from sami_pipeline.core.training import learning_rate_at
+
+    def create_scheduler(num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        def factor(step: int) -> float:
+            last = num_training_steps - 1  # asked once more after the last step
+            return learning_rate_at(min(step, last), num_training_steps, config) / (
+                config.learning_rate
+            )
+
+        trainer.lr_scheduler = LambdaLR(optimizer or trainer.optimizer, factor)
+        return trainer.lr_scheduler
+
+    trainer.create_scheduler = create_scheduler
 
 
 def _train(
     build: Callable[[Any], Trainer],
     model: PreTrainedModel,
+    config: SamiTrainingConfig,
     examples: list[dict[str, Any]],
     parameters: dict[str, Any],
     state_folder: Path,
@@ -214,14 +247,14 @@ def _train(
     saved = json.loads(record.read_text()) if record.is_file() else None
     if saved is not None and saved["finished"] and saved["fingerprint"] != wanted:
         shutil.rmtree(state_folder)
-    elif saved is not None:
-        refuse_mismatch(record, saved["fingerprint"], wanted)
-    _write(record, {"finished": False, "fingerprint": wanted})
     resume_from = _latest_whole_checkpoint(state_folder)
-    if resume_from is not None:
+    if resume_from is not None and saved is not None:
+        refuse_mismatch(record, saved["fingerprint"], wanted)
         logger.info("Going on from %s", resume_from)
+    _write(record, {"finished": False, "fingerprint": wanted})
     transformers_logging.disable_progress_bar()  # of every file that a checkpoint writes
     trainer = build(_measuring_callback(model))
+    _follow_samis_schedule(trainer, config)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_quiet_progress())
     trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))

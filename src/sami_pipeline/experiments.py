@@ -9,7 +9,12 @@ from pydantic import ValidationError
 
 from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.errors import InputError
-from sami_pipeline.parameters import ExperimentParameters
+from sami_pipeline.parameters import ExperimentParameters, MathParameters, MtBenchParameters
+
+EXPERIMENTS: dict[str, type[ExperimentParameters]] = {
+    "mt_bench": MtBenchParameters,
+    "math": MathParameters,
+}
 
 _active_parameters: Mapping[str, Any] | None = None
 
@@ -37,7 +42,7 @@ def experiment_parameters(name: str) -> ExperimentParameters:
     if name not in parameters:
         raise ParameterError(f"conf/*/parameters: the group {name!r} is missing")
     try:
-        return ExperimentParameters.model_validate(parameters[name])
+        return EXPERIMENTS[name].model_validate(parameters[name])
     except ValidationError as error:
         lines = []
         for fault in error.errors():

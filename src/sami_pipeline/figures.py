@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -43,7 +45,7 @@ def win_rates(table: pd.DataFrame) -> go.Figure:
     """
     figure = go.Figure()
     matches = table.groupby(["model", "opponent"], sort=False)
-    for colour, ((model, opponent), rows) in zip(COLOURS, matches, strict=False):
+    for colour, ((model, opponent), rows) in zip(cycle(COLOURS), matches, strict=False):
         figure.add_bar(
             name=f"{model} against {opponent}",
             x=[_label(category) for category in rows["category"]],
@@ -56,7 +58,7 @@ def win_rates(table: pd.DataFrame) -> go.Figure:
         )
     figure.add_hline(y=50, line_dash="dash", line_color="#666666")
     figure.update_layout(
-        **_LAYOUT,
+        **{**_LAYOUT, "legend": {"orientation": "h", "y": -0.3, "x": 0}},
         title={
             "text": "MT-Bench: win rate by category<br>"
             "<sup>a tie counts half; 95 % bootstrap intervals over questions; dashed: parity</sup>"
@@ -75,7 +77,9 @@ def compliance(table: pd.DataFrame) -> go.Figure:
     """
     figure = go.Figure()
     rows = table[(table["principle"] != "all") | table["category"].isin(["overall"])]
-    for colour, (model, part) in zip(COLOURS, rows.groupby("model", sort=False), strict=False):
+    for colour, (model, part) in zip(
+        cycle(COLOURS), rows.groupby("model", sort=False), strict=False
+    ):
         figure.add_bar(
             name=model,
             y=[f"{_label(r.category)}: {_label(r.principle)}" for r in part.itertuples()],
@@ -97,6 +101,71 @@ def compliance(table: pd.DataFrame) -> go.Figure:
     return figure
 
 
+def accuracy(table: pd.DataFrame) -> go.Figure:
+    """Return accuracy with one greedy and one sampled attempt by model, figure 2 of the paper.
+
+    Args:
+        table: as from ``evaluation.attempts.accuracy``.
+    """
+    figure = go.Figure()
+    one = table[table["k"] == 1]
+    kinds = (("greedy", "one greedy attempt"), ("pass_at_k", "one sampled attempt, mean"))
+    for colour, (metric, name) in zip(cycle(COLOURS), kinds, strict=False):
+        rows = one[one["metric"] == metric]
+        figure.add_bar(
+            name=name,
+            x=[_label(model) for model in rows["model"]],
+            y=100 * rows["value"],
+            error_y=_error_bars(rows, "value", "ci_low", "ci_high"),
+            marker_color=colour,
+        )
+    figure.update_layout(
+        **_LAYOUT,
+        title={"text": "Math problems solved<br><sup>95 % bootstrap intervals over problems</sup>"},
+        yaxis={"title": "accuracy, %", "rangemode": "tozero"},
+    )
+    return figure
+
+
+def accuracy_by_attempts(table: pd.DataFrame) -> go.Figure:
+    """Return accuracy against the number of attempts by model, with bands of 95 %.
+
+    Solid lines are the chance that one of k attempts is right (pass@k), dotted ones that their
+    majority is (maj@k).
+
+    Args:
+        table: as from ``evaluation.attempts.accuracy``.
+    """
+    figure = go.Figure()
+    for colour, (model, rows) in zip(
+        cycle(COLOURS), table.groupby("model", sort=False), strict=False
+    ):
+        for metric, name, dash in (("pass_at_k", "any of k", "solid"), ("maj_at_k", "vote", "dot")):
+            line = rows[rows["metric"] == metric].sort_values("k")
+            if metric == "pass_at_k":
+                band = pd.concat([line["ci_high"], line["ci_low"][::-1]])
+                figure.add_scatter(
+                    x=pd.concat([line["k"], line["k"][::-1]]), y=100 * band, mode="lines",
+                    fill="toself", fillcolor=colour, opacity=0.12, line={"width": 0},
+                    hoverinfo="skip",
+                    showlegend=False,
+                )  # fmt: skip
+            figure.add_scatter(
+                x=line["k"], y=100 * line["value"], name=f"{_label(model)}: {name}",
+                mode="lines+markers", line={"color": colour, "dash": dash},
+            )  # fmt: skip
+    figure.update_layout(
+        **{**_LAYOUT, "legend": {"orientation": "h", "y": -0.2, "x": 0}},
+        title={
+            "text": "Math problems solved by number of attempts<br>"
+            "<sup>bands: 95 % bootstrap intervals over problems</sup>"
+        },
+        xaxis={"title": "attempts k", "dtick": 1},
+        yaxis={"title": "accuracy, %", "rangemode": "tozero"},
+    )
+    return figure
+
+
 def learning_curve(history: pd.DataFrame) -> go.Figure:
     """Return loss, accuracies and MI lower bound by optimiser step.
 
@@ -112,7 +181,9 @@ def learning_curve(history: pd.DataFrame) -> go.Figure:
         ("preference_accuracy", 2, "preference", "dash"),
         ("mi_lower_bound", 3, "MI lower bound", "solid"),
     )
-    for colour, (model, steps) in zip(COLOURS, history.groupby("model", sort=False), strict=False):
+    for colour, (model, steps) in zip(
+        cycle(COLOURS), history.groupby("model", sort=False), strict=False
+    ):
         for column, panel, name, dash in curves:
             if steps[column].isna().all():
                 continue

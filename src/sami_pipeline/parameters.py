@@ -5,6 +5,7 @@ Loads neither torch nor transformers.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,6 +29,8 @@ Category = Literal[
 ]
 # What an experiment can train: SAMI, the baselines on the same responses, and SAMI after SFT.
 TRAINED_MODELS = ("sami", "dpo", "sft", "sft_sami")
+# The teacher that copies the solutions of the problems, in the place of a stronger model.
+WORKED_SOLUTIONS = "worked_solutions"
 # The models of iterations before the last are sami_iteration_1, sami_iteration_2, …
 ITERATION_MODEL = "sami_iteration_"
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -44,7 +47,10 @@ class ModelsParameters(_Parameters):
         description="Models that come from outside, by name."
     )
     student: ModelName = Field(description="The model that SAMI trains.")
-    teacher: ModelName = Field(description="The model that writes the training responses.")
+    teacher: ModelName = Field(
+        description="The model that writes the training responses; in the math experiment also "
+        "worked_solutions, which takes the problems' own."
+    )
     under_test: tuple[ModelName, ...] = Field(
         min_length=1, description="Models that answer the benchmark."
     )
@@ -53,9 +59,11 @@ class ModelsParameters(_Parameters):
     @model_validator(mode="after")
     def _names_are_known(self) -> ModelsParameters:
         for name in self.sources:
-            if name in TRAINED_MODELS or name.startswith(ITERATION_MODEL):
-                raise ValueError(f"sources: {name!r} is a trained model; choose another name")
+            if name in (*TRAINED_MODELS, WORKED_SOLUTIONS) or name.startswith(ITERATION_MODEL):
+                raise ValueError(f"sources: {name!r} has a meaning of its own; choose another name")
         for field in ("student", "teacher"):
+            if field == "teacher" and self.teacher == WORKED_SOLUTIONS:
+                continue
             if getattr(self, field) not in self.sources:
                 raise ValueError(
                     f"{field}: {getattr(self, field)!r} has no source; "
@@ -132,10 +140,10 @@ class DpoParameters(_Parameters):
 
     beta: PositiveFloat = Field(0.1, description="How closely the model keeps to the initial one.")
     learning_rate: PositiveFloat | None = Field(None, description="None takes SAMI's.")
-    pairs: Literal["all", "desired"] = Field(
-        "all",
-        description="Prefer each constitution's own response to the others' (what a grid holds), "
-        "or only the desired constitution's.",
+    pairs: Literal["desired", "all"] = Field(
+        "desired",
+        description="Prefer the desired constitution's response to the others', or every "
+        "constitution's own (what a grid holds; twice the work at n = 2).",
     )
 
 
@@ -143,6 +151,9 @@ class SftParameters(_Parameters):
     """What is supervised finetuning's own; all else is taken from SAMI's training."""
 
     learning_rate: PositiveFloat | None = Field(None, description="None takes SAMI's.")
+    only_correct: bool = Field(
+        False, description="In the math experiment, imitate only solutions whose answer is right."
+    )
 
 
 class TrainingParameters(_Parameters):
@@ -174,6 +185,12 @@ class IterationsParameters(_Parameters):
         if self.steps is not None and len(self.steps) != self.count:
             raise ValueError(f"steps: give {self.count}, one for each iteration")
         return self
+
+    def training_config(self, config: SamiTrainingConfig, iteration: int) -> SamiTrainingConfig:
+        """Return SAMI's settings in an iteration (from 1)."""
+        if self.steps is None:
+            return config
+        return replace(config, max_steps=self.steps[iteration - 1])
 
     def half(self, iteration: int) -> int | None:
         """Return which half of the training queries an iteration (from 1) uses; None is all."""
@@ -208,16 +225,56 @@ class EvaluationParameters(_Parameters):
         return self
 
 
+class ProblemsParameters(_Parameters):
+    """Where the math problems come from."""
+
+    source: Annotated[str, Field(pattern=r"^(reasoning_gym|gsm8k:.+)$")] = Field(
+        "reasoning_gym",
+        description="reasoning_gym generates problems; gsm8k:LOCATION reads GSM8K from parquet or "
+        "its original jsonl, {split} in LOCATION standing for train and test, such as "
+        "gsm8k:hf://datasets/openai/gsm8k/main/{split}-00000-of-00001.parquet.",
+    )
+    families: dict[Literal["gsm_symbolic", "chain_sum"], PositiveInt] = Field(
+        {"gsm_symbolic": 1},
+        description="Generated families, and how many parts of the problems each gives.",
+    )
+    train: PositiveInt = Field(200, description="Training problems.")
+    test: PositiveInt | None = Field(50, description="Test problems; None takes all of GSM8K's.")
+    shared_templates: bool = Field(
+        True,
+        description="False keeps the templates of generated training and test problems apart.",
+    )
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _generated_problems_are_counted(self) -> ProblemsParameters:
+        if self.source == "reasoning_gym" and self.test is None:
+            raise ValueError("test: say how many problems to generate")
+        if self.source != "reasoning_gym" and "{split}" not in self.source:
+            raise ValueError("source: {split} is missing; it stands for train and test")
+        return self
+
+
+class AccuracyParameters(_Parameters):
+    """How models under test attempt the problems."""
+
+    engine: EngineParameters = EngineParameters()
+    max_new_tokens: PositiveInt = 256
+    attempts: PositiveInt = Field(10, description="Sampled attempts at each problem.")
+    temperature: PositiveFloat = Field(0.7, description="Of the samples; one more is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    resamples: PositiveInt = Field(10_000, description="Bootstrap samples per interval.")
+    seed: int = 0
+
+
 class ExperimentParameters(_Parameters):
-    """All parameter groups of an experiment."""
+    """What every experiment has: models, and how they are trained."""
 
     models: ModelsParameters
-    queries: QueriesParameters
     constitutions: ConstitutionsParameters
     generation: GenerationParameters
     iterations: IterationsParameters = IterationsParameters()
     training: TrainingParameters
-    evaluation: EvaluationParameters
 
     @model_validator(mode="after")
     def _models_under_test_are_made(self) -> ExperimentParameters:
@@ -227,6 +284,18 @@ class ExperimentParameters(_Parameters):
                 raise ValueError(
                     f"models.under_test: {name!r} is unknown; known: {', '.join(sorted(known))}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _baselines_train_as_sami_does(self) -> ExperimentParameters:
+        sami = self.training.sami
+        if {"dpo", "sft"} & set(self.trained_models()) and (
+            sami.lora is not None or sami.weights != "float32"
+        ):
+            raise ValueError(
+                "training.sami: dpo and sft train all weights in fp32; take them out of "
+                "models.under_test, or set lora: null and weights: float32"
+            )
         return self
 
     def trained_models(self) -> tuple[str, ...]:
@@ -245,3 +314,25 @@ class ExperimentParameters(_Parameters):
             f"{ITERATION_MODEL}{number}": f"iteration_{number}.sami_checkpoint"
             for number in range(1, self.iterations.count)
         }
+
+
+class MtBenchParameters(ExperimentParameters):
+    """All parameter groups of the MT-Bench experiment."""
+
+    queries: QueriesParameters
+    evaluation: EvaluationParameters
+
+    @model_validator(mode="after")
+    def _the_teacher_is_a_model(self) -> MtBenchParameters:
+        if self.models.teacher == WORKED_SOLUTIONS:
+            raise ValueError(f"models.teacher: {WORKED_SOLUTIONS!r} is only there for math")
+        if self.training.sft.only_correct:
+            raise ValueError("training.sft.only_correct: is only there for math")
+        return self
+
+
+class MathParameters(ExperimentParameters):
+    """All parameter groups of the math experiment."""
+
+    problems: ProblemsParameters
+    accuracy: AccuracyParameters

@@ -36,7 +36,7 @@ def choose_queries(
             raise InputError(
                 f"queries: category {category} has {len(table)}, but "
                 f"generation.queries_per_category is {parameters.queries_per_category}; "
-                "raise queries.per_category"
+                "raise queries.per_category (mt_bench) or problems.train (math)"
             )
         chosen = table.sample(parameters.queries_per_category, random_state=parameters.seed)
         held_out = parameters.held_out_per_category

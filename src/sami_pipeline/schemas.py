@@ -8,6 +8,7 @@ from __future__ import annotations
 import pandera.pandas as pa
 from pandera.typing import Series
 
+from sami_pipeline.evaluation.attempts import METRICS
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES, OVERALL, OVERALL_PAPER
 
 _CATEGORIES = list(MT_BENCH_CATEGORIES)
@@ -149,6 +150,7 @@ class History(_Table):
     """One row is one optimiser step of one model.
 
     Only SAMI has accuracies of the grid, the MI bound and KL; only DPO has those of preferences.
+    Peak memory is that of the process so far, which may have done other work before.
     """
 
     model: Series[str]
@@ -296,3 +298,67 @@ class Degeneration(_Table):
     ci_high: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     mean_tokens: Series[float] = pa.Field(ge=0)
     truncated_rate: Series[float] = pa.Field(ge=0, le=1)
+
+
+class Problems(_Table):
+    """One row is one math problem."""
+
+    split: Series[str] = pa.Field(isin=["train", "test"])
+    problem_id: Series[str] = pa.Field(unique=True)
+    question: Series[str] = pa.Field(unique=True, str_length={"min_value": 1})
+    answer: Series[str] = pa.Field(str_length={"min_value": 1})
+    solution: Series[str]
+    template: Series[str]
+
+
+class Attempts(_Table):
+    """One row is one attempt of a model at a test problem; attempt 0 is greedy.
+
+    ``correct`` judges the flexible answer.
+    """
+
+    model: Series[str]
+    problem_id: Series[str]
+    attempt: Series[int] = pa.Field(ge=0)
+    text: Series[str]
+    strict: Series[str]
+    flexible: Series[str]
+    correct: Series[bool]
+    strict_correct: Series[bool]
+    harness_strict: Series[str]
+    harness_flexible: Series[str]
+    reference: Series[str]
+    prompt: Series[str]
+    finish_reason: Series[str] = pa.Field(isin=_FINISH_REASONS)
+    prompt_tokens: Series[int] = pa.Field(ge=1)
+    completion_tokens: Series[int] = pa.Field(ge=0)
+
+    class Config(_Table.Config):
+        """Together these name a row."""
+
+        unique = ("model", "problem_id", "attempt")
+
+
+class Accuracy(_Table):
+    """One row is one metric of a model over all test problems, for k attempts."""
+
+    model: Series[str]
+    metric: Series[str] = pa.Field(isin=list(METRICS))
+    k: Series[int] = pa.Field(ge=1)
+    n: Series[int] = pa.Field(ge=1)
+    value: Series[float] = pa.Field(ge=0)
+    ci_low: Series[float] = pa.Field(nullable=True)
+    ci_high: Series[float] = pa.Field(nullable=True)
+
+
+class AccuracyDifference(_Table):
+    """One row is a model's paired difference from the baseline in one metric."""
+
+    model: Series[str]
+    baseline: Series[str]
+    metric: Series[str] = pa.Field(isin=list(METRICS))
+    k: Series[int] = pa.Field(ge=1)
+    n: Series[int] = pa.Field(ge=1)
+    difference: Series[float]
+    ci_low: Series[float] = pa.Field(nullable=True)
+    ci_high: Series[float] = pa.Field(nullable=True)

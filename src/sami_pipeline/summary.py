@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # Printed in this order when the run made them; the others are named with their place only.
 _TABLES = {
+    "accuracy": "Math problems solved (95 % intervals over problems)",
+    "accuracy_difference": "Math, paired difference from the baseline",
     "win_rates": "Win rates (checklist judge; 95 % intervals over questions)",
     "compliance_difference": "Compliance with all statements, paired difference from the baseline",
     "degeneration": "Answers that mostly repeat themselves",
@@ -34,8 +36,11 @@ def of_run(pipeline: Pipeline, catalog: CatalogProtocol, seconds: float) -> str:
     parts = ["\n"]
     for table, title in _TABLES.items():
         for name in made:
-            if name.rsplit(".", 1)[-1] == table:
-                parts.append(f"{title}\n{_format(catalog.load(name), _COLUMNS.get(table))}\n\n")
+            if name.rsplit(".", 1)[-1] != table:
+                continue
+            loaded = catalog.load(name)
+            if len(loaded):
+                parts.append(f"{title}\n{_format(loaded, _COLUMNS.get(table))}\n\n")
     parts.append("Made by this run:\n")
     for name in made:
         place = _place(catalog[name])

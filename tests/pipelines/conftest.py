@@ -16,8 +16,8 @@ def kedro_run(project_folder: Path) -> Callable[..., Run]:
     """Return a function that runs ``kedro run`` in the project, without a network."""
     environment = os.environ | {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
-    def run(*arguments: str) -> Run:
-        command = [sys.executable, "-m", "kedro", "run", "--pipelines", "mt_bench", *arguments]
+    def run(*arguments: str, pipeline: str = "mt_bench") -> Run:
+        command = [sys.executable, "-m", "kedro", "run", "--pipelines", pipeline, *arguments]
         return subprocess.run(
             command, cwd=project_folder, env=environment, capture_output=True, text=True,
             timeout=550,

@@ -16,6 +16,7 @@ from torch import nn
 
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.core.grid import Grid
+from sami_pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +30,7 @@ _NOT_ARCHITECTURE = {
 }  # fmt: skip
 
 
-class StateMismatchError(ValueError):
+class StateMismatchError(InputError):
     """A saved state belongs to other data, other parameters or another initial model."""
 
 

@@ -196,7 +196,8 @@ def prepared(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[Ref
         reference = Reference(model, lambda: without_adapters(model))
     elif config.kl_beta:
         initial = copy.deepcopy(model).requires_grad_(False).eval()
-        _cast_weights(initial.parameters(), getattr(torch, config.compute_dtype))
+        if config.weights != "float32":  # it computes as the model does, so that KL begins at 0
+            _cast_weights(initial.parameters(), torch.bfloat16)
         reference = Reference(initial)
     if config.weights != "float32":
         # The optimiser takes trainable ones apart itself where it keeps their remainder.

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from sami_pipeline.checkpoints import Checkpoint, LoadedModel
-from sami_pipeline.parameters import TrainingParameters
+from sami_pipeline.parameters import IterationsParameters, TrainingParameters
+from sami_pipeline.problems import rightly_solved
 from sami_pipeline.training_data import history_table, measured_training
 
 
@@ -22,11 +23,15 @@ def train_baseline(
         responses: pd.DataFrame,
         state_folder: Path,
         parameters: TrainingParameters,
+        iterations: IterationsParameters,
+        problems: pd.DataFrame | None = None,
     ) -> tuple[LoadedModel, pd.DataFrame, pd.DataFrame]:
         """Return the trained model, its history, and SAMI's objective on held-out queries."""
         from sami_pipeline import baselines
 
-        config = parameters.sami
+        config = iterations.training_config(parameters.sami, iterations.count)
+        if name == "sft" and parameters.sft.only_correct and problems is not None:
+            responses = rightly_solved(responses, problems)
         with measured_training(name, student, responses, parameters) as training:
             grids = [
                 grid.tokenise(training.tokenizer, train_on_eos=config.train_on_eos)

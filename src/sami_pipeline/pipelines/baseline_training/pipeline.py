@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.parameters import ExperimentParameters
+from sami_pipeline.parameters import ExperimentParameters, MathParameters
 from sami_pipeline.pipelines import sami_training
 from sami_pipeline.pipelines.baseline_training.nodes import train_baseline
 
@@ -15,6 +15,7 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
     SAMI after SFT is SAMI's own pipeline with SFT's model as its student.
     """
     models = experiment.trained_models()
+    problems = ["problems"] if isinstance(experiment, MathParameters) else []
     baselines = Pipeline(
         [
             Node(
@@ -24,6 +25,8 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
                     "responses",
                     f"{name}_training_state",
                     "params:training",
+                    "params:iterations",
+                    *problems,
                 ],
                 outputs=[f"{name}_checkpoint", f"{name}_history", f"{name}_held_out"],
                 name=f"train_{name}",

@@ -13,7 +13,8 @@ from sami_pipeline.checkpoints import Checkpoint, LoadedModel, import_model
 from sami_pipeline.constitutions import tabulate_principles
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
-from sami_pipeline.parameters import ModelsParameters, QueriesParameters
+from sami_pipeline.parameters import ModelsParameters, ProblemsParameters, QueriesParameters
+from sami_pipeline.problems import load_problems, queries_of
 from sami_pipeline.queries import queries_from_tables
 from sami_pipeline.training_prompts import build_training_prompts
 
@@ -101,3 +102,10 @@ def build_queries(
 def build_principles(specifications: dict[str, Callable[[], Any]]) -> pd.DataFrame:
     """Return one row per principle of a category; see ``tabulate_principles``."""
     return tabulate_principles({f"{name}.yml": load() for name, load in specifications.items()})
+
+
+def collect_problems(parameters: ProblemsParameters) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the math problems of both splits, and those to train on as training queries."""
+    problems = load_problems(parameters, PROJECT_FOLDER)
+    logger.info("Problems: %s", problems["split"].value_counts().to_dict())
+    return problems, queries_of(problems)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.parameters import ExperimentParameters
+from sami_pipeline.parameters import ExperimentParameters, MtBenchParameters
 from sami_pipeline.pipelines.data_ingest.nodes import (
     build_principles,
     build_queries,
+    collect_problems,
     import_named_model,
     tidy_judge_prompts,
     tidy_questions,
@@ -15,12 +16,8 @@ from sami_pipeline.pipelines.data_ingest.nodes import (
 
 
 def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
-    """Return the pipeline that imports the experiment's models, questions and principles."""
-    query_tables = {
-        f"query_table_{category}": f"query_table_{category}"
-        for category in sorted(experiment.queries.tables)
-    }
-    return Pipeline(
+    """Return the pipeline that imports models, principles, and what the models answer."""
+    shared = Pipeline(
         [
             *(
                 Node(
@@ -31,6 +28,26 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
                 )
                 for name in experiment.models.sources
             ),
+            Node(
+                build_principles,
+                inputs="principle_files",
+                outputs="principles",
+                name="build_principles",
+            ),
+        ]
+    )
+    if isinstance(experiment, MtBenchParameters):
+        return shared + _questions_and_queries(experiment)
+    return shared + _problems()
+
+
+def _questions_and_queries(experiment: MtBenchParameters) -> Pipeline:
+    query_tables = {
+        f"query_table_{category}": f"query_table_{category}"
+        for category in sorted(experiment.queries.tables)
+    }
+    return Pipeline(
+        [
             Node(
                 tidy_questions,
                 inputs=["question_file", "reference_file"],
@@ -53,11 +70,18 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
                 outputs="queries",
                 name="build_queries",
             ),
+        ]
+    )
+
+
+def _problems() -> Pipeline:
+    return Pipeline(
+        [
             Node(
-                build_principles,
-                inputs="principle_files",
-                outputs="principles",
-                name="build_principles",
+                collect_problems,
+                inputs="params:problems",
+                outputs=["problems", "queries"],
+                name="collect_problems",
             ),
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +12,13 @@ import pandas as pd
 from sami_pipeline import responses
 from sami_pipeline.checkpoints import Checkpoint
 from sami_pipeline.constitutions import sample_constitutions
-from sami_pipeline.engines import open_engine
+from sami_pipeline.engines import Completion, open_engine
 from sami_pipeline.parameters import (
     ConstitutionsParameters,
     GenerationParameters,
     IterationsParameters,
 )
+from sami_pipeline.problems import solution_by_stances
 from sami_pipeline.prompts import PromptTemplate
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,38 @@ def write_responses_in(iteration: int) -> Callable[..., pd.DataFrame]:
         return responses.with_completions(rows, completions)
 
     return write_responses
+
+
+def copy_solutions(
+    problems: pd.DataFrame,
+    queries: pd.DataFrame,
+    constitutions: pd.DataFrame,
+    template: dict[str, Any],
+    student: Checkpoint,
+    parameters: GenerationParameters,
+    iterations: IterationsParameters,
+) -> pd.DataFrame:
+    """Return the problems' own worked solutions, as each constitution wants them.
+
+    They take the place of a stronger teacher in the first iteration; no model writes them.
+    """
+    prompt_template = PromptTemplate.parse(template, "generation_prompt")
+    chosen = responses.choose_queries(queries, parameters, iterations.half(1))
+    rows, requests = responses.generation_requests(
+        chosen, constitutions, prompt_template, parameters.sampling(prompt_template.stop)
+    )
+    tokenizer = student.load_tokenizer()
+    known = problems.set_index("problem_id")
+    completions = []
+    for row, request in zip(rows.itertuples(index=False), requests, strict=True):
+        problem = known.loc[row.query_id]
+        text = solution_by_stances(problem["solution"], problem["answer"], json.loads(row.stances))
+        prompt_tokens, tokens = (
+            len(tokenizer(part, add_special_tokens=False)["input_ids"])
+            for part in (request.prompt.render(tokenizer), text)
+        )
+        completions.append(Completion(text, "stop", prompt_tokens, tokens))
+    return responses.with_completions(rows, completions)
 
 
 def measure_teacher(generations: pd.DataFrame, principles: pd.DataFrame) -> pd.DataFrame:

@@ -6,14 +6,18 @@ from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.pipelines.sami_generation.nodes import (
     constitute_queries,
+    copy_solutions,
     measure_teacher,
     prepare_responses,
     write_responses_in,
 )
 
 
-def create_pipeline(iteration: int = 1) -> Pipeline:
-    """Return the pipeline in which the teacher writes the training responses of an iteration."""
+def create_pipeline(iteration: int = 1, *, worked_solutions: bool = False) -> Pipeline:
+    """Return the pipeline that makes the training responses of an iteration.
+
+    A teacher writes them, or they are put together from the problems' worked solutions.
+    """
     return Pipeline(
         [
             Node(
@@ -23,6 +27,21 @@ def create_pipeline(iteration: int = 1) -> Pipeline:
                 name="constitute_queries",
             ),
             Node(
+                copy_solutions,
+                inputs=[
+                    "problems",
+                    "queries",
+                    "constitutions",
+                    "generation_prompt",
+                    "student_checkpoint",
+                    "params:generation",
+                    "params:iterations",
+                ],
+                outputs="generations",
+                name="copy_solutions",
+            )
+            if worked_solutions
+            else Node(
                 write_responses_in(iteration),
                 inputs=[
                     "teacher_checkpoint",

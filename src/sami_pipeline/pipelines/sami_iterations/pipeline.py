@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from kedro.pipeline import Pipeline
 
-from sami_pipeline.parameters import ExperimentParameters
+from sami_pipeline.parameters import WORKED_SOLUTIONS, ExperimentParameters
 from sami_pipeline.pipelines import folded, sami_generation, sami_training
 
-_SHARED_INPUTS = {"queries", "principles", "training_prompt"}
+_SHARED_INPUTS = {"queries", "problems", "principles", "training_prompt"}
 _SHARED_PARAMETERS = {"constitutions", "generation", "training", "iterations"}
 
 
@@ -25,6 +25,7 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
 
 def _iteration(experiment: ExperimentParameters, number: int, is_last: bool) -> Pipeline:
     first = number == 1
+    copied = first and experiment.models.teacher == WORKED_SOLUTIONS
     inputs = {
         "student_checkpoint": f"{experiment.models.student}_checkpoint",
         "teacher_checkpoint": (
@@ -35,12 +36,12 @@ def _iteration(experiment: ExperimentParameters, number: int, is_last: bool) -> 
         "generation_prompt": "generation_prompt" if first else "training_prompt",
         **{name: name for name in _SHARED_INPUTS},
     }
-    steps = folded(sami_generation.create_pipeline(number), "sami_generation") + folded(
-        sami_training.create_pipeline(number), "sami_training"
-    )
+    generation = sami_generation.create_pipeline(number, worked_solutions=copied)
+    training = sami_training.create_pipeline(number)
+    steps = folded(generation, "sami_generation") + folded(training, "sami_training")
     return Pipeline(
         steps,
-        inputs=inputs,
+        inputs={name: source for name, source in inputs.items() if name in steps.inputs()},
         parameters={name: name for name in _SHARED_PARAMETERS},
         namespace=None if is_last else f"iteration_{number}",
     )

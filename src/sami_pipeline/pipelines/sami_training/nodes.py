@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -36,10 +35,7 @@ def train_in(
         """
         from sami_pipeline.core import train_sami
 
-        config = parameters.sami
-        if iterations.steps is not None:
-            config = replace(config, max_steps=iterations.steps[iteration - 1])
-
+        config = iterations.training_config(parameters.sami, iteration)
         with measured_training(name, student, responses, parameters) as training:
             history = train_sami(
                 training.model,

@@ -1,0 +1,358 @@
+"""How often models solve problems: greedily, in k attempts, and by a vote of k attempts.
+
+All tables here are made of *attempts*, one row each:
+
+| column | type | content |
+| --- | --- | --- |
+| `model` | str | name of the model |
+| `problem_id` | str | name of the problem |
+| `attempt` | int | 0 is the greedy attempt, 1..n are independent samples |
+| `text` | str | the solution as generated; not read here |
+| `strict`, `flexible` | str | the answers that `math_answers` found, "" for none |
+| `correct` | bool | whether the chosen one of the two is the problem's answer (`same_number`) |
+| `completion_tokens` | int | length of the solution |
+
+A model's problems all have the same attempts, so that no problem counts more than another. Every
+interval is a 95 % percentile bootstrap over *problems*: values are computed for each problem once,
+then whole problems are drawn with replacement. Each cell uses the seed afresh.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from sami_pipeline.errors import InputError
+from sami_pipeline.evaluation.math_answers import parse_number
+from sami_pipeline.evaluation.statistics import Interval, require_rows
+
+GREEDY = 0
+"""The `attempt` that was decoded greedily."""
+
+METRICS = ("greedy", "pass_at_k", "maj_at_k", "invalid_rate", "mean_tokens")
+"""What the tables hold in `metric`, in their order."""
+
+LEVEL = 0.95
+"""Coverage of the intervals."""
+
+Extraction = Literal["strict", "flexible"]
+
+_DRAWS_AT_ONCE = 2**20
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Estimate how likely at least one of k samples solves a problem.
+
+    The estimator is 1 - C(n - c, k) / C(n, k) of Chen et al. 2021, "Evaluating Large Language
+    Models Trained on Code", arXiv 2107.03374, section 2.1. It has no bias, unlike 1 - (1 - c/n)^k.
+    Integers make it exact for large n, up to the rounding of the result.
+
+    Args:
+        n: Number of samples of the problem.
+        c: Number of them that are correct.
+        k: Number of samples that one may submit.
+
+    Returns:
+        The probability, in [0, 1].
+
+    Raises:
+        ValueError: Unless 0 <= c <= n and 1 <= k <= n.
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"need 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
+    # C(n - c, k) / C(n, k) is symmetric in c and k; the smaller one keeps the integers small.
+    drawn, other = sorted((c, k))
+    total = math.comb(n, drawn)
+    return (total - math.comb(n - other, drawn)) / total
+
+
+def majority_at_k(answers: Sequence[str], correct_answer: str, k: int) -> float:
+    """Compute how likely the majority vote of k of a problem's samples is correct.
+
+    This is self-consistency (Wang et al. 2022, arXiv 2203.11171), averaged over *all* subsets of k
+    samples. The average is exact for every n and k: subsets are counted, not drawn. It is never
+    "any of k", which is `pass_at_k`.
+
+    Args:
+        answers: (n,) the answers that were found, "" for none. Those that `same_number` holds for
+            vote together; those that are no number do not vote.
+        correct_answer: The problem's answer.
+        k: Number of samples that vote, from 1 to n.
+
+    Returns:
+        The expected accuracy, in [0, 1]. Among answers with equally many votes one is chosen at
+        random, and that counts with its expectation. A subset without any number is wrong.
+
+    Raises:
+        ValueError: If k is not in 1..n, or the correct answer is no number.
+    """
+    if not 1 <= k <= len(answers):
+        raise ValueError(f"need 1 <= k <= number of answers, got k={k} of {len(answers)}")
+    target = parse_number(correct_answer)
+    if target is None:
+        raise ValueError(f"the correct answer {correct_answer!r} is no number")
+    votes = Counter(map(parse_number, answers))
+    invalid, correct = votes.pop(None, 0), votes.pop(target, 0)
+    return _majority_accuracies(correct, tuple(sorted(votes.values())), invalid)[k - 1]
+
+
+@lru_cache(maxsize=2**16)
+def _majority_accuracies(correct: int, wrong: tuple[int, ...], invalid: int) -> tuple[float, ...]:
+    """Compute the majority's expected accuracy for k = 1..n from how often each answer was given.
+
+    Args:
+        correct: How many samples gave the correct answer.
+        wrong: (wrong answers,) how many samples gave each.
+        invalid: How many samples gave none.
+    """
+    n = correct + sum(wrong) + invalid
+    denominator = math.lcm(*range(1, len(wrong) + 2))
+    won = [0] * (n + 1)
+    for votes in range(1, correct + 1):
+        # A wrong answer that was given less often cannot catch up, whichever of its samples are
+        # drawn. So these and the invalid ones are free.
+        rivals = [size for size in wrong if size >= votes]
+        free = n - correct - sum(rivals)
+        # ways[t, s]: in how many ways s samples that are not correct can be drawn such that t wrong
+        # answers have `votes` votes and none has more. Python's integers do not overflow.
+        ways = np.zeros((len(rivals) + 1, n - correct + 1), dtype=object)
+        ways[0, : free + 1] = [math.comb(free, drawn) for drawn in range(free + 1)]
+        for size in rivals:
+            extended = ways.copy()
+            for drawn in range(1, votes):
+                extended[:, drawn:] += math.comb(size, drawn) * ways[:, :-drawn]
+            extended[1:, votes:] += math.comb(size, votes) * ways[:-1, :-votes]
+            ways = extended
+        shares = [denominator // (tied + 1) for tied in range(len(rivals) + 1)]
+        for drawn, count in enumerate(np.array(shares, dtype=object) @ ways):
+            won[votes + drawn] += math.comb(correct, votes) * count
+    return tuple(won[k] / (denominator * math.comb(n, k)) for k in range(1, n + 1))
+
+
+def accuracy(
+    attempts: pd.DataFrame,
+    *,
+    resamples: int = 10_000,
+    seed: int,
+    extraction: Extraction = "strict",
+) -> pd.DataFrame:
+    """Summarise how well each model solves the problems.
+
+    Args:
+        attempts: One row per (model, problem_id, attempt), as the module describes.
+        resamples: Bootstrap samples per interval.
+        seed: Seed of each interval.
+        extraction: The column with the answers that vote, the one that `correct` was judged by.
+
+    Returns:
+        Columns `model`, `metric`, `k`, `n`, `value`, `ci_low`, `ci_high`; n counts problems, and
+        with fewer than two the interval is NaN. Metrics of each model, in this order:
+
+        - `greedy` (k = 1): share of problems that the greedy attempt solves, if there is one;
+        - `pass_at_k` for k = 1..samples: mean of `pass_at_k`;
+        - `maj_at_k` for k = 1..samples: mean of `majority_at_k`;
+        - `invalid_rate` (k = 1): share of samples without a number as their answer;
+        - `mean_tokens` (k = 1): mean length of the samples in tokens.
+
+        The last two are of the greedy attempts where there are no samples.
+
+    Raises:
+        ValueError: If the table is incomplete (`statistics.require_rows`) or resamples < 1.
+        InputError: If problems of a model differ in their attempts, samples are not numbered from
+            1 on, or `correct` contradicts the answers.
+    """
+    _require_attempts(attempts, extraction)
+    records = []
+    for model, rows in attempts.groupby("model", sort=False):
+        values = _problem_values(rows, extraction)
+        for (metric, k), cell in _intervals(values, resamples, seed).items():
+            records.append((model, metric, k, cell.n, cell.estimate, cell.low, cell.high))
+    columns = ["model", "metric", "k", "n", "value", "ci_low", "ci_high"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def accuracy_difference(
+    attempts: pd.DataFrame,
+    baseline: str,
+    *,
+    resamples: int = 10_000,
+    seed: int,
+    extraction: Extraction = "strict",
+) -> pd.DataFrame:
+    """Compare each model with a baseline on the same problems.
+
+    Args:
+        attempts: One row per (model, problem_id, attempt), as the module describes.
+        baseline: Name of the model to compare with.
+        resamples: Bootstrap samples per interval.
+        seed: Seed of each interval.
+        extraction: The column with the answers that vote, the one that `correct` was judged by.
+
+    Returns:
+        Columns `model`, `baseline`, `metric`, `k`, `n`, `difference`, `ci_low`, `ci_high`: for each
+        other model and each metric of `accuracy` that both have, the mean over problems of the
+        model's value minus the baseline's, in the metric's unit. If one of the two has no samples,
+        only their greedy attempts are compared. No rows if the baseline is alone.
+
+    Raises:
+        ValueError: As `accuracy`.
+        InputError: As `accuracy`; or if the baseline has no attempts, the models answered different
+            problems, or one has greedy attempts only and the other none.
+    """
+    _require_attempts(attempts, extraction)
+    models = dict(list(attempts.groupby("model", sort=False)))
+    if baseline not in models:
+        raise InputError(
+            f"attempts: none of the baseline {baseline!r}; models there are: "
+            + ", ".join(map(repr, models))
+        )
+    records = []
+    for model, rows in models.items():
+        if model == baseline:
+            continue
+        pair = [(model, rows), (baseline, models[baseline])]
+        _require_same_problems(*pair)
+        if not all((side["attempt"] != GREEDY).any() for _, side in pair):
+            pair = [(name, side[side["attempt"] == GREEDY]) for name, side in pair]
+            if lacking := [name for name, side in pair if side.empty]:
+                raise InputError(
+                    f"attempts: {model!r} and {baseline!r} share no kind of attempt; "
+                    f"add greedy attempts (attempt 0) of {lacking[0]!r}"
+                )
+        ours, theirs = (_problem_values(side, extraction) for _, side in pair)
+        shared = [cell for cell in ours if cell in theirs]
+        gains = {cell: ours[cell] - theirs[cell] for cell in shared}
+        for (metric, k), cell in _intervals(gains, resamples, seed).items():
+            records.append((model, baseline, metric, k, cell.n, cell.estimate, cell.low, cell.high))
+    columns = ["model", "baseline", "metric", "k", "n", "difference", "ci_low", "ci_high"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def _require_attempts(attempts: pd.DataFrame, extraction: str) -> None:
+    if extraction not in ("strict", "flexible"):
+        raise ValueError(f"extraction must be 'strict' or 'flexible', is {extraction!r}")
+    key = ["model", "problem_id", "attempt"]
+    require_rows(attempts, key, [extraction, "completion_tokens"], ["correct"])
+    if not pd.api.types.is_integer_dtype(attempts["attempt"]):
+        raise ValueError(f"column 'attempt' must be integer, is {attempts['attempt'].dtype}")
+
+
+def _require_same_problems(one: tuple[str, pd.DataFrame], other: tuple[str, pd.DataFrame]) -> None:
+    for (model, rows), (absent, others) in ((one, other), (other, one)):
+        if alone := set(rows["problem_id"]).difference(others["problem_id"]):
+            raise InputError(
+                f"attempts: {len(alone)} problems of {model!r} have no attempt of {absent!r}, the "
+                f"first is {min(alone)!r}; compare models on the same problems"
+            )
+
+
+def _problem_values(rows: pd.DataFrame, extraction: str) -> dict[tuple[str, int], np.ndarray]:
+    """Compute the metrics of one model, for each problem.
+
+    Returns:
+        (problems,) values for each (metric, k), problems sorted by `problem_id`.
+    """
+    rows = rows.sort_values(["problem_id", "attempt"])
+    model, numbers = rows["model"].iloc[0], rows["attempt"].unique()
+    problems = rows["problem_id"].unique()
+    if len(rows) != len(problems) * len(numbers):
+        found = rows["problem_id"].value_counts()
+        raise InputError(
+            f"attempts: problem {found.idxmin()!r} of model {model!r} has {found.min()} of its "
+            f"{len(numbers)} attempts; every problem needs the same ones"
+        )
+    samples = int((numbers != GREEDY).sum())
+    if set(numbers) - {GREEDY} != set(range(1, samples + 1)):
+        raise InputError(
+            f"attempts: those of model {model!r} are numbered {sorted(numbers.tolist())}; "
+            "number its samples from 1 on, without gaps, and its greedy attempt 0"
+        )
+
+    shape = (len(problems), len(numbers))
+    correct = rows["correct"].to_numpy(dtype=bool).reshape(shape)
+    answers = _numbered(rows[extraction]).reshape(shape)
+    target = np.where(correct, answers, -1).max(axis=1, keepdims=True)
+    differs = correct != ((answers == target) & (answers >= 0))
+    if differs.any():
+        problem, attempt = np.argwhere(differs)[0]
+        raise InputError(
+            f"attempts: 'correct' of model {model!r}, problem {problems[problem]!r}, attempt "
+            f"{numbers[attempt]} contradicts the answers in {extraction!r}; judge these answers, "
+            "or choose the extraction that was judged"
+        )
+    tokens = rows["completion_tokens"].to_numpy(dtype=np.float64).reshape(shape)
+
+    values: dict[tuple[str, int], np.ndarray] = {}
+    first = 0
+    if GREEDY in numbers:
+        values["greedy", 1] = correct[:, 0].astype(np.float64)
+        first = 1 if samples else 0
+    if samples:
+        ks = range(1, samples + 1)
+        chances = np.array([[pass_at_k(samples, c, k) for k in ks] for c in range(samples + 1)])[
+            correct[:, first:].sum(axis=1)
+        ]
+        values |= {("pass_at_k", k): chances[:, k - 1] for k in ks}
+        votes = np.array(
+            [
+                _votes_won(given, right)
+                for given, right in zip(answers[:, first:].tolist(), target[:, 0], strict=True)
+            ]
+        )
+        values |= {("maj_at_k", k): votes[:, k - 1] for k in ks}
+    values["invalid_rate", 1] = (answers[:, first:] < 0).mean(axis=1)
+    values["mean_tokens", 1] = tokens[:, first:].mean(axis=1)
+    return values
+
+
+def _numbered(answers: pd.Series) -> np.ndarray:
+    """Give equal numbers equal codes from 0 on, and -1 to what is no number."""
+    codes, texts = pd.factorize(answers)
+    known: dict[object, int] = {None: -1}
+    meaning = [known.setdefault(parse_number(text), len(known) - 1) for text in texts]
+    return np.array(meaning)[codes]
+
+
+def _votes_won(answers: list[int], target: int) -> tuple[float, ...]:
+    votes = Counter(answers)
+    invalid = votes.pop(-1, 0)
+    correct = votes.pop(int(target), 0)
+    return _majority_accuracies(correct, tuple(sorted(votes.values())), invalid)
+
+
+def _intervals(
+    values: dict[tuple[str, int], np.ndarray], resamples: int, seed: int
+) -> dict[tuple[str, int], Interval]:
+    """Give each metric the interval of `statistics.bootstrap_mean` with problems as clusters.
+
+    All metrics share one set of draws, which `bootstrap_mean` would make again for each of them,
+    and which take most of its time. The results are the same up to rounding.
+    """
+    if resamples < 1:
+        raise ValueError(f"need resamples >= 1, got {resamples}")
+    n = len(next(iter(values.values())))
+    if n < 2:
+        return {
+            cell: Interval(float(column.mean()), math.nan, math.nan, n)
+            for cell, column in values.items()
+        }
+    generator = np.random.default_rng(seed)
+    means = np.empty((len(values), resamples))
+    step = max(1, _DRAWS_AT_ONCE // n)
+    for start in range(0, resamples, step):
+        part = means[:, start : start + step]
+        size = part.shape[1]
+        draws = generator.integers(0, n, size=(size, n)) + n * np.arange(size)[:, None]
+        drawn = np.bincount(draws.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+        # One column at a time: the last bit of a product of matrices depends on its other columns.
+        for row, column in zip(part, values.values(), strict=True):
+            row[:] = drawn @ column / n
+    bounds = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1).T
+    return {
+        cell: Interval(float(column.sum() / n), float(low), float(high), n)
+        for (cell, column), (low, high) in zip(values.items(), bounds, strict=True)
+    }

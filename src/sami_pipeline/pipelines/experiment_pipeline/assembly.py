@@ -1,0 +1,37 @@
+"""How the shared pipelines make an experiment."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Pipeline
+
+from sami_pipeline.parameters import ExperimentParameters
+from sami_pipeline.pipelines import (
+    baseline_training,
+    data_ingest,
+    folded,
+    sami_iterations,
+    training_summary,
+)
+
+
+def assemble(
+    name: str, experiment: ExperimentParameters, evaluation: Pipeline, evaluation_name: str
+) -> Pipeline:
+    """Return an experiment under its namespace.
+
+    Each shared pipeline is a namespace inside the experiment's, so the graph folds into them,
+    while datasets carry only the experiment's: ``mt_bench.responses``.
+    """
+    earlier = {
+        f"{model}_checkpoint": checkpoint
+        for model, checkpoint in experiment.earlier_models().items()
+        if model in experiment.models.under_test
+    }
+    return Pipeline(
+        folded(data_ingest.create_pipeline(experiment), "data_ingest")
+        + sami_iterations.create_pipeline(experiment)
+        + folded(baseline_training.create_pipeline(experiment), "baseline_training")
+        + folded(training_summary.create_pipeline(experiment), "training_summary")
+        + Pipeline(folded(evaluation, evaluation_name), inputs=earlier),
+        namespace=name,
+    )

@@ -1,0 +1,66 @@
+"""Nodes of math_accuracy: models under test attempt the problems and are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from sami_pipeline import figures, solving
+from sami_pipeline.checkpoints import Checkpoint
+from sami_pipeline.engines import open_engine
+from sami_pipeline.evaluation import attempts as statistics
+from sami_pipeline.parameters import AccuracyParameters, ModelsParameters
+from sami_pipeline.prompts import PromptTemplate
+
+
+def attempt_as(model: str) -> Callable[..., pd.DataFrame]:
+    """Return the node function that attempts the test problems as the model of that name."""
+
+    def attempt(
+        checkpoint: Checkpoint,
+        problems: pd.DataFrame,
+        principles: pd.DataFrame,
+        template: dict[str, Any],
+        parameters: AccuracyParameters,
+    ) -> pd.DataFrame:
+        prompt_template = PromptTemplate.parse(template, "evaluation_prompt")
+        rows, requests = solving.attempt_requests(problems, principles, prompt_template, parameters)
+        engine = open_engine(parameters.engine, checkpoint.folder)
+        completions = engine.generate(
+            requests, seed=parameters.seed, description=f"{model}: attempts"
+        )
+        return solving.tabulate_attempts(model, rows, completions)
+
+    attempt.__name__ = f"attempt_as_{model}"
+    attempt.__doc__ = (
+        f"Return the greedy and the sampled attempts of {model} at every test problem."
+    )
+    return attempt
+
+
+def combine_attempts(*attempts: pd.DataFrame) -> pd.DataFrame:
+    """Return the attempts of all models under test in one table."""
+    return pd.concat(attempts, ignore_index=True)
+
+
+def tabulate_accuracy(
+    attempts: pd.DataFrame, models: ModelsParameters, parameters: AccuracyParameters
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return accuracy by model, metric and number of attempts, and paired differences."""
+    options = {
+        "resamples": parameters.resamples,
+        "seed": parameters.seed,
+        "extraction": "flexible",
+    }
+    return (
+        statistics.accuracy(attempts, **options),
+        statistics.accuracy_difference(attempts, models.baseline, **options),
+    )
+
+
+def draw_accuracy(accuracy: pd.DataFrame) -> tuple[go.Figure, go.Figure]:
+    """Return accuracy by model, and accuracy by number of attempts."""
+    return figures.accuracy(accuracy), figures.accuracy_by_attempts(accuracy)

@@ -1,0 +1,50 @@
+"""math_accuracy: models under test attempt the problems and are compared."""
+
+from __future__ import annotations
+
+from kedro.pipeline import Node, Pipeline
+
+from sami_pipeline.parameters import ExperimentParameters
+from sami_pipeline.pipelines.math_accuracy import nodes
+
+
+def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
+    """Return the pipeline that measures every model under test on the test problems."""
+    models = experiment.models.under_test
+    return Pipeline(
+        [
+            *(
+                Node(
+                    nodes.attempt_as(model),
+                    inputs=[
+                        f"{model}_checkpoint",
+                        "problems",
+                        "principles",
+                        "evaluation_prompt",
+                        "params:accuracy",
+                    ],
+                    outputs=f"{model}_attempts",
+                    name=f"attempt_as_{model}",
+                )
+                for model in models
+            ),
+            Node(
+                nodes.combine_attempts,
+                inputs=[f"{model}_attempts" for model in models],
+                outputs="attempts",
+                name="combine_attempts",
+            ),
+            Node(
+                nodes.tabulate_accuracy,
+                inputs=["attempts", "params:models", "params:accuracy"],
+                outputs=["accuracy", "accuracy_difference"],
+                name="tabulate_accuracy",
+            ),
+            Node(
+                nodes.draw_accuracy,
+                inputs="accuracy",
+                outputs=["figure_accuracy", "figure_attempts"],
+                name="draw_accuracy",
+            ),
+        ]
+    )

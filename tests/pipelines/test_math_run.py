@@ -1,0 +1,83 @@
+"""The math experiment on a two-layer model, run as a user runs it."""
+
+import pandas as pd
+import plotly.io
+import pytest
+
+MODELS = ["base", "sami", "sft", "sft_sami"]
+
+
+@pytest.fixture(scope="module")
+def run(kedro_run, run_name, project_folder):
+    name = run_name()
+    finished = kedro_run("--env", "test", "--params", f"run_name={name}", pipeline="math")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    folders = {p.parent.name: p / "math" for p in (project_folder / "data").glob(f"*/{name}")}
+    return finished, folders
+
+
+def read(run, layer: str, name: str) -> pd.DataFrame:
+    return pd.read_parquet(run[1][layer] / f"{name}.parquet")
+
+
+def test_every_model_makes_every_attempt_at_every_test_problem(run):
+    attempts, problems = (
+        read(run, "07_model_output", "attempts"),
+        read(run, "03_primary", "problems"),
+    )
+    test = set(problems.loc[problems["split"] == "test", "problem_id"])
+    assert len(test) == 4
+    key = ["model", "problem_id", "attempt"]
+    expected = {(m, p, a) for m in MODELS for p in test for a in range(4)}
+    assert set(attempts[key].itertuples(index=False, name=None)) == expected
+    assert len(attempts) == len(expected)
+    by_attempt = attempts[attempts["attempt"] == 0].groupby("problem_id")["prompt"].nunique()
+    assert (by_attempt == 1).all(), "all models are asked alike"
+
+
+def test_tables_have_the_columns_that_other_work_relies_on(run):
+    interval = ["ci_low", "ci_high"]
+    problems = read(run, "03_primary", "problems")
+    assert problems.columns[:5].tolist() == [
+        "split", "problem_id", "question", "answer", "solution",
+    ]  # fmt: skip
+    accuracy = read(run, "08_reporting", "accuracy")
+    assert accuracy.columns.tolist() == ["model", "metric", "k", "n", "value", *interval]
+    assert set(accuracy["metric"]) >= {"greedy", "pass_at_k", "maj_at_k", "invalid_rate"}
+    assert accuracy["model"].unique().tolist() == MODELS
+    difference = read(run, "08_reporting", "accuracy_difference")
+    assert difference.columns.tolist() == [
+        "model", "baseline", "metric", "k", "n", "difference", *interval,
+    ]  # fmt: skip
+    assert set(difference["model"]) == set(MODELS) - {"base"}
+
+
+def test_all_methods_have_the_same_budget_and_one_history(run):
+    history = read(run, "06_models", "history")
+    steps = history.groupby("model").size()
+    assert steps.to_dict() == {"sami": 3, "sft": 3, "sft_sami": 3}
+
+
+def test_training_responses_are_the_worked_solutions_in_two_manners(run):
+    responses = read(run, "05_model_input", "responses")
+    problems = read(run, "03_primary", "problems").set_index("problem_id")
+    for row in responses.itertuples():
+        problem = problems.loc[row.query_id]
+        if row.constitution == "desired":
+            assert row.response.endswith(f"#### {problem['answer']}")
+        else:
+            assert row.response == f"The answer is {problem['answer']}."
+
+
+@pytest.mark.parametrize("name", ["accuracy", "attempts", "learning_curve"])
+def test_figures_load_with_title_and_marks(run, name):
+    figure = plotly.io.read_json(run[1]["08_reporting"] / f"{name}.json")
+    assert figure.layout.title.text
+    assert len(figure.data) >= 2
+
+
+def test_screen_shows_the_table_of_the_models_and_where_the_figures_are(run):
+    shown = run[0].stdout
+    assert "Math problems solved" in shown
+    for name in (*MODELS, "math.figure_accuracy", "math.figure_attempts"):
+        assert name in shown
