@@ -32,6 +32,11 @@ sys.path.insert(0, str(PROJECT / "src"))
 
 # SmolLM2-135M and Llama-3.1-8B: what takes time is the shape, so the weights are random.
 SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "tie_word_embeddings": True, "max_position_embeddings": 2048,
+    },
     "smollm2-135m": {
         "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
         "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,

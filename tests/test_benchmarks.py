@@ -1,0 +1,49 @@
+"""The benchmark compares ways of computing the same numbers."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import sami_step
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return sami_step.measure(sami_step.PLAIN, 2, "float32", "tiny", "cpu", 1)
+
+
+@pytest.mark.parametrize("variant", [sami_step.SAMI, sami_step.TWO_PASS, sami_step.PUBLISHED])
+def test_every_variant_has_the_loss_and_gradient_of_the_plain_step(variant, plain):
+    result = sami_step.measure(variant, 2, "float32", "tiny", "cpu", 1)
+    for name in ("loss", "gradient_norm"):
+        assert result[name] == pytest.approx(plain[name], rel=1e-3), name
+    assert len(result["seconds"]) == 1
+    assert result["peak_bytes"] > 0
+
+
+def test_the_plain_step_repeats_prompts_and_this_project_does_not(plain):
+    ours = sami_step.measure(sami_step.SAMI, 2, "float32", "tiny", "cpu", 1)
+    grid = sami_step.make_grid(2, 512, shared=True)
+    prompts = sum(map(len, grid.prompt_ids))
+    assert plain["tokens"] == 2 * prompts + 2 * grid.response_tokens
+    assert ours["tokens"] == prompts - 320 + 2 * grid.response_tokens
+    assert plain["flops"] > ours["flops"]
+
+
+def test_a_result_becomes_a_table_and_its_section_of_the_page(plain, tmp_path, monkeypatch):
+    runs = {sami_step.PLAIN: [plain], sami_step.SAMI: [{"failed": "out of memory"}]}
+    text = sami_step.table(
+        {"n": 2, "numerics": "float32", "ceiling": 1e11, "runs": runs}, on_gpu=False
+    )
+    assert "| plain | " in text
+    assert "out of memory" in text
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- cpu: begin -->\nold\n<!-- cpu: end -->\nafter\n")
+    monkeypatch.setattr(sami_step, "PAGE", page)
+    sami_step.write_page("cpu", text)
+    written = page.read_text()
+    assert text in written
+    assert "old" not in written
+    assert written.startswith("before") and written.endswith("after\n")
