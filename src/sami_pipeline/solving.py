@@ -7,10 +7,9 @@ import pandas as pd
 from sami_pipeline.constitutions import format_constitution
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.evaluation import math_answers
+from sami_pipeline.evaluation.attempts import GREEDY
 from sami_pipeline.parameters import AccuracyParameters
 from sami_pipeline.prompts import PromptTemplate
-
-GREEDY = 0
 
 
 def attempt_requests(

@@ -41,11 +41,6 @@ def attempt_as(model: str) -> Callable[..., pd.DataFrame]:
     return attempt
 
 
-def combine_attempts(*attempts: pd.DataFrame) -> pd.DataFrame:
-    """Return the attempts of all models under test in one table."""
-    return pd.concat(attempts, ignore_index=True)
-
-
 def tabulate_accuracy(
     attempts: pd.DataFrame, models: ModelsParameters, parameters: AccuracyParameters
 ) -> tuple[pd.DataFrame, pd.DataFrame]:

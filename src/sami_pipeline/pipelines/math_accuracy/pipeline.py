@@ -5,6 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import ExperimentParameters
+from sami_pipeline.pipelines import combine_tables
 from sami_pipeline.pipelines.math_accuracy import nodes
 
 
@@ -29,7 +30,7 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
                 for model in models
             ),
             Node(
-                nodes.combine_attempts,
+                combine_tables,
                 inputs=[f"{model}_attempts" for model in models],
                 outputs="attempts",
                 name="combine_attempts",

@@ -87,11 +87,6 @@ def _prompt(template: PromptTemplate, row: Any) -> Prompt:
     )
 
 
-def combine_answers(*answers: pd.DataFrame) -> pd.DataFrame:
-    """Return the answers of all models under test in one table."""
-    return pd.concat(answers, ignore_index=True)
-
-
 def judge_answers(checked: pd.DataFrame, models: ModelsParameters) -> pd.DataFrame:
     """Return the checklist judge's verdicts on every model against the baseline and the later ones.
 
@@ -141,7 +136,6 @@ def draw_compliance(compliance: pd.DataFrame) -> go.Figure:
 __all__ = [
     "answer_as",
     "check_answers",
-    "combine_answers",
     "constitute_questions",
     "draw_compliance",
     "draw_win_rates",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import ExperimentParameters
+from sami_pipeline.pipelines import combine_tables
 from sami_pipeline.pipelines.mt_bench_eval import nodes
 
 
@@ -36,7 +37,7 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
             ),
             *answering,
             Node(
-                nodes.combine_answers,
+                combine_tables,
                 inputs=[f"{model}_answers" for model in models],
                 outputs="answers",
                 name="combine_answers",

@@ -8,11 +8,6 @@ import plotly.graph_objects as go
 from sami_pipeline import figures
 
 
-def combine_tables(*tables: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of all trained models."""
-    return pd.concat(tables, ignore_index=True)
-
-
 def draw_learning_curve(history: pd.DataFrame) -> go.Figure:
     """Return loss, accuracies and MI bound by optimiser step."""
     return figures.learning_curve(history)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import ExperimentParameters
-from sami_pipeline.pipelines.training_summary.nodes import combine_tables, draw_learning_curve
+from sami_pipeline.pipelines import combine_tables
+from sami_pipeline.pipelines.training_summary.nodes import draw_learning_curve
 
 
 def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
