@@ -17,7 +17,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(notdir $(VLLM_REQUIREMENTS))
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 2147483647
 
-.PHONY: help setup chromium vllm mt-bench math test test-vllm lint bench bench-engines docs viz clean
+.PHONY: help setup chromium vllm mt-bench math test test-vllm stress lint bench bench-engines docs viz clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -61,6 +61,9 @@ test: setup  ## Run the tests
 
 test-vllm: setup vllm  ## Run the tests that need vLLM
 	$(BIN)/python -m pytest -m vllm
+
+stress: setup  ## Run the long tests: faults, bad input, growth
+	$(BIN)/python -m pytest -m stress
 
 lint: setup  ## Check style, and that the docs build (without running the notebooks)
 	$(BIN)/ruff check .
