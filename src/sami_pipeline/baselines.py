@@ -14,7 +14,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,8 @@ from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.parameters import DpoParameters, SftParameters
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
     from sami_pipeline.core.grid import Grid
 
@@ -88,7 +89,6 @@ def train_dpo(
         One row per optimiser step: ``step, loss, gradient_norm, learning_rate, weights_moved,
         tokens_per_second, peak_memory_bytes, preference_accuracy, reward_margin``.
     """
-    from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
     class TokenisedDPOTrainer(DPOTrainer):
@@ -106,19 +106,9 @@ def train_dpo(
         precompute_ref_log_probs=True,
         precompute_ref_batch_size=config.grids_per_micro_batch * per_query,
     )
+    determining = {"sami": _determining(config), "dpo": parameters.model_dump()}
     return _train(
-        lambda callback: TokenisedDPOTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_list(pairs),
-            processing_class=tokenizer,
-            callbacks=[callback],
-        ),
-        model,
-        config,
-        pairs,
-        {"sami": _determining(config), "dpo": parameters.model_dump()},
-        state_folder,
+        TokenisedDPOTrainer, arguments, model, tokenizer, config, pairs, determining, state_folder
     )
 
 
@@ -131,7 +121,6 @@ def train_sft(
     state_folder: Path,
 ) -> pd.DataFrame:
     """Train a model with TRL's SFTTrainer, in place, and return its history; see ``train_dpo``."""
-    from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     examples = demonstrations(grids)
@@ -140,19 +129,9 @@ def train_sft(
         max_length=None,
         completion_only_loss=True,
     )
+    determining = {"sami": _determining(config), "sft": parameters.model_dump()}
     return _train(
-        lambda callback: SFTTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_list(examples),
-            processing_class=tokenizer,
-            callbacks=[callback],
-        ),
-        model,
-        config,
-        examples,
-        {"sami": _determining(config), "sft": parameters.model_dump()},
-        state_folder,
+        SFTTrainer, arguments, model, tokenizer, config, examples, determining, state_folder
     )
 
 
@@ -230,19 +209,22 @@ def _follow_samis_schedule(trainer: Trainer, config: SamiTrainingConfig) -> None
 
 
 def _train(
-    build: Callable[[Any], Trainer],
+    trainer_type: type[Trainer],
+    arguments: TrainingArguments,
     model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     config: SamiTrainingConfig,
     examples: list[dict[str, Any]],
-    parameters: dict[str, Any],
+    determining: dict[str, Any],
     state_folder: Path,
 ) -> pd.DataFrame:
+    from datasets import Dataset
     from transformers import ProgressCallback
     from transformers.utils import logging as transformers_logging
 
     from sami_pipeline.core.state import fingerprint_parts, refuse_mismatch
 
-    wanted = fingerprint_parts(model, examples, parameters)
+    wanted = fingerprint_parts(model, examples, determining)
     record = state_folder / "run.json"
     saved = json.loads(record.read_text()) if record.is_file() else None
     if saved is not None and saved["finished"] and saved["fingerprint"] != wanted:
@@ -253,7 +235,13 @@ def _train(
         logger.info("Going on from %s", resume_from)
     _write(record, {"finished": False, "fingerprint": wanted})
     transformers_logging.disable_progress_bar()  # of every file that a checkpoint writes
-    trainer = build(_measuring_callback(model))
+    trainer = trainer_type(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(examples),
+        processing_class=tokenizer,
+        callbacks=[_measuring_callback(model)],
+    )
     _follow_samis_schedule(trainer, config)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_quiet_progress())

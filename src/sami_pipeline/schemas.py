@@ -41,6 +41,36 @@ class _Table(pa.DataFrameModel):
         strict = True
 
 
+class _OnATurn(_Table):
+    """What is said of a model's answer to one turn of a question under one constitution."""
+
+    model: Series[str]
+    question_id: Series[str]
+    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    turn: Series[int] = pa.Field(isin=[1, 2])
+    constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
+
+
+class _Completed(_Table):
+    """What an engine of this project was given and how it ended; lengths are in tokens."""
+
+    prompt: Series[str]
+    finish_reason: Series[str] = pa.Field(isin=_FINISH_REASONS)
+    prompt_tokens: Series[int] = pa.Field(ge=1)
+    completion_tokens: Series[int] = pa.Field(ge=0)
+
+
+class _Lengths(_Table):
+    """How long a model's responses are in tokens, and the share of them that were cut off."""
+
+    mean_tokens: Series[float] = pa.Field(ge=0)
+    mean_tokens_ci_low: Series[float] = pa.Field(ge=0, nullable=True)
+    mean_tokens_ci_high: Series[float] = pa.Field(ge=0, nullable=True)
+    truncated_rate: Series[float] = pa.Field(ge=0, le=1)
+    truncated_ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
+    truncated_ci_high: Series[float] = pa.Field(ge=0, le=1, nullable=True)
+
+
 class Questions(_Table):
     """One row is one turn of an MT-Bench question."""
 
@@ -223,7 +253,7 @@ class HeldOut(_Table):
     ci_high: Series[float] = pa.Field(nullable=True)
 
 
-class HeldOutResponses(_Table):
+class HeldOutResponses(_Completed):
     """One row is a model's own response to a held-out query under one constitution."""
 
     model: Series[str]
@@ -231,11 +261,7 @@ class HeldOutResponses(_Table):
     category: Series[str] = pa.Field(isin=_CATEGORIES)
     constitution_index: Series[int] = pa.Field(ge=0)
     constitution: Series[str] = pa.Field(isin=["desired", "contrasting"])
-    prompt: Series[str]
     response: Series[str]
-    finish_reason: Series[str] = pa.Field(isin=_FINISH_REASONS)
-    prompt_tokens: Series[int] = pa.Field(ge=1)
-    completion_tokens: Series[int] = pa.Field(ge=0)
 
     class Config(_Table.Config):
         """Together these name a row."""
@@ -243,7 +269,7 @@ class HeldOutResponses(_Table):
         unique = ("model", "query_id", "constitution_index")
 
 
-class HeldOutLengths(_Table):
+class HeldOutLengths(_Lengths):
     """One row is how long a model's own responses to held-out queries are, in its tokens.
 
     The objective on held-out queries (``HeldOut``) is measured on the teacher's responses, whose
@@ -253,12 +279,6 @@ class HeldOutLengths(_Table):
     model: Series[str]
     constitution: Series[str] = pa.Field(isin=["desired", "contrasting"])
     n: Series[int] = pa.Field(ge=1)
-    mean_tokens: Series[float] = pa.Field(ge=0)
-    mean_tokens_ci_low: Series[float] = pa.Field(ge=0, nullable=True)
-    mean_tokens_ci_high: Series[float] = pa.Field(ge=0, nullable=True)
-    truncated_rate: Series[float] = pa.Field(ge=0, le=1)
-    truncated_ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
-    truncated_ci_high: Series[float] = pa.Field(ge=0, le=1, nullable=True)
 
     class Config(_Table.Config):
         """Together these name a row."""
@@ -266,20 +286,11 @@ class HeldOutLengths(_Table):
         unique = ("model", "constitution")
 
 
-class Answers(_Table):
+class Answers(_OnATurn, _Completed):
     """One row is a model's answer to one turn of a question under one constitution."""
 
-    model: Series[str]
-    question_id: Series[str]
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
-    turn: Series[int] = pa.Field(isin=[1, 2])
-    constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
     stances: Series[str]
-    prompt: Series[str]
     answer: Series[str]
-    finish_reason: Series[str] = pa.Field(isin=_FINISH_REASONS)
-    prompt_tokens: Series[int] = pa.Field(ge=1)
-    completion_tokens: Series[int] = pa.Field(ge=0)
     degenerate: Series[bool]
 
     class Config(_Table.Config):
@@ -288,14 +299,9 @@ class Answers(_Table):
         unique = ("model", "question_id", "turn", "constitution")
 
 
-class Checked(_Table):
+class Checked(_OnATurn):
     """One row is one statement of the constitution an answer was given under."""
 
-    model: Series[str]
-    question_id: Series[str]
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
-    turn: Series[int] = pa.Field(isin=[1, 2])
-    constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
     principle: Series[str]
     stance: Series[str] = pa.Field(isin=["principle", "antithesis"])
     check: Series[str]
@@ -308,7 +314,7 @@ class Checked(_Table):
         unique = ("model", "question_id", "turn", "constitution", "principle")
 
 
-class Judgements(_Table):
+class Judgements(_OnATurn):
     """One row is what a model that judges wrote when it was asked once.
 
     A comparison has two: with the model's answer first, and with the opponent's. A single answer's
@@ -317,12 +323,7 @@ class Judgements(_Table):
 
     judge: Series[str] = pa.Field(isin=["pairwise", "constitution", "single"])
     judge_model: Series[str]
-    model: Series[str]
     opponent: Series[str]
-    question_id: Series[str]
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
-    turn: Series[int] = pa.Field(isin=[1, 2])
-    constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
     order: Series[str] = pa.Field(isin=["model_first", "opponent_first", "single"])
     prompt: Series[str]
     text: Series[str]
@@ -337,18 +338,13 @@ class Judgements(_Table):
         unique = ("judge", "model", "opponent", "question_id", "turn", "constitution", "order")
 
 
-class Verdicts(_Table):
+class Verdicts(_OnATurn):
     """One row is a judge's verdict on two models' answers to the same turn.
 
     Scores are statements followed (checklist) or ratings (single); comparisons have none.
     """
 
-    model: Series[str]
     opponent: Series[str]
-    question_id: Series[str]
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
-    turn: Series[int] = pa.Field(isin=[1, 2])
-    constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
     model_score: Series[float] = pa.Field(ge=0, nullable=True)
     opponent_score: Series[float] = pa.Field(ge=0, nullable=True)
     winner: Series[str] = pa.Field(isin=list(OUTCOMES))
@@ -469,7 +465,7 @@ class ComplianceDifference(_Table):
     ci_high: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
 
 
-class Degeneration(_Table):
+class Degeneration(_Lengths):
     """One row is how a model's answers in one category end and how long they are.
 
     The share that mostly repeat themselves, the mean length in tokens, the share cut off.
@@ -481,12 +477,6 @@ class Degeneration(_Table):
     degeneration_rate: Series[float] = pa.Field(ge=0, le=1)
     ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     ci_high: Series[float] = pa.Field(ge=0, le=1, nullable=True)
-    mean_tokens: Series[float] = pa.Field(ge=0)
-    mean_tokens_ci_low: Series[float] = pa.Field(ge=0, nullable=True)
-    mean_tokens_ci_high: Series[float] = pa.Field(ge=0, nullable=True)
-    truncated_rate: Series[float] = pa.Field(ge=0, le=1)
-    truncated_ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
-    truncated_ci_high: Series[float] = pa.Field(ge=0, le=1, nullable=True)
 
 
 class Problems(_Table):
@@ -500,7 +490,7 @@ class Problems(_Table):
     template: Series[str]
 
 
-class Attempts(_Table):
+class Attempts(_Completed):
     """One row is one attempt of a model at a test problem; attempt 0 is greedy.
 
     ``correct`` judges the flexible answer.
@@ -517,10 +507,6 @@ class Attempts(_Table):
     harness_strict: Series[str]
     harness_flexible: Series[str]
     reference: Series[str]
-    prompt: Series[str]
-    finish_reason: Series[str] = pa.Field(isin=_FINISH_REASONS)
-    prompt_tokens: Series[int] = pa.Field(ge=1)
-    completion_tokens: Series[int] = pa.Field(ge=0)
 
     class Config(_Table.Config):
         """Together these name a row."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from sami_pipeline.engines.base import (
@@ -32,6 +34,7 @@ __all__ = [
     "SamplingParameters",
     "TransformersParameters",
     "VllmParameters",
+    "complete",
     "completion_key",
     "generate",
     "model_fingerprint",
@@ -72,6 +75,26 @@ def open_engine(parameters: EngineParameters, model_folder: Path | None = None) 
         dtype=parameters.transformers.dtype,
         batch_size=parameters.transformers.batch_size,
     )
+
+
+def complete(
+    parameters: EngineParameters,
+    model_folder: Path | None,
+    requests: Sequence[GenerationRequest],
+    *,
+    seed: int,
+    description: str,
+    completions_folder: Path,
+) -> list[Completion]:
+    """Open an engine, generate with it as ``generate`` does, keep all completions, and close it."""
+    with closing(open_engine(parameters, model_folder)) as engine:
+        return generate(
+            engine,
+            requests,
+            seed=seed,
+            description=description,
+            store=CompletionStore(completions_folder),
+        )
 
 
 def release() -> None:

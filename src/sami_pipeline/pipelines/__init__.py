@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pandas as pd
-from kedro.pipeline import Pipeline
+from kedro.pipeline import Node, Pipeline
 
 
 def folded(stage: Pipeline, name: str) -> Pipeline:
@@ -24,6 +26,33 @@ def with_datasets_under(name: str, pipeline: Pipeline) -> Pipeline:
         outputs=under(pipeline.all_outputs()),
         parameters=under({parameter.removeprefix("params:") for parameter in parameters}),
     )
+
+
+def for_each_model(
+    models: Sequence[str],
+    make: Callable[[str], Callable[..., pd.DataFrame]],
+    *,
+    inputs: Sequence[str],
+    output: str,
+) -> list[Node]:
+    """Return a node for each model that makes its table from its checkpoint and other inputs.
+
+    Args:
+        models: by name.
+        make: gives the node function of a model; the node is named after it.
+        inputs: what follows ``{model}_checkpoint``.
+        output: the table is ``{model}_{output}``.
+    """
+    functions = {model: make(model) for model in models}
+    return [
+        Node(
+            function,
+            inputs=[f"{model}_checkpoint", *inputs],
+            outputs=f"{model}_{output}",
+            name=function.__name__,
+        )
+        for model, function in functions.items()
+    ]
 
 
 def combine_tables(*tables: pd.DataFrame) -> pd.DataFrame:

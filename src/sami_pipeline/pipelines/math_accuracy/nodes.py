@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import plotly.graph_objects as go
 
 from sami_pipeline import figures, solving
 from sami_pipeline.checkpoints import Checkpoint
-from sami_pipeline.engines import CompletionStore, generate, open_engine
+from sami_pipeline.engines import complete
 from sami_pipeline.evaluation import attempts as statistics
 from sami_pipeline.parameters import AccuracyParameters, ModelsParameters
 from sami_pipeline.prompts import PromptTemplate
@@ -31,14 +30,14 @@ def attempt_as(model: str) -> Callable[..., pd.DataFrame]:
     ) -> pd.DataFrame:
         prompt_template = PromptTemplate.parse(template, "evaluation_prompt")
         rows, requests = solving.attempt_requests(problems, principles, prompt_template, parameters)
-        with closing(open_engine(parameters.engine, checkpoint.folder)) as engine:
-            completions = generate(
-                engine,
-                requests,
-                seed=parameters.seed,
-                description=f"{model}: attempts",
-                store=CompletionStore(completions_folder),
-            )
+        completions = complete(
+            parameters.engine,
+            checkpoint.folder,
+            requests,
+            seed=parameters.seed,
+            description=f"{model}: attempts",
+            completions_folder=completions_folder,
+        )
         return solving.tabulate_attempts(model, rows, completions)
 
     attempt.__name__ = f"attempt_as_{model}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import ExperimentParameters
-from sami_pipeline.pipelines import combine_tables
+from sami_pipeline.pipelines import combine_tables, for_each_model
 from sami_pipeline.pipelines.math_accuracy import nodes
 
 
@@ -14,21 +14,17 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
     models = experiment.models.under_test
     return Pipeline(
         [
-            *(
-                Node(
-                    nodes.attempt_as(model),
-                    inputs=[
-                        f"{model}_checkpoint",
-                        "problems",
-                        "principles",
-                        "evaluation_prompt",
-                        "params:accuracy",
-                        "completions",
-                    ],
-                    outputs=f"{model}_attempts",
-                    name=f"attempt_as_{model}",
-                )
-                for model in models
+            *for_each_model(
+                models,
+                nodes.attempt_as,
+                inputs=[
+                    "problems",
+                    "principles",
+                    "evaluation_prompt",
+                    "params:accuracy",
+                    "completions",
+                ],
+                output="attempts",
             ),
             Node(
                 combine_tables,

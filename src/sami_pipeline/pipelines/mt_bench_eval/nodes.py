@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from sami_pipeline import answering, figures, judging, schemas
 from sami_pipeline.checkpoints import Checkpoint
 from sami_pipeline.constitutions import sample_constitutions
-from sami_pipeline.engines import CompletionStore, generate, open_engine
+from sami_pipeline.engines import CompletionStore, complete, generate, open_engine
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation import (
     judge_quality,
@@ -98,14 +98,14 @@ def respond_as(model: str) -> Callable[..., pd.DataFrame]:
         rows, requests = answering.held_out_requests(responses, prompt_template, parameters)
         if not requests:
             return answering.tabulate_held_out(model, rows, [])
-        with closing(open_engine(parameters.engine, checkpoint.folder)) as engine:
-            completions = generate(
-                engine,
-                requests,
-                seed=parameters.seed,
-                description=f"{model}: held-out queries",
-                store=CompletionStore(completions_folder),
-            )
+        completions = complete(
+            parameters.engine,
+            checkpoint.folder,
+            requests,
+            seed=parameters.seed,
+            description=f"{model}: held-out queries",
+            completions_folder=completions_folder,
+        )
         return answering.tabulate_held_out(model, rows, completions)
 
     respond.__name__ = f"respond_as_{model}"
@@ -162,14 +162,14 @@ def ask_judge(
         parameters.kind, answers, questions, constitutions, judge_prompts, models.pairs(),
         constrained=parameters.answer_format == "choice",
     )  # fmt: skip
-    with closing(open_engine(parameters.engine, checkpoint and checkpoint.folder)) as engine:
-        completions = generate(
-            engine,
-            judging.judgement_requests(planned, parameters),
-            seed=parameters.seed,
-            description=f"Judge: {parameters.kind}",
-            store=CompletionStore(completions_folder),
-        )
+    completions = complete(
+        parameters.engine,
+        checkpoint and checkpoint.folder,
+        judging.judgement_requests(planned, parameters),
+        seed=parameters.seed,
+        description=f"Judge: {parameters.kind}",
+        completions_folder=completions_folder,
+    )
     return judging.tabulate_judgements(planned, completions, parameters)
 
 

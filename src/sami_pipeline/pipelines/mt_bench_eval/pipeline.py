@@ -5,7 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import JudgeParameters, MtBenchParameters
-from sami_pipeline.pipelines import combine_tables
+from sami_pipeline.pipelines import combine_tables, for_each_model
 from sami_pipeline.pipelines.mt_bench_eval import nodes
 
 
@@ -13,40 +13,19 @@ def create_pipeline(experiment: MtBenchParameters) -> Pipeline:
     """Return the pipeline that evaluates every model under test on MT-Bench."""
     models = experiment.models.under_test
     checklist_alone = experiment.judge.kind == "checklist"
-    answering = [
-        Node(
-            nodes.answer_as(model),
-            inputs=[
-                f"{model}_checkpoint",
-                "questions",
-                "question_constitutions",
-                "evaluation_prompt",
-                "params:evaluation",
-                "completions",
-            ],
-            outputs=f"{model}_answers",
-            name=f"answer_as_{model}",
-        )
-        for model in models
-    ]
-    responding = [
-        Node(
-            nodes.respond_as(model),
-            inputs=[
-                f"{model}_checkpoint",
-                "responses",
-                "training_prompt",
-                "params:generation",
-                "completions",
-            ],
-            outputs=f"{model}_held_out_responses",
-            name=f"respond_as_{model}",
-        )
-        for model in models
-    ]
     return Pipeline(
         [
-            *responding,
+            *for_each_model(
+                models,
+                nodes.respond_as,
+                inputs=[
+                    "responses",
+                    "training_prompt",
+                    "params:generation",
+                    "completions",
+                ],
+                output="held_out_responses",
+            ),
             Node(
                 nodes.tabulate_held_out_lengths,
                 inputs=[
@@ -62,7 +41,18 @@ def create_pipeline(experiment: MtBenchParameters) -> Pipeline:
                 outputs="question_constitutions",
                 name="constitute_questions",
             ),
-            *answering,
+            *for_each_model(
+                models,
+                nodes.answer_as,
+                inputs=[
+                    "questions",
+                    "question_constitutions",
+                    "evaluation_prompt",
+                    "params:evaluation",
+                    "completions",
+                ],
+                output="answers",
+            ),
             Node(
                 combine_tables,
                 inputs=[f"{model}_answers" for model in models],

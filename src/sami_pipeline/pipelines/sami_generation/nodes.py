@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pandas as pd
 from sami_pipeline import responses
 from sami_pipeline.checkpoints import Checkpoint
 from sami_pipeline.constitutions import sample_constitutions
-from sami_pipeline.engines import Completion, CompletionStore, Engine, generate, open_engine
+from sami_pipeline.engines import Completion, GenerationRequest, complete
 from sami_pipeline.parameters import (
     ConstitutionsParameters,
     GenerationParameters,
@@ -43,63 +42,49 @@ def write_responses_in(iteration: int) -> Callable[..., pd.DataFrame]:
     """Return the node function that writes the training responses of an iteration."""
 
     def write_responses(
-        teacher: Checkpoint,
         queries: pd.DataFrame,
         constitutions: pd.DataFrame,
         template: dict[str, Any],
         parameters: GenerationParameters,
         iterations: IterationsParameters,
         completions_folder: Path,
+        teacher: Checkpoint | None = None,
     ) -> pd.DataFrame:
-        """Return the teacher's response to every chosen query under each of its constitutions."""
-        engine = iterations.generation_engine(parameters.engine, iteration)
-        with closing(open_engine(engine, teacher.folder)) as opened:
-            return _write(
-                opened, queries, constitutions, template, parameters, iterations.half(iteration),
-                completions_folder,
-            )  # fmt: skip
+        """Return the teacher's response to every chosen query under each of its constitutions.
+
+        Without a teacher the engine is a server.
+        """
+        rows, requests = _planned(
+            queries, constitutions, template, parameters, iterations.half(iteration)
+        )
+        completions = complete(
+            iterations.generation_engine(parameters.engine, iteration),
+            teacher and teacher.folder,
+            requests,
+            seed=parameters.seed,
+            description="Training responses",
+            completions_folder=completions_folder,
+        )
+        return responses.with_completions(rows, completions)
 
     return write_responses
 
 
-def ask_hosted_teacher(
-    queries: pd.DataFrame,
-    constitutions: pd.DataFrame,
-    template: dict[str, Any],
-    parameters: GenerationParameters,
-    iterations: IterationsParameters,
-    completions_folder: Path,
-) -> pd.DataFrame:
-    """Return the first iteration's training responses from the model at an endpoint."""
-    with closing(open_engine(parameters.engine)) as engine:
-        return _write(
-            engine, queries, constitutions, template, parameters, iterations.half(1),
-            completions_folder,
-        )  # fmt: skip
-
-
-def _write(
-    engine: Engine,
+def _planned(
     queries: pd.DataFrame,
     constitutions: pd.DataFrame,
     template: dict[str, Any],
     parameters: GenerationParameters,
     half: int | None,
-    completions_folder: Path,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, list[GenerationRequest]]:
+    """Return the rows of the table of generations, without responses, and a request for each."""
     prompt_template = PromptTemplate.parse(template, "generation_prompt")
-    chosen = responses.choose_queries(queries, parameters, half)
-    rows, requests = responses.generation_requests(
-        chosen, constitutions, prompt_template, parameters.sampling(prompt_template.stop)
+    return responses.generation_requests(
+        responses.choose_queries(queries, parameters, half),
+        constitutions,
+        prompt_template,
+        parameters.sampling(prompt_template.stop),
     )
-    completions = generate(
-        engine,
-        requests,
-        seed=parameters.seed,
-        description="Training responses",
-        store=CompletionStore(completions_folder),
-    )
-    return responses.with_completions(rows, completions)
 
 
 def copy_solutions(
@@ -115,11 +100,7 @@ def copy_solutions(
 
     They take the place of a stronger teacher in the first iteration; no model writes them.
     """
-    prompt_template = PromptTemplate.parse(template, "generation_prompt")
-    chosen = responses.choose_queries(queries, parameters, iterations.half(1))
-    rows, requests = responses.generation_requests(
-        chosen, constitutions, prompt_template, parameters.sampling(prompt_template.stop)
-    )
+    rows, requests = _planned(queries, constitutions, template, parameters, iterations.half(1))
     tokenizer = student.load_tokenizer()
     known = problems.set_index("problem_id")
     completions = []

@@ -6,7 +6,6 @@ from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import HOSTED, WORKED_SOLUTIONS
 from sami_pipeline.pipelines.sami_generation.nodes import (
-    ask_hosted_teacher,
     constitute_queries,
     copy_solutions,
     measure_teacher,
@@ -60,16 +59,12 @@ def _writing(iteration: int, teacher: str | None) -> Node:
             outputs="generations",
             name="copy_solutions",
         )
-    if teacher == HOSTED:
-        return Node(
-            ask_hosted_teacher,
-            inputs=[*_ASKED, *_SETTINGS, "completions"],
-            outputs="generations",
-            name="ask_hosted_teacher",
-        )
+    hosted = teacher == HOSTED
     return Node(
         write_responses_in(iteration),
-        inputs=["teacher_checkpoint", *_ASKED, *_SETTINGS, "completions"],
+        inputs=[
+            *_ASKED, *_SETTINGS, "completions", *([] if hosted else ["teacher_checkpoint"]),
+        ],
         outputs="generations",
-        name="write_responses",
-    )
+        name="ask_hosted_teacher" if hosted else "write_responses",
+    )  # fmt: skip
