@@ -92,6 +92,7 @@ def respond_as(model: str) -> Callable[..., pd.DataFrame]:
         responses: pd.DataFrame,
         template: dict[str, Any],
         parameters: GenerationParameters,
+        evaluation: EvaluationParameters,
         completions_folder: Path,
     ) -> pd.DataFrame:
         prompt_template = PromptTemplate.parse(template, "training_prompt")
@@ -99,7 +100,7 @@ def respond_as(model: str) -> Callable[..., pd.DataFrame]:
         if not requests:
             return answering.tabulate_held_out(model, rows, [])
         completions = complete(
-            parameters.engine,
+            evaluation.engine,  # generation's may be a server, which can't load a model
             checkpoint.folder,
             requests,
             seed=parameters.seed,

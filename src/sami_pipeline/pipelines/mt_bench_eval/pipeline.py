@@ -22,6 +22,7 @@ def create_pipeline(experiment: MtBenchParameters) -> Pipeline:
                     "responses",
                     "training_prompt",
                     "params:generation",
+                    "params:evaluation",
                     "completions",
                 ],
                 output="held_out_responses",
