@@ -6,9 +6,10 @@ from typing import Any
 
 from kedro.framework.context import KedroContext
 from kedro.framework.project import pipelines
+from kedro.io import CatalogProtocol, DatasetError
 
-from sami_pipeline import experiments
-from sami_pipeline.errors import InputError
+from sami_pipeline import configuration, experiments
+from sami_pipeline.errors import InputError, one_line
 from sami_pipeline.hooks import PlainError
 
 
@@ -22,9 +23,19 @@ class ExperimentContext(KedroContext):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Activate the parameters of this session and build its pipelines from them."""
         super().__init__(*arguments, **options)
-        experiments.activate(self.config_loader["parameters"])
-        pipelines.configure(f"{__package__}.pipeline_registry")
         try:
+            configuration.check_files(self.config_loader)
+            parameters = configuration.read(self.config_loader)
+            experiments.check(parameters, configuration.run_names(self.config_loader))
+            experiments.activate(parameters)
+            pipelines.configure(f"{__package__}.pipeline_registry")
             len(pipelines)
         except InputError as error:
-            raise PlainError(str(error)) from error
+            raise PlainError(one_line(str(error))) from error
+
+    def _get_catalog(self, *arguments: Any, **options: Any) -> CatalogProtocol:
+        """Return the catalog; what is wrong with an entry is one line."""
+        try:
+            return super()._get_catalog(*arguments, **options)
+        except (DatasetError, ValueError) as error:
+            raise PlainError(f"conf/*/catalog: {one_line(str(error))}") from error

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+_LONGEST = 1000
+
 
 class InputError(ValueError):
     """An input is wrong.
@@ -18,12 +20,28 @@ class InputError(ValueError):
 
 def first_fault(error: ValidationError) -> str:
     """Return the first fault that pydantic found as "field: what is wrong"."""
-    fault = error.errors()[0]
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] in ("model_type", "model_attributes_type"):
-        message = "expected fields with values; the file is empty or holds something else"
-    field = ".".join(str(part) for part in fault["loc"])
-    return f"{field}: {message}" if field else message
+    faults = error.errors(include_url=False)
+    fault = faults[0]
+    message = one_line(fault["msg"].removeprefix("Value error, "))
+    if fault["type"] in ("model_type", "model_attributes_type", "dataclass_type"):
+        message = "expected fields with values; it is empty or holds something else"
+    elif fault["type"] == "missing":
+        message = "is missing; add it"
+    elif fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        message = "is no field that is known here; correct or remove it"
+    more = f" ({len(faults) - 1} more faults)" if len(faults) > 1 else ""
+    field = ".".join(one_line(str(part)) for part in fault["loc"])
+    return f"{field}: {message}{more}" if field else f"{message}{more}"
+
+
+def one_line(text: str) -> str:
+    """Return a text without line ends and control characters, shortened where it is very long.
+
+    What a message quotes comes from outside: it must neither break the line nor steer a terminal.
+    """
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
 class EngineError(InputError):

@@ -8,17 +8,25 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sami_pipeline import PROJECT_FOLDER
-from sami_pipeline.errors import InputError
+from sami_pipeline.errors import InputError, first_fault, one_line
 from sami_pipeline.parameters import (
+    CompareRunsParameters,
     ExperimentParameters,
     MathParameters,
     MtBenchParameters,
     PrincipleWritingParameters,
+    RunParameters,
 )
 
 EXPERIMENTS: dict[str, type[ExperimentParameters]] = {
     "mt_bench": MtBenchParameters,
     "math": MathParameters,
+}
+
+# Every group of the parameters; another pipeline's are added here.
+GROUPS: dict[str, type[BaseModel]] = EXPERIMENTS | {
+    "compare_runs": CompareRunsParameters,
+    "write_principles": PrincipleWritingParameters,
 }
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -36,6 +44,32 @@ def activate(parameters: Mapping[str, Any]) -> None:
     _active_parameters = parameters
 
 
+def check(parameters: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Check every group of the parameters and the names of runs.
+
+    Args:
+        parameters: by group, with what the command line adds at the top level.
+        run: ``run_name`` and, where it is given, ``completions_of``.
+
+    Raises:
+        ParameterError: a group is unknown, or something in one is wrong.
+    """
+    known = [*GROUPS, *RunParameters.model_fields]
+    for name in parameters:
+        if name not in known:
+            raise ParameterError(
+                f"conf/*/parameters, --params: {one_line(str(name))}: is no group that is known "
+                f"here; known: {', '.join(known)}"
+            )
+    for name, model in GROUPS.items():
+        if name in parameters:
+            _validated(name, model, parameters[name])
+    try:
+        RunParameters.model_validate(run)
+    except ValidationError as error:
+        raise ParameterError(f"conf/*/globals, --params: {first_fault(error)}") from error
+
+
 def experiment_parameters(name: str) -> ExperimentParameters:
     """Return the checked parameters of an experiment.
 
@@ -43,7 +77,7 @@ def experiment_parameters(name: str) -> ExperimentParameters:
     environment.
 
     Raises:
-        ParameterError: one line per wrong parameter, with its full name.
+        ParameterError: one line with the full name of the first wrong parameter.
     """
     return _checked(name, EXPERIMENTS[name])
 
@@ -57,15 +91,16 @@ def _checked(name: str, model: type[_Model]) -> _Model:
     parameters = _active_parameters if _active_parameters is not None else _base_parameters()
     if name not in parameters:
         raise ParameterError(f"conf/*/parameters: the group {name!r} is missing")
+    return _validated(name, model, parameters[name])
+
+
+def _validated(name: str, model: type[_Model], value: Any) -> _Model:
     try:
-        return model.model_validate(parameters[name])
+        return model.model_validate(value)
     except ValidationError as error:
-        lines = []
-        for fault in error.errors():
-            field = ".".join([name, *(str(part) for part in fault["loc"])])
-            message = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"conf/*/parameters: {field}: {message}")
-        raise ParameterError("\n".join(lines)) from error
+        fault = first_fault(error)
+        joined = f"{name}: {fault}" if not error.errors()[0]["loc"] else f"{name}.{fault}"
+        raise ParameterError(f"conf/*/parameters: {joined}") from error
 
 
 def _base_parameters() -> Mapping[str, Any]:

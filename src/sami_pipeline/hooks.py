@@ -1,4 +1,4 @@
-"""Hooks: engines get keys and end, nodes are recorded, errors are plain, a run is summed up."""
+"""Hooks: inputs are checked, engines get keys and end, nodes are recorded, errors are plain."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
-from kedro.validation import DataValidationError
 
-from sami_pipeline import engines, experiments, summary
+from sami_pipeline import engines, experiments, input_checks, summary
 from sami_pipeline.engines import credentials
 from sami_pipeline.errors import InputError
 from sami_pipeline.reporting.record import RunRecord
@@ -59,14 +58,30 @@ class EnginesEnd:
         engines.release()
 
 
+class InputsAreChecked:
+    """Ends a run with a wrong input before it has loaded a model or written anything."""
+
+    # First of all: the other hooks begin records.
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
+    ) -> None:
+        """Check what the run will read."""
+        missing = bool(run_params.get("only_missing_outputs"))
+        try:
+            input_checks.check(pipeline, catalog, only_missing_outputs=missing)
+        except (InputError, DatasetError) as error:
+            raise PlainError(input_checks.plain_message(error)) from error
+
+
 class PlainErrors:
     """Lets what a user can mend end in its message alone; ``kedro --verbose`` shows the rest."""
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
         """Replace an input error by one that the command line prints without a traceback."""
-        if isinstance(error, InputError | DatasetError | DataValidationError):
-            raise PlainError(str(error)) from error
+        if isinstance(error, InputError | DatasetError):
+            raise PlainError(input_checks.plain_message(error)) from error
 
 
 class NodesAreRecorded:

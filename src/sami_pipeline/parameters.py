@@ -5,13 +5,14 @@ Loads neither torch nor transformers.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -24,6 +25,8 @@ from sami_pipeline.checkpoints import ModelSource
 from sami_pipeline.constitutions import Contrast
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.engines import EngineParameters, SamplingParameters
+from sami_pipeline.engines.parameters import Seed, Settings, Tokens, as_written
+from sami_pipeline.errors import one_line
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 
 Category = Literal[*MT_BENCH_CATEGORIES]
@@ -35,7 +38,24 @@ WORKED_SOLUTIONS = "worked_solutions"
 HOSTED = "hosted"
 # The models of iterations before the last are sami_iteration_1, sami_iteration_2, …
 ITERATION_MODEL = "sami_iteration_"
-ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
+
+
+def _name_of_a_folder(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.endswith("."):
+        raise ValueError(
+            f"{one_line(name)[:60]!r} can't name a folder; use up to 100 letters, digits, . _ and "
+            "-, beginning with a letter or digit"
+        )
+    return name
+
+
+# A folder below each layer: no separators, no dot in front, nothing a shell or a system reads.
+RunName = Annotated[
+    str,
+    BeforeValidator(lambda name: str(name) if type(name) in (int, float) else name),
+    AfterValidator(_name_of_a_folder),
+]
 
 
 def _loads_models(engine: EngineParameters) -> EngineParameters:
@@ -50,11 +70,19 @@ def _loads_models(engine: EngineParameters) -> EngineParameters:
 LoadingEngine = Annotated[EngineParameters, AfterValidator(_loads_models)]
 
 
-class _Parameters(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+_Count = Annotated[int, Field(gt=0, le=1_000_000)]
 
 
-class ModelsParameters(_Parameters):
+class RunParameters(Settings):
+    """Names of runs, which become names of folders."""
+
+    run_name: RunName = Field(description="Part of every path that a run writes.")
+    completions_of: RunName | None = Field(
+        None, description="The run whose stored completions are taken up; null takes its own."
+    )
+
+
+class ModelsParameters(Settings):
     """The models of an experiment. They decide the graph."""
 
     sources: dict[ModelName, ModelSource] = Field(
@@ -70,6 +98,11 @@ class ModelsParameters(_Parameters):
         min_length=1, description="Models that answer the benchmark."
     )
     baseline: ModelName = Field(description="The model that the others are compared with.")
+    trust_remote_code: tuple[ModelName, ...] = Field(
+        (),
+        description="Models of sources whose own Python code may run here with all rights of this "
+        "process, where the folder brings some (auto_map); read it first.",
+    )
 
     @model_validator(mode="after")
     def _names_are_known(self) -> ModelsParameters:
@@ -77,6 +110,13 @@ class ModelsParameters(_Parameters):
             special = (*TRAINED_MODELS, WORKED_SOLUTIONS, HOSTED)
             if name in special or name.startswith(ITERATION_MODEL):
                 raise ValueError(f"sources: {name!r} has a meaning of its own; choose another name")
+        for name in self.trust_remote_code:
+            if name not in self.sources:
+                raise ValueError(
+                    f"trust_remote_code: {name!r} has no source; known: {', '.join(self.sources)}"
+                )
+        if len(set(self.under_test)) < len(self.under_test):
+            raise ValueError("under_test: names a model twice; remove one")
         for field in ("student", "teacher"):
             if field == "teacher" and self.teacher in (WORKED_SOLUTIONS, HOSTED):
                 continue
@@ -101,18 +141,18 @@ class ModelsParameters(_Parameters):
         return pairs + [(name, later) for i, name in enumerate(others) for later in others[i + 1 :]]
 
 
-class QueryTableParameters(_Parameters):
+class QueryTableParameters(Settings):
     """How a category's queries are read from a table of the catalog."""
 
     query: str = Field(description="Name of the column that holds the query.")
     where: dict[str, Any] = Field({}, description="Keep rows whose columns have these values.")
 
 
-class QueriesParameters(_Parameters):
+class QueriesParameters(Settings):
     """Where the training queries come from."""
 
-    per_category: PositiveInt = Field(40, description="Queries of each category.")
-    seed: int = Field(0, description="Decides which queries are drawn.")
+    per_category: _Count = Field(40, description="Queries of each category.")
+    seed: Seed = Field(0, description="Decides which queries are drawn.")
     tables: dict[Category, QueryTableParameters] = Field(
         {},
         description="Categories whose queries come from the catalog entry query_table_<category> "
@@ -120,23 +160,23 @@ class QueriesParameters(_Parameters):
     )
 
 
-class ConstitutionsParameters(_Parameters):
+class ConstitutionsParameters(Settings):
     """How contrasting constitutions are sampled."""
 
-    n_constitutions: int = Field(2, ge=2, description="Constitutions per query.")
+    n_constitutions: int = Field(2, ge=2, le=64, description="Constitutions per query.")
     contrast: Contrast = Field(
         "sampled",
         description="What stands against the desired constitution: opposite takes every "
         "antithesis, sampled draws from all others.",
     )
-    seed: int = Field(0, description="Decides the contrasts and the order of the statements.")
+    seed: Seed = Field(0, description="Decides the contrasts and the order of the statements.")
 
 
-class GenerationParameters(_Parameters):
+class GenerationParameters(Settings):
     """How training responses are written."""
 
     engine: EngineParameters = EngineParameters()
-    max_new_tokens: PositiveInt = Field(96, description="Limit of a response, in tokens.")
+    max_new_tokens: Tokens = Field(96, description="Limit of a response, in tokens.")
     temperature: NonNegativeFloat = Field(0.0, description="Of the responses; 0 is greedy.")
     top_p: float = Field(
         1.0, gt=0, le=1, description="Nucleus sampling; 1 keeps the whole distribution."
@@ -147,13 +187,13 @@ class GenerationParameters(_Parameters):
     keep_degenerate: bool = Field(
         False, description="Use responses that mostly repeat themselves; False marks them."
     )
-    queries_per_category: PositiveInt = Field(
+    queries_per_category: _Count = Field(
         20, description="Of the ingested queries, how many of each category are answered."
     )
     held_out_per_category: int = Field(
         4, ge=0, description="Of those, how many are kept from training to measure on."
     )
-    seed: int = Field(0, description="Decides which queries are taken, and sampled responses.")
+    seed: Seed = Field(0, description="Decides which queries are taken, and sampled responses.")
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> GenerationParameters:
@@ -166,7 +206,7 @@ class GenerationParameters(_Parameters):
         return SamplingParameters(self.max_new_tokens, self.temperature, self.top_p, stop)
 
 
-class DpoParameters(_Parameters):
+class DpoParameters(Settings):
     """What is DPO's own (arXiv 2305.18290); all else is taken from SAMI's training."""
 
     beta: PositiveFloat = Field(0.1, description="How closely the model keeps to the initial one.")
@@ -178,7 +218,7 @@ class DpoParameters(_Parameters):
     )
 
 
-class SftParameters(_Parameters):
+class SftParameters(Settings):
     """What is supervised finetuning's own; all else is taken from SAMI's training."""
 
     learning_rate: PositiveFloat | None = Field(None, description="None takes SAMI's.")
@@ -187,24 +227,38 @@ class SftParameters(_Parameters):
     )
 
 
-class TrainingParameters(_Parameters):
+class TrainingParameters(Settings):
     """How the student is trained; the loop's own parameters are those of ``core``."""
 
     sami: SamiTrainingConfig = SamiTrainingConfig()
     dpo: DpoParameters = DpoParameters()
     sft: SftParameters = SftParameters()
-    resamples: PositiveInt = Field(10_000, description="Bootstrap samples per interval.")
-    seed: int = Field(0, description="Of the shuffled principles and of the bootstrap.")
+    resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
+    seed: Seed = Field(0, description="Of the shuffled principles and of the bootstrap.")
+
+    @field_validator("sami", mode="before")
+    @classmethod
+    def _numbers_are_numbers_in_sami(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            hints = get_type_hints(SamiTrainingConfig)
+            for name in value.keys() & hints.keys():
+                try:
+                    as_written(value[name], hints[name])
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from None
+        return value
 
 
-class IterationsParameters(_Parameters):
+class IterationsParameters(Settings):
     """Iterated SAMI, as published (arXiv 2404.14313).
 
     Each iteration trains the *initial* student anew, on responses sampled from the model of the
     iteration before, alternating between two halves of the training queries.
     """
 
-    count: PositiveInt = Field(1, description="Number of iterations; 1 trains on all queries.")
+    count: int = Field(
+        1, ge=1, le=100, description="Number of iterations; 1 trains on all queries."
+    )
     steps: tuple[PositiveInt, ...] | None = Field(
         None,
         description="Optimiser steps of each iteration, published as growing: [2, 4, 6]; None "
@@ -237,11 +291,11 @@ class IterationsParameters(_Parameters):
         return None if self.count == 1 else (iteration - 1) % 2
 
 
-class EvaluationParameters(_Parameters):
+class EvaluationParameters(Settings):
     """How models under test answer MT-Bench and how their answers are compared."""
 
     engine: LoadingEngine = EngineParameters()
-    max_new_tokens: PositiveInt = Field(1024, description="Limit of an answer, in tokens.")
+    max_new_tokens: Tokens = Field(1024, description="Limit of an answer, in tokens.")
     temperatures: dict[Category, NonNegativeFloat] = Field(
         description="Sampling temperature of each category; 0 is greedy."
     )
@@ -254,8 +308,8 @@ class EvaluationParameters(_Parameters):
     questions_per_category: PositiveInt | None = Field(
         None, description="Answer only the first questions of each category; None answers all."
     )
-    resamples: PositiveInt = Field(10_000, description="Bootstrap samples per interval.")
-    seed: int = Field(0, description="Of the shuffled principles, sampled answers and bootstrap.")
+    resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
+    seed: Seed = Field(0, description="Of the shuffled principles, sampled answers and bootstrap.")
 
     @model_validator(mode="after")
     def _every_category_has_a_temperature(self) -> EvaluationParameters:
@@ -265,7 +319,7 @@ class EvaluationParameters(_Parameters):
         return self
 
 
-class JudgeParameters(_Parameters):
+class JudgeParameters(Settings):
     """A judge beside the checklist, and the model that it asks. It decides the graph."""
 
     kind: Literal["checklist", "pairwise", "constitution", "single"] = Field(
@@ -283,9 +337,9 @@ class JudgeParameters(_Parameters):
     model: ModelName | None = Field(
         None, description="One of models.sources; None where the engine is a server."
     )
-    max_new_tokens: PositiveInt = Field(2048, description="Limit of a judgement in text.")
+    max_new_tokens: Tokens = Field(2048, description="Limit of a judgement in text.")
     temperature: NonNegativeFloat = Field(0.0, description="Of judgements in text; 0 is greedy.")
-    seed: int = Field(0, description="Of sampled judgements.")
+    seed: Seed = Field(0, description="Of sampled judgements.")
 
     @property
     def judge_model(self) -> str:
@@ -293,7 +347,7 @@ class JudgeParameters(_Parameters):
         return self.model or self.engine.served_model
 
 
-class ProblemsParameters(_Parameters):
+class ProblemsParameters(Settings):
     """Where the math problems come from."""
 
     source: Annotated[str, Field(pattern=r"^(reasoning_gym|gsm8k:.+)$")] = Field(
@@ -306,13 +360,13 @@ class ProblemsParameters(_Parameters):
         {"gsm_symbolic": 1},
         description="Generated families, and how many parts of the problems each gives.",
     )
-    train: PositiveInt = Field(200, description="Training problems.")
-    test: PositiveInt | None = Field(50, description="Test problems; None takes all of GSM8K's.")
+    train: _Count = Field(200, description="Training problems.")
+    test: _Count | None = Field(50, description="Test problems; None takes all of GSM8K's.")
     shared_templates: bool = Field(
         True,
         description="False keeps the templates of generated training and test problems apart.",
     )
-    seed: int = Field(0, description="Decides which problems are generated or drawn.")
+    seed: Seed = Field(0, description="Decides which problems are generated or drawn.")
 
     @model_validator(mode="after")
     def _generated_problems_are_counted(self) -> ProblemsParameters:
@@ -323,7 +377,7 @@ class ProblemsParameters(_Parameters):
         return self
 
 
-class PublishedDifference(_Parameters):
+class PublishedDifference(Settings):
     """A published gain in accuracy, drawn beside what was measured here."""
 
     model: ModelName = Field(description="The model that gained.")
@@ -333,12 +387,12 @@ class PublishedDifference(_Parameters):
     source: str = Field(description="The publication.")
 
 
-class AccuracyParameters(_Parameters):
+class AccuracyParameters(Settings):
     """How models under test attempt the problems."""
 
     engine: LoadingEngine = EngineParameters()
-    max_new_tokens: PositiveInt = Field(256, description="Limit of an attempt, in tokens.")
-    attempts: PositiveInt = Field(10, description="Sampled attempts at each problem.")
+    max_new_tokens: Tokens = Field(256, description="Limit of an attempt, in tokens.")
+    attempts: _Count = Field(10, description="Sampled attempts at each problem.")
     temperature: PositiveFloat = Field(0.7, description="Of the samples; one more is greedy.")
     top_p: float = Field(
         1.0, gt=0, le=1, description="Nucleus sampling; 1 keeps the whole distribution."
@@ -346,11 +400,11 @@ class AccuracyParameters(_Parameters):
     published: tuple[PublishedDifference, ...] = Field(
         (), description="Published gains, a layer of their own in the figures."
     )
-    resamples: PositiveInt = Field(10_000, description="Bootstrap samples per interval.")
-    seed: int = Field(0, description="Of the samples and the bootstrap.")
+    resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
+    seed: Seed = Field(0, description="Of the samples and the bootstrap.")
 
 
-class ReportParameters(_Parameters):
+class ReportParameters(Settings):
     """What an experiment's report holds."""
 
     questions_per_category: PositiveInt | None = Field(
@@ -360,7 +414,7 @@ class ReportParameters(_Parameters):
     )
 
 
-class ExperimentParameters(_Parameters):
+class ExperimentParameters(Settings):
     """What every experiment has: models, and how they are trained."""
 
     models: ModelsParameters
@@ -466,7 +520,7 @@ class MathParameters(ExperimentParameters):
     accuracy: AccuracyParameters
 
 
-class CompareRunsParameters(_Parameters):
+class CompareRunsParameters(Settings):
     """Which runs ``compare_runs`` puts side by side."""
 
     runs: tuple[str, ...] | None = Field(
@@ -480,28 +534,31 @@ class CompareRunsParameters(_Parameters):
         return tuple(value.split()) if isinstance(value, str) else value
 
 
-class PrincipleWritingParameters(_Parameters):
+class PrincipleWritingParameters(Settings):
     """How a model writes principles; the pipeline write_principles alone reads them."""
 
     source: ModelSource | None = Field(
         None, description="The model that writes; None where the engine is a server."
     )
+    trust_remote_code: bool = Field(
+        False, description="Let the model's own Python code run, where its folder brings some."
+    )
     engine: EngineParameters = EngineParameters()
     categories: tuple[Category, ...] = Field(
         MT_BENCH_CATEGORIES, description="Categories that principles are written for."
     )
-    per_category: PositiveInt = Field(4, description="New principles of each category.")
-    attempts: PositiveInt = Field(
+    per_category: _Count = Field(4, description="New principles of each category.")
+    attempts: _Count = Field(
         3, description="How often the model is asked at most, while principles are missing."
     )
-    max_new_tokens: PositiveInt = Field(1024, description="Limit of an answer, in tokens.")
+    max_new_tokens: Tokens = Field(1024, description="Limit of an answer, in tokens.")
     temperature: NonNegativeFloat = Field(
         0.7, description="Of the first attempt and of later ones."
     )
     top_p: float = Field(
         1.0, gt=0, le=1, description="Nucleus sampling; 1 keeps the whole distribution."
     )
-    seed: int = Field(0, description="Of sampled answers.")
+    seed: Seed = Field(0, description="Of sampled answers.")
 
     @model_validator(mode="after")
     def _attempts_differ(self) -> PrincipleWritingParameters:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sami_pipeline.errors import InputError, first_fault
+from sami_pipeline.errors import InputError, first_fault, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +49,8 @@ class Prompt:
         It is meant to be tokenised with ``add_special_tokens=False``.
 
         Raises:
-            InputError: a chat prompt for a tokenizer without a chat template.
+            InputError: a chat prompt for a tokenizer without a chat template, or with one that
+                fails.
         """
         if self.text:
             first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
@@ -61,12 +63,19 @@ class Prompt:
             )
         messages = [{"role": role, "content": content} for role, content in self.messages]
         continued = self.messages[-1][0] == "assistant"
-        return tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=not continued,
-            continue_final_message=continued,
-            tokenize=False,
-        )
+        try:
+            return tokenizer.apply_chat_template(
+                messages,
+                add_generation_prompt=not continued,
+                continue_final_message=continued,
+                tokenize=False,
+            )
+        # A template is a program: it may ask of a value what it can't do.
+        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+            raise InputError(
+                f"{tokenizer.name_or_path}: chat_template: fails with {type(error).__name__} "
+                f"({one_line(str(error))}); mend it, or choose a plain prompt template"
+            ) from error
 
 
 class PromptTemplate(BaseModel):

@@ -7,6 +7,7 @@ from kedro.config import OmegaConfigLoader
 from sami_pipeline.context import ExperimentContext
 from sami_pipeline.hooks import (
     EnginesEnd,
+    InputsAreChecked,
     KeysForEngines,
     NodesAreRecorded,
     PlainErrors,
@@ -25,4 +26,11 @@ CONFIG_LOADER_ARGS = {
     "default_run_env": "local",
     "merge_strategy": {"parameters": "soft", "globals": "soft"},
 }
-HOOKS = (KeysForEngines(), NodesAreRecorded(), RunSummary(), PlainErrors(), EnginesEnd())
+HOOKS = (
+    KeysForEngines(),
+    NodesAreRecorded(),
+    RunSummary(),
+    PlainErrors(),
+    EnginesEnd(),
+    InputsAreChecked(),
+)

@@ -232,8 +232,8 @@ def test_every_figure_and_checkpoint_is_previewed_as_a_plot_and_every_table_as_a
         "plotly.json_dataset.JSONDataset": "PlotlyPreview",
         "datasets.checkpoint.CheckpointDataset": "PlotlyPreview",
         "pandas.parquet_dataset.ParquetDataset": "TablePreview",
-        "pandas.json_dataset.JSONDataset": "TablePreview",
-        "yaml.yaml_dataset.YAMLDataset": "JSONPreview",
+        "datasets.raw_files.JsonLinesDataset": "TablePreview",
+        "datasets.raw_files.StrictYamlDataset": "JSONPreview",
     }
     seen = set()
     for pipeline in PLOTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -112,10 +113,16 @@ class SamiTrainingConfig:
             "save_state_every": 0,
             "weight_decay": 0,
             "kl_beta": 0,
+            "seed": 0,
         }
         for name, minimum in at_least.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name}: must be at least {minimum}, got {getattr(self, name)}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name}: must be a finite number, got {value}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed: must be below 2**32, got {self.seed}")
         for name in ("learning_rate", "max_gradient_norm", "max_steps"):
             value = getattr(self, name)
             if value is not None and value <= 0:

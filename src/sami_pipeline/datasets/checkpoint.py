@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from sami_pipeline.checkpoints import PROVENANCE_FILE, Checkpoint, LoadedModel, 
 if TYPE_CHECKING:
     from kedro_datasets._typing import PlotlyPreview
 
+_TRUST = "trust_remote_code"
 # Weights, configuration and tokenizer; nothing that could hold a pickle.
 _LINKED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
@@ -63,17 +65,22 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
             shutil.rmtree(abandoned)
         temporary = self._folder.parent / f".{self._folder.name}.{os.getpid()}.partial"
         temporary.mkdir()
+        trusted = _runs_code_of_its_own(data)
         if isinstance(data, Checkpoint):
+            linked = (*_LINKED_SUFFIXES, ".py") if trusted else _LINKED_SUFFIXES
             for source in sorted(data.folder.iterdir()):
-                if source.is_file() and source.suffix in _LINKED_SUFFIXES:
+                if source.is_file() and source.suffix in linked:
                     _link_or_copy(source.resolve(), temporary / source.name)
             provenance: dict[str, Any] = {"source": str(data.folder)}
         else:
             data.model.save_pretrained(temporary, safe_serialization=True)
             data.tokenizer.save_pretrained(temporary)
             provenance = dict(data.provenance)
-        if not (temporary / PROVENANCE_FILE).exists():
-            (temporary / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n")
+        provenance = _earlier_provenance(data) or provenance
+        # Written here alone: a folder from elsewhere can't trust itself.
+        provenance[_TRUST] = trusted
+        (temporary / PROVENANCE_FILE).unlink(missing_ok=True)
+        (temporary / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n")
         fault = missing_part(temporary)
         if fault:
             raise DatasetError(f"model folder {self._folder}: not saved, {fault}")
@@ -93,7 +100,8 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
             raise DatasetError(
                 f"model folder {self._folder}: {fault}; run the node that makes it, or remove it"
             )
-        return Checkpoint(self._folder)
+        checkpoint = Checkpoint(self._folder)
+        return replace(checkpoint, trust_remote_code=checkpoint.provenance.get(_TRUST) is True)
 
     def preview(self) -> PlotlyPreview:
         """Return a figure of the model's size and loss for kedro-viz; no weights are loaded."""
@@ -126,6 +134,19 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._folder)}
+
+
+def _runs_code_of_its_own(model: Checkpoint | LoadedModel) -> bool:
+    """Return whether a model needs Python code that was trusted when it was imported."""
+    if isinstance(model, Checkpoint):
+        return model.trust_remote_code
+    return type(model.model).__module__.partition(".")[0] == "transformers_modules"
+
+
+def _earlier_provenance(model: Checkpoint | LoadedModel) -> dict[str, Any]:
+    """Return where an imported folder came from, if it is one that was saved here."""
+    provenance = model.provenance if isinstance(model, Checkpoint) else {}
+    return dict(provenance) if isinstance(provenance, dict) else {}
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from sami_pipeline.checkpoints import Checkpoint
 from sami_pipeline.engines.base import (
     Completion,
     Engine,
@@ -39,14 +40,25 @@ __all__ = [
     "generate",
     "model_fingerprint",
     "open_engine",
+    "open_model",
     "release",
 ]
 
 
-def open_engine(parameters: EngineParameters, model_folder: Path | None = None) -> Engine:
+def open_engine(
+    parameters: EngineParameters,
+    model_folder: Path | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> Engine:
     """Return an engine with the model of a Hugging Face folder loaded, or one that asks a server.
 
     Use it as ``with closing(open_engine(...)) as engine``, and give it to ``generate``.
+
+    Args:
+        parameters: which engine, and its settings.
+        model_folder: a Hugging Face folder with safetensors; None for a server.
+        trust_remote_code: let Python code run that the folder brings.
 
     Raises:
         InputError: a folder for a server, which has its model already, or none for another engine.
@@ -67,19 +79,32 @@ def open_engine(parameters: EngineParameters, model_folder: Path | None = None) 
     if parameters.kind == "vllm":
         from sami_pipeline.engines.vllm_engine import VllmEngine
 
-        return VllmEngine(model_folder, parameters.vllm)
+        return VllmEngine(model_folder, parameters.vllm, trust_remote_code=trust_remote_code)
     from sami_pipeline.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(
         model_folder,
         dtype=parameters.transformers.dtype,
         batch_size=parameters.transformers.batch_size,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def open_model(parameters: EngineParameters, checkpoint: Checkpoint | None = None) -> Engine:
+    """Return an engine with a checkpoint loaded, trusted as the checkpoint is; None for a server.
+
+    See ``open_engine``.
+    """
+    if checkpoint is None:
+        return open_engine(parameters)
+    return open_engine(
+        parameters, checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code
     )
 
 
 def complete(
     parameters: EngineParameters,
-    model_folder: Path | None,
+    checkpoint: Checkpoint | None,
     requests: Sequence[GenerationRequest],
     *,
     seed: int,
@@ -87,7 +112,7 @@ def complete(
     completions_folder: Path,
 ) -> list[Completion]:
     """Open an engine, generate with it as ``generate`` does, keep all completions, and close it."""
-    with closing(open_engine(parameters, model_folder)) as engine:
+    with closing(open_model(parameters, checkpoint)) as engine:
         return generate(
             engine,
             requests,

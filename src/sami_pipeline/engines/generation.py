@@ -61,9 +61,9 @@ def generate(
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Return a hash of the files that determine what a model writes: weights and tokenizer."""
+    """Return a hash of the files that determine what a model writes: weights, tokenizer, code."""
     whole = hashlib.sha256()
-    names = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+    names = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
     for path in sorted({path for name in names for path in folder.glob(name)}):
         if path.name == PROVENANCE_FILE:
             continue  # where a model comes from changes nothing that it writes

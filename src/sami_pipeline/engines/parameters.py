@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -13,31 +15,82 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What numpy and torch both take."""
+Tokens = Annotated[int, Field(gt=0, le=2**22)]
+BatchSize = Annotated[int, Field(gt=0, le=2**16)]
 
-class TransformersParameters(BaseModel):
+_KEY_NAME = re.compile(
+    r"(^|[_-])(api[_-]?key|key|token|secret|password|authorization)$", re.IGNORECASE
+)
+
+
+def _without_keys(value: dict[str, Any], remedy: str) -> dict[str, Any]:
+    """Return settings that hold no key: parameters are logged, recorded and shown."""
+    if keys := sorted(name for name in value if _KEY_NAME.search(name)):
+        raise ValueError(f"{keys[0]} would be written into the run's record; {remedy}")
+    return value
+
+
+class Settings(BaseModel):
+    """What every group of parameters keeps: known fields, finite numbers, nothing guessed at."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        return as_written(value, cls.model_fields[info.field_name].annotation)
+
+
+def as_written(value: Any, annotation: Any) -> Any:
+    """Return a value, unless it would only pass as a number after a conversion.
+
+    ``yes`` and ``on`` are true in YAML, and true would be 1; "8" in quotes would be 8.
+    """
+    kinds = _kinds(annotation)
+    if {int, float} & kinds and not {bool, str} & kinds:
+        if isinstance(value, bool):
+            raise ValueError(f"must be a number, got {str(value).lower()}")
+        if isinstance(value, str):
+            raise ValueError(f"must be a number, got the text {value!r:.40}; leave out the quotes")
+    return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Return the types that an annotation such as ``PositiveInt | None`` admits."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return set().union(*map(_kinds, get_args(annotation)))
+    return {annotation} if get_origin(annotation) is None else set()
+
+
+class TransformersParameters(Settings):
     """Settings of the transformers engine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Of the weights; auto takes bfloat16 where the hardware has it."
     )
-    batch_size: PositiveInt = Field(
+    batch_size: BatchSize = Field(
         64, description="Prompts generated together; more is faster and takes more memory."
     )
 
 
-class VllmParameters(BaseModel):
+class VllmParameters(Settings):
     """Settings of the vllm engine; most have vLLM's own names.
 
     vLLM runs in a process of its own, by ``python``, and imports nothing of this project there.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
     python: str | None = Field(
         None,
@@ -54,7 +107,7 @@ class VllmParameters(BaseModel):
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="Share of a GPU's memory for weights and key-value cache."
     )
-    max_model_len: PositiveInt | None = Field(
+    max_model_len: Tokens | None = Field(
         None, description="Most tokens of prompt and response together; null takes the model's."
     )
     enforce_eager: bool | None = Field(
@@ -81,9 +134,16 @@ class VllmParameters(BaseModel):
     @classmethod
     def _arguments_are_no_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
         own = {*cls.model_fields, "model", "tokenizer", "skip_tokenizer_init", "generation_config"}
+        # Weights are safetensors, and code is trusted by the model's name in models alone.
+        own |= {"load_format", "trust_remote_code", "hf_token"}
         if given := sorted(own & set(value)):
             raise ValueError(f"{', '.join(given)} can't be given here; the engine sets it")
         return value
+
+    @field_validator("environment")
+    @classmethod
+    def _environment_holds_no_keys(cls, value: dict[str, str]) -> dict[str, str]:
+        return _without_keys(value, "set it in the environment of the run, which vLLM inherits")
 
 
 # What the openai engine sends itself.
@@ -94,13 +154,11 @@ _REQUEST_FIELDS = {
 }  # fmt: skip
 
 
-class OpenAIParameters(BaseModel):
+class OpenAIParameters(Settings):
     """Settings of the openai engine: an endpoint that speaks OpenAI's protocol, and its prices.
 
     The key is none of them: it comes from Kedro's credentials or the environment.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     base_url: str = Field(description="Such as http://127.0.0.1:8000/v1.")
     model: str = Field(min_length=1, description="The model's name at the endpoint.")
@@ -158,15 +216,14 @@ class OpenAIParameters(BaseModel):
     def _fields_fit_together(self) -> OpenAIParameters:
         if own := sorted(_REQUEST_FIELDS & set(self.extra)):
             raise ValueError(f"extra: {', '.join(own)} can't be given here; the engine sets it")
+        _without_keys(self.extra, "put it into conf/local/credentials.yml")
         if (self.prompt_price is None) != (self.completion_price is None):
             raise ValueError("prompt_price, completion_price: give both or none")
         return self
 
 
-class EngineParameters(BaseModel):
+class EngineParameters(Settings):
     """Which engine generates, and the settings of each kind; those of the others are not read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["transformers", "vllm", "openai"] = Field(
         "transformers", description="What generates."

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer
 
+from sami_pipeline.checkpoints import load_tokenizer
 from sami_pipeline.engines import vllm_server
 from sami_pipeline.engines.base import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.engines.generation import model_fingerprint
@@ -44,16 +44,22 @@ class VllmEngine:
     Args:
         model_folder: a Hugging Face folder with safetensors weights.
         parameters: settings of the engine.
+        trust_remote_code: let Python code run that the folder brings, here and in vLLM.
 
     Raises:
         InputError: the interpreter is missing or has no vLLM.
     """
 
-    def __init__(self, model_folder: Path, parameters: VllmParameters) -> None:
+    def __init__(
+        self, model_folder: Path, parameters: VllmParameters, *, trust_remote_code: bool = False
+    ) -> None:
         version = vllm_server.version(vllm_server.interpreter(parameters.python))
-        self.tokenizer = AutoTokenizer.from_pretrained(model_folder)
+        self.tokenizer = load_tokenizer(model_folder, trust_remote_code)
         self._folder = model_folder
         self._parameters = parameters
+        if trust_remote_code:
+            trusted = parameters.arguments | {"trust_remote_code": True}
+            self._parameters = parameters.model_copy(update={"arguments": trusted})
         self._dtype = parameters.dtype
         if self._dtype == "auto":
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

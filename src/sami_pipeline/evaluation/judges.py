@@ -133,6 +133,24 @@ def plan_judgements(
     return pd.DataFrame(rows, columns=_PLANNED_COLUMNS)
 
 
+def check_prompts(kind: JudgeKind, prompts: pd.DataFrame, questions: pd.DataFrame) -> None:
+    """Check, before anything is answered, that a judge can be asked about these questions.
+
+    Args:
+        kind: as in ``plan_judgements``.
+        prompts: ``name, system_prompt, prompt_template``.
+        questions: ``question_id, category, turn, question, reference``.
+
+    Raises:
+        InputError: what ``plan_judgements`` would raise once the answers are there.
+    """
+    answers = questions.assign(model="a", constitution="desired", answer="-")
+    answers = pd.concat([answers, answers.assign(model="b")], ignore_index=True)
+    rules = questions.drop_duplicates("question_id").rename(columns={"question_id": "query_id"})
+    rules = rules.assign(constitution="desired", text="-")
+    plan_judgements(kind, answers, questions, rules, prompts, [("a", "b")], constrained=False)
+
+
 def _calls(
     kind: JudgeKind, pairs: Sequence[tuple[str, str]]
 ) -> Iterator[tuple[str, str, str, dict[str, str]]]:

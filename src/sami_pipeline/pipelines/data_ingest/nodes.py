@@ -16,6 +16,13 @@ from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.parameters import ModelsParameters, ProblemsParameters, QueriesParameters
 from sami_pipeline.problems import load_problems, queries_of
 from sami_pipeline.queries import queries_from_tables
+from sami_pipeline.raw_files import (
+    JudgePrompt,
+    Question,
+    ReferenceAnswer,
+    parse_records,
+    read_records,
+)
 from sami_pipeline.training_prompts import build_training_prompts
 
 logger = logging.getLogger(__name__)
@@ -25,7 +32,8 @@ def import_named_model(name: str) -> Callable[[ModelsParameters], Checkpoint | L
     """Return the node function that imports the model of that name."""
 
     def import_source(models: ModelsParameters) -> Checkpoint | LoadedModel:
-        return import_model(models.sources[name], PROJECT_FOLDER)
+        trusted = name in models.trust_remote_code
+        return import_model(models.sources[name], PROJECT_FOLDER, trust_remote_code=trusted)
 
     import_source.__name__ = f"import_{name}"
     import_source.__doc__ = f"Return the model {name}, from the source that the parameters name."
@@ -35,25 +43,22 @@ def import_named_model(name: str) -> Callable[[ModelsParameters], Checkpoint | L
 def tidy_questions(question_file: pd.DataFrame, reference_file: pd.DataFrame) -> pd.DataFrame:
     """Return one row per (question, turn): ``question_id, category, turn, question, reference``.
 
-    The reference is empty where the benchmark has none. Raises InputError for a category that
-    MT-Bench does not have.
+    The reference is empty where the benchmark has none. Raises InputError naming the line and the
+    field that is wrong.
     """
-    references = {
-        row.question_id: row.choices[0]["turns"] for row in reference_file.itertuples(index=False)
-    }
-    unknown = sorted(set(question_file["category"]) - set(MT_BENCH_CATEGORIES))
-    if unknown:
-        raise InputError(f"question.jsonl: category: unknown {', '.join(unknown)}")
+    questions = read_records(Question, question_file, "question_file", unique="question_id")
+    answers = read_records(ReferenceAnswer, reference_file, "reference_file", unique="question_id")
+    references = {answer.question_id: answer.choices[0].turns for answer in answers}
     rows = [
         {
-            "question_id": str(row.question_id),
-            "category": row.category,
+            "question_id": str(asked.question_id),
+            "category": asked.category,
             "turn": turn,
             "question": question,
-            "reference": references.get(row.question_id, [""] * len(row.turns))[turn - 1],
+            "reference": references.get(asked.question_id, ["", ""])[turn - 1],
         }
-        for row in question_file.itertuples(index=False)
-        for turn, question in enumerate(row.turns, start=1)
+        for asked in questions
+        for turn, question in enumerate(asked.turns, start=1)
     ]
     return pd.DataFrame(rows)
 
@@ -62,9 +67,13 @@ def tidy_judge_prompts(
     judge_prompt_file: pd.DataFrame, written: dict[str, Callable[[], Any]]
 ) -> pd.DataFrame:
     """Return MT-Bench's judge prompts and those in YAML files, one row each, with unique names."""
-    table = pd.concat(
-        [judge_prompt_file, pd.DataFrame([load() for load in written.values()])], ignore_index=True
+    published = read_records(JudgePrompt, judge_prompt_file, "judge_prompt_file")
+    own = parse_records(
+        JudgePrompt, (load() for load in written.values()), [f"{name}.yml" for name in written]
     )
+    table = pd.DataFrame([prompt.model_dump() for prompt in (*published, *own)])
+    if twice := sorted(table["name"][table["name"].duplicated()]):
+        raise InputError(f"judge_prompt_file: name: {twice[0]!r} is used twice; rename one")
     return table.sort_values("name", ignore_index=True)
 
 

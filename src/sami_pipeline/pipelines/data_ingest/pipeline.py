@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
+from sami_pipeline.input_checks import RAW
 from sami_pipeline.parameters import ExperimentParameters, MtBenchParameters
 from sami_pipeline.pipelines.data_ingest.nodes import (
     build_principles,
@@ -33,6 +34,7 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
                 inputs="principle_files",
                 outputs="principles",
                 name="build_principles",
+                tags=RAW,
             ),
         ]
     )
@@ -53,12 +55,14 @@ def _questions_and_queries(experiment: MtBenchParameters) -> Pipeline:
                 inputs=["question_file", "reference_file"],
                 outputs="questions",
                 name="tidy_questions",
+                tags=RAW,
             ),
             Node(
                 tidy_judge_prompts,
                 inputs=["judge_prompt_file", "judge_prompt_files"],
                 outputs="judge_prompts",
                 name="tidy_judge_prompts",
+                tags=RAW,
             ),
             Node(
                 build_queries,
@@ -69,6 +73,7 @@ def _questions_and_queries(experiment: MtBenchParameters) -> Pipeline:
                 },
                 outputs="queries",
                 name="build_queries",
+                tags=RAW,
             ),
         ]
     )
@@ -82,6 +87,7 @@ def _problems() -> Pipeline:
                 inputs="params:problems",
                 outputs=["problems", "queries"],
                 name="collect_problems",
+                tags=RAW,
             ),
         ]
     )

@@ -32,7 +32,7 @@ def attempt_as(model: str) -> Callable[..., pd.DataFrame]:
         rows, requests = solving.attempt_requests(problems, principles, prompt_template, parameters)
         completions = complete(
             parameters.engine,
-            checkpoint.folder,
+            checkpoint,
             requests,
             seed=parameters.seed,
             description=f"{model}: attempts",

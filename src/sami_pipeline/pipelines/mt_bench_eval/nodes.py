@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from sami_pipeline import answering, figures, judging, schemas
 from sami_pipeline.checkpoints import Checkpoint
 from sami_pipeline.constitutions import sample_constitutions
-from sami_pipeline.engines import CompletionStore, complete, generate, open_engine
+from sami_pipeline.engines import CompletionStore, complete, generate, open_model
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation import (
     judge_quality,
@@ -62,7 +62,7 @@ def answer_as(model: str) -> Callable[..., pd.DataFrame]:
     ) -> pd.DataFrame:
         prompt_template = PromptTemplate.parse(template, "evaluation_prompt")
         store = CompletionStore(completions_folder)
-        with closing(open_engine(parameters.engine, checkpoint.folder)) as engine:
+        with closing(open_model(parameters.engine, checkpoint)) as engine:
 
             def answer_turn(rows: pd.DataFrame, description: str) -> pd.DataFrame:
                 rows, requests = answering.turn_requests(rows, prompt_template, parameters)
@@ -101,7 +101,7 @@ def respond_as(model: str) -> Callable[..., pd.DataFrame]:
             return answering.tabulate_held_out(model, rows, [])
         completions = complete(
             evaluation.engine,  # generation's may be a server, which can't load a model
-            checkpoint.folder,
+            checkpoint,
             requests,
             seed=parameters.seed,
             description=f"{model}: held-out queries",
@@ -165,7 +165,7 @@ def ask_judge(
     )  # fmt: skip
     completions = complete(
         parameters.engine,
-        checkpoint and checkpoint.folder,
+        checkpoint,
         judging.judgement_requests(planned, parameters),
         seed=parameters.seed,
         description=f"Judge: {parameters.kind}",

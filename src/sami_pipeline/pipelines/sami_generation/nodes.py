@@ -59,7 +59,7 @@ def write_responses_in(iteration: int) -> Callable[..., pd.DataFrame]:
         )
         completions = complete(
             iterations.generation_engine(parameters.engine, iteration),
-            teacher and teacher.folder,
+            teacher,
             requests,
             seed=parameters.seed,
             description="Training responses",

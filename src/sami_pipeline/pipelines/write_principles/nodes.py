@@ -12,13 +12,15 @@ import pandas as pd
 from sami_pipeline import PROJECT_FOLDER, principle_writing
 from sami_pipeline.checkpoints import Checkpoint, LoadedModel, import_model
 from sami_pipeline.constitutions import parse_principles
-from sami_pipeline.engines import CompletionStore, generate, open_engine
+from sami_pipeline.engines import CompletionStore, generate, open_model
 from sami_pipeline.parameters import PrincipleWritingParameters
 
 
 def import_writer(parameters: PrincipleWritingParameters) -> Checkpoint | LoadedModel:
     """Return the model that writes, from the source that the parameters name."""
-    return import_model(parameters.source, PROJECT_FOLDER)
+    return import_model(
+        parameters.source, PROJECT_FOLDER, trust_remote_code=parameters.trust_remote_code
+    )
 
 
 def write_principles(
@@ -34,7 +36,7 @@ def write_principles(
     """
     existing = parse_principles({f"{name}.yml": load() for name, load in principle_files.items()})
     store = CompletionStore(completions_folder)
-    with closing(open_engine(parameters.engine, checkpoint and checkpoint.folder)) as engine:
+    with closing(open_model(parameters.engine, checkpoint)) as engine:
         return principle_writing.write_principles(
             {
                 name: [principle.model_dump() for principle in file.principles]
