@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -184,9 +185,9 @@ def missing_part(folder: Path) -> str | None:
 
 
 def check_folder(folder: Path, *, trust_remote_code: bool = False, chat: bool = False) -> None:
-    """Check a model folder without loading its weights.
+    """Check a model folder without loading the model.
 
-    Reads its settings, the headers of its weights, its tokenizer and its chat template, and
+    Reads its settings, its weights one tensor at a time, its tokenizer and its chat template, and
     compares them with each other.
 
     Args:
@@ -227,6 +228,10 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False, chat: bool = 
             f"model folder {folder}: none of its weights belongs to the model that config.json "
             f"describes ({settings['config.json']['model_type']})"
         )
+    for path in sorted(folder.glob("*.safetensors")):
+        state = path.stat()
+        if name := _not_finite(path, state.st_size, state.st_mtime_ns):
+            raise CheckpointError(f"{path}: {name}: holds NaN or infinity; take another checkpoint")
     tokenizer = load_tokenizer(folder)
     rows = max(shape[0] for shape in expected.values() if len(shape) == 2)
     if (known := max(tokenizer.get_vocab().values(), default=0) + 1) > rows:
@@ -263,6 +268,19 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
                 f"{path}: is no whole safetensors file ({one_line(str(error))}); take it anew"
             ) from error
     return shapes
+
+
+@cache
+def _not_finite(path: Path, size: int, changed: int) -> str | None:
+    """Return the first tensor of a file that holds NaN or infinity; a file is read once."""
+    import torch
+
+    with safe_open(path, framework="pt") as weights:
+        for name in weights.keys():  # noqa: SIM118 (not a mapping)
+            tensor = weights.get_tensor(name)
+            if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+                return name
+    return None
 
 
 def _expected_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

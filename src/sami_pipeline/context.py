@@ -24,9 +24,11 @@ class ExperimentContext(KedroContext):
         """Activate the parameters of this session and build its pipelines from them."""
         super().__init__(*arguments, **options)
         try:
-            configuration.check_files(self.config_loader)
-            parameters = configuration.read(self.config_loader)
-            experiments.check(parameters, configuration.run_names(self.config_loader))
+            files = configuration.read_files(self.config_loader)
+            parameters = configuration.read(self.config_loader, files)
+            names = configuration.run_names(self.config_loader)
+            experiments.check(parameters, names)
+            configuration.refuse_links(names)
             experiments.activate(parameters)
             pipelines.configure(f"{__package__}.pipeline_registry")
             len(pipelines)

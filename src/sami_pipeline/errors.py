@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,12 +26,17 @@ def first_fault(error: ValidationError) -> str:
     message = one_line(fault["msg"].removeprefix("Value error, "))
     if fault["type"] in ("model_type", "model_attributes_type", "dataclass_type"):
         message = "expected fields with values; it is empty or holds something else"
+    elif fault["type"] == "string_unicode":
+        message = "holds half a character (a lone surrogate); remove it"
     elif fault["type"] == "missing":
         message = "is missing; add it"
     elif fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         message = "is no field that is known here; correct or remove it"
     more = f" ({len(faults) - 1} more faults)" if len(faults) > 1 else ""
     field = ".".join(one_line(str(part)) for part in fault["loc"])
+    # A check of several fields names the one at fault itself.
+    if field and fault["type"] == "value_error" and re.match(r"[a-z_][\w.]*: ", message):
+        return f"{field}.{message}{more}"
     return f"{field}: {message}{more}" if field else f"{message}{more}"
 
 

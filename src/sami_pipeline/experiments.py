@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -99,7 +100,8 @@ def _validated(name: str, model: type[_Model], value: Any) -> _Model:
         return model.model_validate(value)
     except ValidationError as error:
         fault = first_fault(error)
-        joined = f"{name}: {fault}" if not error.errors()[0]["loc"] else f"{name}.{fault}"
+        whole = not error.errors()[0]["loc"] and not re.match(r"[a-z_][\w.]*: ", fault)
+        joined = f"{name}: {fault}" if whole else f"{name}.{fault}"
         raise ParameterError(f"conf/*/parameters: {joined}") from error
 
 

@@ -79,8 +79,11 @@ def check(pipeline: Pipeline, catalog: CatalogProtocol, *, only_missing_outputs:
 
 def plain_message(error: Exception) -> str:
     """Return the one line that an error of an input is to a user."""
-    while isinstance(error, DatasetError) and isinstance(error.__cause__, InputError):
-        error = error.__cause__
+    root: BaseException = error
+    while isinstance(root, DatasetError) and root.__cause__ is not None:
+        root = root.__cause__
+    if isinstance(root, InputError):
+        return one_line(str(root))
     if isinstance(error, DataValidationError):
         reasons = [
             f"{f.column}: {f.check or f.message}" if f.column else str(f.check or f.message)
@@ -93,11 +96,10 @@ def plain_message(error: Exception) -> str:
             "anew"
         )
     text = str(error)
-    if isinstance(error, DatasetError) and error.__cause__ is not None:
-        place = re.search(r"(?:filepath|path)='?([^,')]+)", text)
-        if place is not None:
-            reason = one_line(str(error.__cause__)) or type(error.__cause__).__name__
-            text = f"{place.group(1)}: can't be read or written ({reason}); check or replace it"
+    place = re.search(r"path=(?:PurePosixPath\()?'?([^,')]+)", text)
+    if root is not error and place is not None:
+        reason = one_line(str(root)) or type(root).__name__
+        text = f"{place.group(1)}: can't be read or written ({reason}); check or replace it"
     return one_line(text)
 
 
@@ -117,7 +119,8 @@ def _load(name: str, catalog: CatalogProtocol) -> Any:
     try:
         return catalog.load(name)
     except DatasetError as error:
-        raise InputError(f"{name}: {plain_message(error)}") from error
+        message = plain_message(error)
+        raise InputError(message if name in message else f"{name}: {message}") from error
 
 
 def _groups(pipeline: Pipeline) -> Iterator[tuple[str, BaseModel]]:

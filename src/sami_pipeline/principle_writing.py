@@ -20,7 +20,7 @@ from sami_pipeline.constitutions import CategoryPrinciples
 from sami_pipeline.engines import Completion, GenerationRequest
 from sami_pipeline.errors import InputError, first_fault
 from sami_pipeline.parameters import PrincipleWritingParameters
-from sami_pipeline.prompts import Prompt
+from sami_pipeline.prompts import Prompt, check_placeholders
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +59,7 @@ class WritingPrompt(BaseModel):
         for needed in ("{description}", "{count}"):
             if needed not in value:
                 raise ValueError(f"the placeholder {needed} is missing")
-        try:
-            value.format(description="", count="", existing="")
-        except (KeyError, ValueError, IndexError) as error:
-            raise ValueError(
-                "only {description}, {count} and {existing} are replaced, write other braces "
-                f"doubled ({error})"
-            ) from None
+        check_placeholders(value, ("description", "count", "existing"))
         return value
 
     @classmethod

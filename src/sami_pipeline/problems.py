@@ -19,6 +19,7 @@ import pandas as pd
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.math_answers import flexible_answer, reference_answer, same_number
 from sami_pipeline.parameters import ProblemsParameters
+from sami_pipeline.raw_files import MathProblem, read_records
 from sami_pipeline.responses import USABLE
 
 logger = logging.getLogger(__name__)
@@ -55,14 +56,19 @@ def read_gsm8k(parameters: ProblemsParameters, project_folder: Path) -> pd.DataF
             table = (
                 pd.read_parquet(path)
                 if path.endswith(".parquet")
-                else pd.read_json(path, lines=True)
+                else pd.read_json(path, lines=True, dtype=False, convert_dates=False)
             )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"math.problems.source: {path} can't be read: {reason}") from error
+        if table.empty:
+            raise InputError(f"{path}: is empty; take the file anew")
         missing = {"question", "answer"} - set(table.columns)
         if missing:
             raise InputError(f"{path}: the column {', '.join(sorted(missing))} is missing")
+        read_records(MathProblem, table[["question", "answer"]], path)
+        answers = [_answer(text, f"{path}: line {n}") for n, text in enumerate(table["answer"], 1)]
+        table = table.assign(number=answers)
         wanted = parameters.train if split == "train" else parameters.test
         if wanted is not None and len(table) < wanted:
             raise InputError(
@@ -76,7 +82,7 @@ def read_gsm8k(parameters: ProblemsParameters, project_folder: Path) -> pd.DataF
                     "split": split,
                     "problem_id": [f"gsm8k-{split}-{index}" for index in table.index],
                     "question": table["question"],
-                    "answer": [reference_answer(text) for text in table["answer"]],
+                    "answer": table["number"],
                     "solution": table["answer"],
                     "template": "",
                 }
@@ -87,6 +93,13 @@ def read_gsm8k(parameters: ProblemsParameters, project_folder: Path) -> pd.DataF
     if both.any():
         logger.info("%d training problems are left out: repeated, or in the test split", both.sum())
     return pd.concat([train[~both], test], ignore_index=True)
+
+
+def _answer(solution: str, place: str) -> str:
+    try:
+        return reference_answer(solution)
+    except InputError as error:
+        raise InputError(f"{place}: answer: {error}") from error
 
 
 def generate_problems(parameters: ProblemsParameters) -> pd.DataFrame:

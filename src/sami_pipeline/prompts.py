@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from string import Formatter
 from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
@@ -78,6 +79,30 @@ class Prompt:
             ) from error
 
 
+def check_placeholders(text: str, known: Collection[str]) -> set[str]:
+    """Return the names of a text's placeholders, which are plain names and nothing more.
+
+    ``{query.__class__}`` would show the inside of the program, ``{query:>1000000000}`` fill the
+    memory.
+
+    Raises:
+        ValueError: another placeholder, or braces that do not match.
+    """
+    names = " and ".join(f"{{{name}}}" for name in sorted(known, reverse=True))
+    try:
+        parts = list(Formatter().parse(text))
+    except ValueError as error:
+        raise ValueError(
+            f"only {names} are replaced, write other braces doubled ({error})"
+        ) from None
+    for _, name, specification, conversion in parts:
+        if name is not None and (name not in known or specification or conversion):
+            raise ValueError(
+                f"only {names} are replaced, write other braces doubled ({{{name}}} is none)"
+            )
+    return {name for _, name, _, _ in parts if name is not None}
+
+
 class PromptTemplate(BaseModel):
     """How a query and a constitution become a prompt; one YAML file each.
 
@@ -103,13 +128,11 @@ class PromptTemplate(BaseModel):
             for placeholder in needed:
                 if placeholder not in getattr(self, field):
                     raise ValueError(f"{field}: the placeholder {placeholder} is missing")
+            known = ("query", "constitution") if field == "turn" else ("query",)
             try:
-                getattr(self, field).format(query="", constitution="")
-            except (KeyError, ValueError, IndexError) as error:
-                raise ValueError(
-                    f"{field}: only {{query}} and {{constitution}} are replaced, write other "
-                    f"braces doubled ({error})"
-                ) from None
+                check_placeholders(getattr(self, field), known)
+            except ValueError as error:
+                raise ValueError(f"{field}: {error}") from None
         if self.kind == "chat" and self.preamble:
             raise ValueError("preamble: only a plain template has one")
         if self.kind == "plain" and self.system is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from sami_pipeline.errors import InputError
+from sami_pipeline.errors import InputError, one_line
 from sami_pipeline.parameters import QueriesParameters
 
 
@@ -36,6 +36,11 @@ def queries_from_tables(
                 )
         for column, value in mapping.where.items():
             table = table[table[column] == value]
+        if odd := [value for value in table[mapping.query].dropna() if not isinstance(value, str)]:
+            raise InputError(
+                f"{where}: column {mapping.query!r} holds {one_line(repr(odd[0]))[:40]}, which is "
+                "no text; name a column of texts"
+            )
         distinct = table[mapping.query].dropna().astype(str).str.strip()
         distinct = distinct[distinct != ""].drop_duplicates().sort_values()
         if len(distinct) < parameters.per_category:

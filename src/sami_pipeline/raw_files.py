@@ -70,6 +70,13 @@ class JudgePrompt(_Record):
     output_format: str
 
 
+class MathProblem(_Record):
+    """A problem of GSM8K; the answer is a worked solution that ends in ``#### N``."""
+
+    question: Text
+    answer: Text
+
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 

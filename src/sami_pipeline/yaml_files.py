@@ -47,21 +47,6 @@ def parse(content: bytes, place: str) -> Any:
         InputError: not UTF-8, not YAML, a repeated key, or absurdly large; the message holds the
             line's number and nothing of the file besides.
     """
-    loader = _checked_loader(content, place)
-    try:
-        return loader.get_single_data()
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{place}: {_reason(error)}") from error
-    finally:
-        loader.dispose()
-
-
-def check(content: bytes, place: str) -> None:
-    """Raise InputError where a file is not UTF-8, not YAML, or absurdly large; build nothing."""
-    _checked_loader(content, place).dispose()
-
-
-def _checked_loader(content: bytes, place: str) -> _Loader:
     if len(content) > MAX_BYTES:
         raise InputError(
             f"{place}: has {len(content)} bytes, more than {MAX_BYTES}; split it, or give a table"
@@ -77,8 +62,10 @@ def _checked_loader(content: bytes, place: str) -> _Loader:
             raise InputError(
                 f"{place}: its aliases stand for more than {MAX_VALUES} values; write them out"
             )
-        return _Loader(text)
-    except (yaml.YAMLError, RecursionError) as error:
+        return _Loader(text).get_single_data()
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{place}: {_reason(error)}") from error
 
 

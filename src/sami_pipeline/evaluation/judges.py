@@ -251,6 +251,9 @@ class _Template:
                 f"{place}: the placeholder {{{field}}} is unknown; "
                 f"known: {', '.join(sorted(values))}"
             )
+        for _, field, specification, conversion in parsed:
+            if specification or conversion:
+                raise InputError(f"{place}: the placeholder {{{field}}} takes no format")
         for field in sorted(set(needed) - self.fields):
             raise InputError(f"{place}: the placeholder {{{field}}} is missing")
 
