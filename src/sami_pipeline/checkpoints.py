@@ -410,7 +410,7 @@ def _import_gguf(path: Path) -> LoadedModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _check_gguf(path)
-    options = {"gguf_file": path.name}
+    options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
     quantised = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
     # The loaded model carries a quantisation marker and refuses save_pretrained: move its

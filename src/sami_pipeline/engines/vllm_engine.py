@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from sami_pipeline.engines import VllmParameters
 
 
+def trusting(parameters: VllmParameters) -> VllmParameters:
+    """Return settings under which vLLM runs the Python code of the model that it loads."""
+    arguments = parameters.arguments | {"trust_remote_code": True}
+    return parameters.model_copy(update={"arguments": arguments})
+
+
 class VllmEngine:
     """The engine of large models.
 
@@ -56,10 +62,7 @@ class VllmEngine:
         version = vllm_server.version(vllm_server.interpreter(parameters.python))
         self.tokenizer = load_tokenizer(model_folder, trust_remote_code)
         self._folder = model_folder
-        self._parameters = parameters
-        if trust_remote_code:
-            trusted = parameters.arguments | {"trust_remote_code": True}
-            self._parameters = parameters.model_copy(update={"arguments": trusted})
+        self._parameters = trusting(parameters) if trust_remote_code else parameters
         self._dtype = parameters.dtype
         if self._dtype == "auto":
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
