@@ -65,9 +65,11 @@ test-vllm: setup vllm  ## Run the tests that need vLLM
 stress: setup  ## Run the long tests: faults, bad input, growth
 	$(BIN)/python -m pytest -m stress
 
-lint: setup  ## Check style, and that the docs build (without running the notebooks)
+lint: setup  ## Check style, secrets, known vulnerabilities, and that the docs build (no notebook runs)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook
+	$(BIN)/python tools/audit.py
 	@rm -rf docs/_api
 	$(BIN)/python -m sphinx -W --keep-going -q -D nb_execution_mode=off docs docs/_build/lint
 

@@ -368,6 +368,7 @@ def test_server_without_a_key_is_shown_none(monkeypatch):
         run(server, QUESTIONS[:1])
         monkeypatch.setenv("OPENAI_API_KEY", "from the environment")
         run(server, QUESTIONS[:1])
+        # pragma: allowlist nextline secret
         credentials.hand_over({"openai": {"api_key": "mine"}, "other": {"api_key": "theirs\n"}})
         run(server, QUESTIONS[:1])
         run(server, QUESTIONS[:1], credentials="other")
@@ -376,7 +377,7 @@ def test_server_without_a_key_is_shown_none(monkeypatch):
 
 
 def test_key_that_cannot_be_sent_is_not_quoted():
-    credentials.hand_over({"openai": {"api_key": "sk-\nsecret"}})
+    credentials.hand_over({"openai": {"api_key": "sk-\nsecret"}})  # pragma: allowlist secret
     with pytest.raises(InputError, match=r"^credentials: openai\.api_key: holds") as caught:
         opened("http://127.0.0.1:9/v1")
     assert "secret" not in str(caught.value)
@@ -385,12 +386,12 @@ def test_key_that_cannot_be_sent_is_not_quoted():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"base_url": "https://me:secret@host/v1"}, "base_url"),
+        ({"base_url": "https://me:secret@host/v1"}, "base_url"),  # pragma: allowlist secret
         ({"base_url": "https://host/v1?key=secret"}, "base_url"),
         ({"base_url": "host/v1?secret"}, "base_url"),
         ({"extra": {"messages": "secret"}}, "extra: messages can't be given"),
         ({"prompt_price": 1.0}, "prompt_price, completion_price"),
-        ({"api_key": "secret"}, "api_key"),
+        ({"api_key": "secret"}, "api_key"),  # pragma: allowlist secret
     ],
 )
 def test_bad_settings_are_named_and_no_key_in_them_is_quoted(fields, message):

@@ -131,3 +131,31 @@ def test_run_with_a_hosted_teacher_that_stumbles(
     files = [path for place in places for path in place.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_key_is_in_no_log_and_no_file_of_a_run_that_fails(
+    kedro_run, run_name, conf, project_folder
+):
+    name = run_name()
+    with OpenAIServer(key="another", fault=lambda sent: error(401, f"Bad key {KEY}")) as server:
+        settings = {
+            "run_name": name,
+            "mt_bench.models.teacher": "hosted",
+            "mt_bench.generation.engine.kind": "openai",
+            "mt_bench.generation.engine.openai.base_url": server.url,
+            "mt_bench.generation.engine.openai.model": MODEL,
+        }
+        params = ",".join(f"{key}={value}" for key, value in settings.items())
+        failed = kedro_run(
+            "--env", "test", "--conf-source", str(conf), "--params", params,
+            "--to-outputs", "mt_bench.generations", verbose=True,
+        )  # fmt: skip
+        assert server.sent, "the key was shown"
+    assert failed.returncode != 0
+    assert "Traceback" in failed.stderr, "asked for with --verbose"
+    assert "refuses the key" in failed.stderr
+    assert KEY not in failed.stdout + failed.stderr
+    folders = [conf.parent / "completions", *(project_folder / "data").glob(f"*/{name}")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 3
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
