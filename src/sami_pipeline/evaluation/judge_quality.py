@@ -45,6 +45,7 @@ from sami_pipeline.evaluation.statistics import (
     require_rows,
     require_verdicts,
 )
+from sami_pipeline.tables import StoredTable
 
 METRICS = (
     "invalid_rate",
@@ -64,7 +65,7 @@ _CALL_KEY = [*COMPARISON_KEY, "category", "judge_model"]
 
 def judge_quality(
     verdicts: pd.DataFrame,
-    answers: pd.DataFrame,
+    answers: pd.DataFrame | StoredTable,
     judgements: pd.DataFrame | None = None,
     *,
     resamples: int = 10_000,

@@ -18,6 +18,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from sami_pipeline.tables import StoredTable, columns_of
+
 PAPER_CATEGORIES = (
     "humanities",
     "stem",
@@ -532,7 +534,11 @@ def response_lengths(
 
 
 def degeneration(
-    answers: pd.DataFrame, *, resamples: int = 10_000, level: float = 0.95, seed: int
+    answers: pd.DataFrame | StoredTable,
+    *,
+    resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int,
 ) -> pd.DataFrame:
     """How often each model's answers mostly repeat themselves, and how long they are.
 
@@ -551,7 +557,9 @@ def degeneration(
         ValueError: If the table is incomplete (`require_rows`).
     """
     columns = ["category", "completion_tokens", "finish_reason"]
-    require_rows(answers, ["model", *ANSWER_KEY], columns, ["degenerate"])
+    key = ["model", *ANSWER_KEY]
+    answers = columns_of(answers, [*key, *columns, "degenerate"])
+    require_rows(answers, key, columns, ["degenerate"])
 
     def interval(rows: pd.DataFrame, values: pd.Series) -> Interval:
         return bootstrap_mean(
