@@ -44,6 +44,7 @@ from sami_pipeline.evaluation.statistics import (
     by_category,
     require_rows,
     require_verdicts,
+    with_clusters,
 )
 from sami_pipeline.tables import StoredTable
 
@@ -103,7 +104,8 @@ def judge_quality(
         if judgements is not None and (judgements["judge"] == judge).any():
             measures += _of_calls(judgements[judgements["judge"] == judge])
         for metric, reference, estimate, frame in measures:
-            for category, part in by_category(frame):
+            values = [column for column in ("category", "value", "other") if column in frame]
+            for category, part in by_category(with_clusters(frame, values)):
                 result = estimate(part.dropna(subset="value"), options)
                 bounds = (result.estimate, result.low, result.high)
                 records.append((judge, reference, category, metric, result.n, *bounds))

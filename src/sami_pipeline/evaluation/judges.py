@@ -22,6 +22,7 @@ from sami_pipeline.evaluation.statistics import (
     by_category,
     by_turn,
     require_rows,
+    with_clusters,
 )
 from sami_pipeline.evaluation.verdict_parser import (
     COMPARISONS,
@@ -344,7 +345,9 @@ def ratings(
         is all that were rated, "1" or "2". ``n`` counts valid ratings, ``invalid`` the others; a
         cell without any valid one has a NaN rating.
     """
-    rated = _rated(judgements)
+    rated = with_clusters(
+        _rated(judgements), ["model", "constitution", "turn", "category", "rating"]
+    )
     records = []
     for (model, constitution), graded in rated.groupby(["model", "constitution"], sort=False):
         for turn, given in by_turn(graded):

@@ -38,6 +38,7 @@ from sami_pipeline.evaluation.statistics import (
     describe,
     require_rows,
     require_verdicts,
+    with_clusters,
 )
 from sami_pipeline.tables import StoredTable, columns_of, parts_of
 
@@ -259,7 +260,9 @@ def length_controlled(
     """
     require_verdicts(verdicts)
     rows = with_lengths(verdicts, answers).sort_values(COMPARISON_KEY, kind="stable")
-    rows["difference"] = rows["model_length"] - rows["opponent_length"]
+    rows = with_clusters(rows, ["judge", "model", "opponent", "winner"]).assign(
+        difference=rows["model_length"] - rows["opponent_length"]
+    )
     pairs = verdicts[["judge", "model", "opponent"]].drop_duplicates()
     groups = rows[rows["winner"] != "invalid"].groupby(["judge", "model", "opponent"])
     records = []
