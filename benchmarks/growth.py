@@ -46,8 +46,8 @@ RESAMPLES = 1000
 # Answers to MT-Bench of the embedded model have 350 characters, of which the lists are a part.
 CHARACTERS = 350
 DEGENERATE = 0.05
-# Questions whose answers are in memory at once while a table is written.
-QUESTIONS_AT_ONCE = 2000
+# Questions of each part of a large table.
+QUESTIONS_AT_ONCE = 400
 
 
 class Work(NamedTuple):
@@ -198,6 +198,18 @@ def write_answers(rows: int, path: Path) -> None:
                 **{column: texts[column] for column in written},
             )
             writer.write_table(pa.Table.from_pandas(part, schema, preserve_index=False))
+
+
+def write_run(rows: int, run: str) -> None:
+    """Write each model's answers where a run of that name has them, at least so many in all."""
+    folder = PROJECT / "data" / "07_model_output" / run / "mt_bench"
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "answers.parquet"
+        write_answers(rows, path)
+        for model in MODELS:
+            (folder / model).mkdir(parents=True)
+            given = pd.read_parquet(path, filters=[("model", "==", model)])
+            given.to_parquet(folder / model / "answers.parquet")
 
 
 def queries(scale: int, per_category: int = WRITTEN) -> pd.DataFrame:
@@ -813,6 +825,8 @@ def main() -> None:
             return print(json.dumps(measure(stage, int(scale))))
         case ["--write", path, rows]:
             return print(json.dumps(write_answers(int(rows), Path(path))))
+        case ["--write-run", run, rows]:
+            return print(json.dumps(write_run(int(rows), run)))
         case ["--judge", path, resamples]:
             return print(json.dumps(judge_table(Path(path), int(resamples))))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

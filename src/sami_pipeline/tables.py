@@ -8,51 +8,71 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import pandas as pd
+
+if TYPE_CHECKING:
+    import pyarrow
 
 # Python's objects take a multiple of what a table of the same rows does.
 ROWS_AT_ONCE = 10_000
 _BYTES_AT_ONCE = 2**20
+_ROWS_IN_A_GROUP = 2**16
 
 
 class StoredTable:
-    """A parquet file, read as far as it is needed.
+    """One or more parquet files of the same columns, read as far as they are needed.
 
     Args:
-        path: of the file.
+        paths: of the files, whose rows follow each other.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, *paths: Path | str) -> None:
+        self.paths = tuple(map(Path, paths))
 
     def read(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Return the whole table, or some of its columns."""
-        return pd.read_parquet(self.path, columns=None if columns is None else list(columns))
+        names = None if columns is None else list(columns)
+        return pd.concat(
+            [pd.read_parquet(path, columns=names) for path in self.paths], ignore_index=True
+        )
 
     def parts(
         self, columns: Sequence[str] | None = None, rows: int = ROWS_AT_ONCE
     ) -> Iterator[pd.DataFrame]:
         """Yield the table, or some of its columns, by at most so many rows at a time."""
+        for batch in self._batches(columns, rows):
+            yield batch.to_pandas()
+
+    def write(self, file: BinaryIO) -> None:
+        """Write the rows of all files into one, a part at a time."""
         import pyarrow.parquet as pq
 
-        # Without a buffer a whole column of a row group is in memory.
-        with pq.ParquetFile(self.path, buffer_size=_BYTES_AT_ONCE) as file:
-            names = None if columns is None else list(columns)
-            for batch in file.iter_batches(rows, columns=names):
-                yield batch.to_pandas()
+        with pq.ParquetWriter(file, pq.read_schema(self.paths[0])) as writer:
+            for batch in self._batches(None, _ROWS_IN_A_GROUP):
+                writer.write_batch(batch)
+
+    def _batches(self, columns: Sequence[str] | None, rows: int) -> Iterator[pyarrow.RecordBatch]:
+        import pyarrow.parquet as pq
+
+        names = None if columns is None else list(columns)
+        for path in self.paths:
+            # Without a buffer a whole column of a row group is in memory.
+            with pq.ParquetFile(path, buffer_size=_BYTES_AT_ONCE) as file:
+                yield from file.iter_batches(rows, columns=names)
 
     def __len__(self) -> int:
         import pyarrow.parquet as pq
 
-        return pq.read_metadata(self.path).num_rows
+        return sum(pq.read_metadata(path).num_rows for path in self.paths)
 
     @property
     def columns(self) -> list[str]:
         """Names of the columns."""
         import pyarrow.parquet as pq
 
-        return pq.read_schema(self.path).names
+        return pq.read_schema(self.paths[0]).names
 
 
 def columns_of(table: pd.DataFrame | StoredTable, columns: Sequence[str]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Kedro connectors that Kedro lacks."""
 
 from sami_pipeline.datasets.checkpoint import CheckpointDataset
+from sami_pipeline.datasets.stored_parquet import StoredParquet
 from sami_pipeline.datasets.working_folder import WorkingFolder
 
-__all__ = ["CheckpointDataset", "WorkingFolder"]
+__all__ = ["CheckpointDataset", "StoredParquet", "WorkingFolder"]

@@ -33,6 +33,7 @@ from sami_pipeline.evaluation.verdict_parser import (
     rating_verdict,
 )
 from sami_pipeline.prompts import Prompt
+from sami_pipeline.tables import StoredTable, columns_of
 
 JudgeKind = Literal["pairwise", "constitution", "single"]
 
@@ -81,7 +82,7 @@ def prompt_name(kind: JudgeKind, category: str, turn: int) -> str:
 
 def plan_judgements(
     kind: JudgeKind,
-    answers: pd.DataFrame,
+    answers: pd.DataFrame | StoredTable,
     questions: pd.DataFrame,
     constitutions: pd.DataFrame,
     prompts: pd.DataFrame,
@@ -114,6 +115,7 @@ def plan_judgements(
             category has no reference answer.
         ValueError: two models did not answer the same.
     """
+    answers = columns_of(answers, ["model", *ANSWER_KEY, "category", "answer"])
     if kind == "constitution":
         answers = answers[answers["constitution"] != "none"]
     texts = _Texts(answers, questions, constitutions)
