@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -66,9 +67,9 @@ class CategoryPrinciples(BaseModel):
     @classmethod
     def _unique_ids(cls, value: tuple[Principle, ...]) -> tuple[Principle, ...]:
         ids = [principle.id for principle in value]
-        for principle_id in ids:
-            if ids.count(principle_id) > 1:
-                raise ValueError(f"the id {principle_id!r} is used {ids.count(principle_id)} times")
+        for principle_id, times in Counter(ids).items():
+            if times > 1:
+                raise ValueError(f"the id {principle_id!r} is used {times} times")
         return value
 
 
@@ -168,18 +169,19 @@ def sample_constitutions(
     missing = sorted(set(queries["category"]) - set(by_category))
     if missing:
         raise InputError(f"principles: none for category {', '.join(missing)}; write a file for it")
+    names = {category: table["principle"].tolist() for category, table in by_category.items()}
+    words = {category: wording(table) for category, table in by_category.items()}
     rows = []
     for query_id, category in zip(queries["query_id"], queries["category"], strict=True):
-        table = by_category[category]
+        count = len(names[category])
         generator = random.Random(f"{seed}/constitutions/{query_id}")
         # One order for all constitutions of a query: position must not give the stance away.
-        order = generator.sample(range(len(table)), len(table))
+        order = generator.sample(range(count), count)
         for index, takes in enumerate(
-            _choose_stances(len(table), n_constitutions, contrast, generator, category)
+            _choose_stances(count, n_constitutions, contrast, generator, category)
         ):
             stances = [
-                (table["principle"].iloc[i], "principle" if takes[i] else "antithesis")
-                for i in order
+                (names[category][i], "principle" if takes[i] else "antithesis") for i in order
             ]
             rows.append(
                 {
@@ -188,7 +190,7 @@ def sample_constitutions(
                     "constitution_index": index,
                     "constitution": DESIRED if index == 0 else CONTRASTING,
                     "stances": json.dumps(stances),
-                    "text": format_constitution(stances, table),
+                    "text": format_statements(stances, words[category]),
                 }
             )
     return pd.DataFrame(rows)
@@ -224,9 +226,25 @@ def format_constitution(
         principles: the rows of one category.
         generator: shuffles the statements anew, as for training prompts; None keeps the order.
     """
-    columns = {"principle": "statement", "antithesis": "antithesis"}
-    indexed = principles.set_index("principle")
-    statements = [indexed.loc[name, columns[stance]] for name, stance in stances]
+    return format_statements(stances, wording(principles), generator)
+
+
+def wording(principles: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Return the statement of each (principle, "principle" | "antithesis") of one category."""
+    return {
+        (name, stance): statement
+        for stance, column in (("principle", "statement"), ("antithesis", "antithesis"))
+        for name, statement in zip(principles["principle"], principles[column], strict=True)
+    }
+
+
+def format_statements(
+    stances: Sequence[tuple[str, str]],
+    words: Mapping[tuple[str, str], str],
+    generator: random.Random | None = None,
+) -> str:
+    """Return what ``format_constitution`` does, from a ``wording`` made once for many."""
+    statements = [words[name, stance] for name, stance in stances]
     if generator is not None:
         generator.shuffle(statements)
     if len(statements) == 1:

@@ -7,11 +7,11 @@ import random
 
 import pandas as pd
 
-from sami_pipeline.constitutions import format_constitution
+from sami_pipeline.constitutions import format_statements, wording
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.degeneration import is_degenerate
-from sami_pipeline.evaluation.statements import check_statements
+from sami_pipeline.evaluation.statements import checks_by_category
 from sami_pipeline.parameters import GenerationParameters
 from sami_pipeline.prompts import PromptTemplate
 
@@ -81,25 +81,28 @@ def mark_usable(generations: pd.DataFrame, parameters: GenerationParameters) -> 
     reason stands in every row of the query. Reasons, the first that applies: failed,
     prompt_too_long, empty, same_response, truncated, degenerate.
     """
-    status: dict[str, str] = {}
-    for query_id, group in generations.groupby("query_id"):
-        status[query_id] = _status(group, parameters)
+    written = generations[["query_id", "finish_reason"]].assign(
+        response=generations["response"].str.strip()
+    )
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for query_id, reason, response in written.itertuples(index=False, name=None):
+        groups.setdefault(query_id, []).append((response, reason))
+    status = {query_id: _status(group, parameters) for query_id, group in groups.items()}
     return generations.assign(status=generations["query_id"].map(status))
 
 
-def _status(group: pd.DataFrame, parameters: GenerationParameters) -> str:
-    responses = group["response"].str.strip()
-    truncated = group["finish_reason"] == "length"
+def _status(group: list[tuple[str, str]], parameters: GenerationParameters) -> str:
+    responses, reasons = zip(*group, strict=True)
     for reason in ("failed", "prompt_too_long"):
-        if (group["finish_reason"] == reason).any():
+        if reason in reasons:
             return reason
-    if (responses == "").any():
+    if "" in responses:
         return "empty"
-    if responses.duplicated().any():
+    if len(set(responses)) < len(responses):
         return "same_response"
-    if not parameters.keep_truncated and truncated.any():
+    if not parameters.keep_truncated and "length" in reasons:
         return "truncated"
-    if not parameters.keep_degenerate and any(is_degenerate(text) for text in responses):
+    if not parameters.keep_degenerate and any(map(is_degenerate, responses)):
         return "degenerate"
     return USABLE
 
@@ -117,10 +120,10 @@ def teacher_compliance(generations: pd.DataFrame, principles: pd.DataFrame) -> p
         NaN where no response was asked for that stance.
     """
     opposite = {"principle": "antithesis", "antithesis": "principle"}
+    checks = checks_by_category(principles)
     rows = []
     given = generations[generations["finish_reason"] != "failed"]
     for category, group in given.groupby("category", sort=True):
-        table = principles[principles["category"] == category]
         passed: dict[tuple[str, str], dict[str, list[bool]]] = {}
         for row in group.itertuples(index=False):
             stances = json.loads(row.stances)
@@ -128,8 +131,8 @@ def teacher_compliance(generations: pd.DataFrame, principles: pd.DataFrame) -> p
                 ("asked", stances),
                 ("unasked", [(name, opposite[stance]) for name, stance in stances]),
             ):
-                for statement in check_statements(
-                    row.response, asked, table, truncated=row.finish_reason == "length"
+                for statement in checks[category].outcomes(
+                    row.response, asked, truncated=row.finish_reason == "length"
                 ):
                     key = (statement.principle, statement.stance)
                     cell = passed.setdefault(key, {"asked": [], "unasked": []})
@@ -165,10 +168,10 @@ def with_training_prompts(
     It may follow another template than the one the response was written under, and its
     principles are shuffled anew, alike for all constitutions of a query.
     """
-    by_category = dict(tuple(principles.groupby("category")))
+    by_category = {name: wording(table) for name, table in principles.groupby("category")}
     prompts = []
     for row in rows.itertuples(index=False):
-        text = format_constitution(
+        text = format_statements(
             json.loads(row.stances),
             by_category[row.category],
             random.Random(f"{seed}/training/{row.query_id}"),

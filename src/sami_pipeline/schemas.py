@@ -5,6 +5,9 @@ Kedro checks a table against its contract when it is saved and when it is loaded
 
 from __future__ import annotations
 
+from typing import Any
+
+import pandas as pd
 import pandera.pandas as pa
 from pandera.typing import Series
 
@@ -17,6 +20,7 @@ from sami_pipeline.evaluation.statistics import (
     OVERALL,
     OVERALL_PAPER,
 )
+from sami_pipeline.tables import StoredTable
 
 _CATEGORIES = list(MT_BENCH_CATEGORIES)
 _SUMMARISED = [*_CATEGORIES, OVERALL, OVERALL_PAPER]
@@ -39,6 +43,18 @@ class _Table(pa.DataFrameModel):
         """Columns are exactly those named, of exactly the types named."""
 
         strict = True
+
+    @classmethod
+    def validate(cls, check_obj: pd.DataFrame | StoredTable, *args: Any, **options: Any) -> Any:
+        """Return the table if it keeps the contract; one that is stored is read part by part."""
+        if not isinstance(check_obj, StoredTable):
+            return super().validate(check_obj, *args, **options)
+        for part in check_obj.parts():
+            super().validate(part, *args, **options)
+        if key := list(getattr(cls.Config, "unique", ())):
+            names = cls.to_schema().select_columns(key)
+            names.validate(check_obj.read(key), *args, **options)
+        return check_obj
 
 
 class _OnATurn(_Table):

@@ -2,6 +2,13 @@
 
 from sami_pipeline.datasets.checkpoint import CheckpointDataset
 from sami_pipeline.datasets.raw_files import JsonLinesDataset, StrictYamlDataset
+from sami_pipeline.datasets.stored_parquet import StoredParquet
 from sami_pipeline.datasets.working_folder import WorkingFolder
 
-__all__ = ["CheckpointDataset", "JsonLinesDataset", "StrictYamlDataset", "WorkingFolder"]
+__all__ = [
+    "CheckpointDataset",
+    "JsonLinesDataset",
+    "StoredParquet",
+    "StrictYamlDataset",
+    "WorkingFolder",
+]

@@ -44,7 +44,9 @@ from sami_pipeline.evaluation.statistics import (
     by_category,
     require_rows,
     require_verdicts,
+    with_clusters,
 )
+from sami_pipeline.tables import StoredTable
 
 METRICS = (
     "invalid_rate",
@@ -64,7 +66,7 @@ _CALL_KEY = [*COMPARISON_KEY, "category", "judge_model"]
 
 def judge_quality(
     verdicts: pd.DataFrame,
-    answers: pd.DataFrame,
+    answers: pd.DataFrame | StoredTable,
     judgements: pd.DataFrame | None = None,
     *,
     resamples: int = 10_000,
@@ -102,7 +104,8 @@ def judge_quality(
         if judgements is not None and (judgements["judge"] == judge).any():
             measures += _of_calls(judgements[judgements["judge"] == judge])
         for metric, reference, estimate, frame in measures:
-            for category, part in by_category(frame):
+            values = [column for column in ("category", "value", "other") if column in frame]
+            for category, part in by_category(with_clusters(frame, values)):
                 result = estimate(part.dropna(subset="value"), options)
                 bounds = (result.estimate, result.low, result.high)
                 records.append((judge, reference, category, metric, result.n, *bounds))

@@ -22,6 +22,7 @@ from sami_pipeline.evaluation.statistics import (
     by_category,
     by_turn,
     require_rows,
+    with_clusters,
 )
 from sami_pipeline.evaluation.verdict_parser import (
     COMPARISONS,
@@ -32,6 +33,7 @@ from sami_pipeline.evaluation.verdict_parser import (
     rating_verdict,
 )
 from sami_pipeline.prompts import Prompt
+from sami_pipeline.tables import StoredTable, columns_of
 
 JudgeKind = Literal["pairwise", "constitution", "single"]
 
@@ -80,7 +82,7 @@ def prompt_name(kind: JudgeKind, category: str, turn: int) -> str:
 
 def plan_judgements(
     kind: JudgeKind,
-    answers: pd.DataFrame,
+    answers: pd.DataFrame | StoredTable,
     questions: pd.DataFrame,
     constitutions: pd.DataFrame,
     prompts: pd.DataFrame,
@@ -113,6 +115,7 @@ def plan_judgements(
             category has no reference answer.
         ValueError: two models did not answer the same.
     """
+    answers = columns_of(answers, ["model", *ANSWER_KEY, "category", "answer"])
     if kind == "constitution":
         answers = answers[answers["constitution"] != "none"]
     texts = _Texts(answers, questions, constitutions)
@@ -365,7 +368,9 @@ def ratings(
         is all that were rated, "1" or "2". ``n`` counts valid ratings, ``invalid`` the others; a
         cell without any valid one has a NaN rating.
     """
-    rated = _rated(judgements)
+    rated = with_clusters(
+        _rated(judgements), ["model", "constitution", "turn", "category", "rating"]
+    )
     records = []
     for (model, constitution), graded in rated.groupby(["model", "constitution"], sort=False):
         for turn, given in by_turn(graded):

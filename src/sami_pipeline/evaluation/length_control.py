@@ -38,7 +38,9 @@ from sami_pipeline.evaluation.statistics import (
     describe,
     require_rows,
     require_verdicts,
+    with_clusters,
 )
+from sami_pipeline.tables import StoredTable, columns_of, parts_of
 
 SLOPE_PENALTY = 0.1
 """Weight of slope² / 2 beside the log-likelihood: a normal prior of 3.2 log-odds on the slope.
@@ -51,7 +53,7 @@ _MAXIMUM_STEPS = 100
 _TOLERANCE = 1e-9
 
 
-def with_lengths(verdicts: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+def with_lengths(verdicts: pd.DataFrame, answers: pd.DataFrame | StoredTable) -> pd.DataFrame:
     """Return verdicts with the lengths of the two answers they are on.
 
     Args:
@@ -65,8 +67,14 @@ def with_lengths(verdicts: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: If an answer is missing or there twice.
     """
-    require_rows(answers, ["model", *ANSWER_KEY], ["answer"])
-    lengths = answers.set_index(["model", *ANSWER_KEY])["answer"].str.len()
+    key = ["model", *ANSWER_KEY]
+    parts = [
+        part.assign(answer=part["answer"].str.len()) if "answer" in part else part
+        for part in parts_of(answers, [*key, "answer"])
+    ]
+    known = pd.concat(parts, ignore_index=True) if parts else columns_of(answers, key)
+    require_rows(known, key, ["answer"])
+    lengths = known.set_index(key)["answer"]
     columns = {}
     for side in ("model", "opponent"):
         key = verdicts[["model", *ANSWER_KEY]].assign(model=verdicts[side])
@@ -227,7 +235,7 @@ def controlled_win_rate(
 
 def length_controlled(
     verdicts: pd.DataFrame,
-    answers: pd.DataFrame,
+    answers: pd.DataFrame | StoredTable,
     *,
     resamples: int = 10_000,
     level: float = 0.95,
@@ -252,7 +260,9 @@ def length_controlled(
     """
     require_verdicts(verdicts)
     rows = with_lengths(verdicts, answers).sort_values(COMPARISON_KEY, kind="stable")
-    rows["difference"] = rows["model_length"] - rows["opponent_length"]
+    rows = with_clusters(rows, ["judge", "model", "opponent", "winner"]).assign(
+        difference=rows["model_length"] - rows["opponent_length"]
+    )
     pairs = verdicts[["judge", "model", "opponent"]].drop_duplicates()
     groups = rows[rows["winner"] != "invalid"].groupby(["judge", "model", "opponent"])
     records = []

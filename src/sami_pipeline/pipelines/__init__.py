@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 from kedro.pipeline import Node, Pipeline
 
+from sami_pipeline.tables import StoredTable
+
 
 def folded(stage: Pipeline, name: str) -> Pipeline:
     """Return a pipeline that folds into one box of the graph; its datasets keep their names."""
@@ -55,6 +57,8 @@ def for_each_model(
     ]
 
 
-def combine_tables(*tables: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of all models in one table."""
+def combine_tables(*tables: pd.DataFrame | StoredTable) -> pd.DataFrame | StoredTable:
+    """Return the rows of all models in one table; of stored tables nothing is read."""
+    if all(isinstance(table, StoredTable) for table in tables):
+        return StoredTable(*(path for table in tables for path in table.paths))
     return pd.concat(tables, ignore_index=True)

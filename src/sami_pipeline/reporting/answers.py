@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from sami_pipeline.constitutions import format_constitution
+from sami_pipeline.constitutions import format_statements, wording
 from sami_pipeline.evaluation.attempts import GREEDY
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 
@@ -67,14 +67,20 @@ def mt_bench_answers(tables: Tables, questions_shown: int | None) -> Json:
     """
     answers, verdicts = tables["answers"], tables["verdicts"]
     asked = tables["questions"][tables["questions"]["question_id"].isin(answers["question_id"])]
-    texts = asked.set_index(["question_id", "turn"])[["question", "reference"]]
-    principles = dict(list(tables["principles"].groupby("category")))
-    statements = _statements(tables["checked"], tables["principles"])
-    judgements = _judgements(tables.get("judgements"))
-    verdicts_of = dict(list(verdicts.groupby(_SETTING, sort=False)))
+    first = asked[asked["turn"] == 1]
+    kept = first if questions_shown is None else first.groupby("category").head(questions_shown)
+
+    def shown(table: pd.DataFrame) -> pd.DataFrame:
+        return table[table["question_id"].isin(kept["question_id"])]
+
+    texts = shown(asked).set_index(["question_id", "turn"])[["question", "reference"]]
+    words = {name: wording(rows) for name, rows in tables["principles"].groupby("category")}
+    statements = _statements(shown(tables["checked"]), words)
+    judgements = _judgements(shown(tables["judgements"]) if "judgements" in tables else None)
+    verdicts_of = dict(list(shown(verdicts).groupby(_SETTING, sort=False)))
     settings: dict[str, list[Json]] = {}
     order = {name: place for place, name in enumerate(_CONSTITUTIONS)}
-    by_setting = answers.groupby(_SETTING, sort=False)
+    by_setting = shown(answers).groupby(_SETTING, sort=False)
     for key, rows in sorted(by_setting, key=lambda group: (group[0][1], order[group[0][2]])):
         question, turn, constitution = key
         given = _rows_of(verdicts_of, key)
@@ -83,7 +89,7 @@ def mt_bench_answers(tables: Tables, questions_shown: int | None) -> Json:
             {
                 "title": f"Turn {turn}, {_CONSTITUTIONS[constitution]}",
                 "asked": texts.loc[(question, turn), "question"],
-                "constitution": _constitution(rows.iloc[0], principles),
+                "constitution": _constitution(rows.iloc[0], words),
                 "reference": texts.loc[(question, turn), "reference"],
                 "answers": [
                     {
@@ -100,8 +106,6 @@ def mt_bench_answers(tables: Tables, questions_shown: int | None) -> Json:
                 ],
             }
         )
-    first = asked[asked["turn"] == 1]
-    kept = first if questions_shown is None else first.groupby("category").head(questions_shown)
     categories = [name for name in MT_BENCH_CATEGORIES if (kept["category"] == name).any()]
     return {
         "note": "Every model's answer to a question, side by side, with the verdicts and what they "
@@ -134,10 +138,11 @@ def math_answers(tables: Tables, baseline: str, questions_shown: int | None) -> 
     attempts, problems = tables["attempts"], tables["problems"]
     test = problems[problems["problem_id"].isin(attempts["problem_id"])]
     test = test.assign(category=test["problem_id"].str.rsplit("-", n=2).str[0])
+    kept = test if questions_shown is None else test.groupby("category").head(questions_shown)
+    attempts = attempts[attempts["problem_id"].isin(kept["problem_id"])]
     verdicts = _greedy_verdicts(attempts, baseline)
     verdicts_of = dict(list(verdicts.groupby("problem_id", sort=False)))
     attempts_at = dict(list(attempts.groupby("problem_id", sort=False)))
-    kept = test if questions_shown is None else test.groupby("category").head(questions_shown)
     return {
         "note": "Every model's attempts at a problem, side by side, with the answer that was read "
         "from each. In a match, a model wins where its greedy attempt is right and its opponent's "
@@ -204,21 +209,21 @@ def _verdict(row: Any, judgements: list[Json]) -> Json:
     }
 
 
-def _constitution(answer: pd.Series, principles: Mapping[str, pd.DataFrame]) -> str:
+def _constitution(answer: pd.Series, words: Mapping[str, Mapping[tuple[str, str], str]]) -> str:
     """Return the constitution that an answer was given under, or nothing."""
     stances = json.loads(answer["stances"])
-    return format_constitution(stances, principles[answer["category"]]) if stances else ""
+    return format_statements(stances, words[answer["category"]]) if stances else ""
 
 
-def _statements(checked: pd.DataFrame, principles: pd.DataFrame) -> dict[tuple, list[Json]]:
+def _statements(
+    checked: pd.DataFrame, words: Mapping[str, Mapping[tuple[str, str], str]]
+) -> dict[tuple, list[Json]]:
     """Return the statements of each answer's constitution, and which it follows."""
-    columns = {"principle": "statement", "antithesis": "antithesis"}
-    wording = principles.set_index(["category", "principle"])
     found: dict[tuple, list[Json]] = {}
     for row in checked.itertuples(index=False):
         found.setdefault((row.model, row.question_id, row.turn, row.constitution), []).append(
             {
-                "text": wording.loc[(row.category, row.principle), columns[row.stance]],
+                "text": words[row.category][row.principle, row.stance],
                 "followed": bool(row.passed and not row.degenerate),
             }
         )

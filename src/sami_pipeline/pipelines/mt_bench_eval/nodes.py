@@ -32,6 +32,7 @@ from sami_pipeline.parameters import (
 )
 from sami_pipeline.prompts import PromptTemplate
 from sami_pipeline.responses import with_completions
+from sami_pipeline.tables import StoredTable
 
 
 def constitute_questions(
@@ -146,7 +147,7 @@ def judge_answers(
 
 
 def ask_judge(
-    answers: pd.DataFrame,
+    answers: pd.DataFrame | StoredTable,
     questions: pd.DataFrame,
     constitutions: pd.DataFrame,
     judge_prompts: pd.DataFrame,
@@ -192,7 +193,7 @@ def tabulate_win_rates(verdicts: pd.DataFrame, parameters: EvaluationParameters)
 
 
 def tabulate_length_controlled(
-    verdicts: pd.DataFrame, answers: pd.DataFrame, parameters: EvaluationParameters
+    verdicts: pd.DataFrame, answers: pd.DataFrame | StoredTable, parameters: EvaluationParameters
 ) -> pd.DataFrame:
     """Return win rates with the length of the answers controlled, by judge and pair of models."""
     return length_control.length_controlled(
@@ -202,7 +203,7 @@ def tabulate_length_controlled(
 
 def tabulate_judge_quality(
     verdicts: pd.DataFrame,
-    answers: pd.DataFrame,
+    answers: pd.DataFrame | StoredTable,
     parameters: EvaluationParameters,
     judgements: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
@@ -225,7 +226,9 @@ def tabulate_compliance(
     )
 
 
-def tabulate_degeneration(answers: pd.DataFrame, parameters: EvaluationParameters) -> pd.DataFrame:
+def tabulate_degeneration(
+    answers: pd.DataFrame | StoredTable, parameters: EvaluationParameters
+) -> pd.DataFrame:
     """Return degeneration rate, mean length and truncation by model and category."""
     return statistics.degeneration(answers, resamples=parameters.resamples, seed=parameters.seed)
 

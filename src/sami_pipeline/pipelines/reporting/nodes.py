@@ -14,6 +14,7 @@ from sami_pipeline.parameters import ExperimentParameters
 from sami_pipeline.reporting import RunDescription, describe_models, write_page
 from sami_pipeline.reporting.answers import answers_of
 from sami_pipeline.reporting.record import RunRecord
+from sami_pipeline.tables import StoredTable
 
 
 def report_on(
@@ -28,9 +29,13 @@ def report_on(
     """
 
     def write_report(
-        node_records: Path, **results: pd.DataFrame | go.Figure | Checkpoint
+        node_records: Path, **results: pd.DataFrame | StoredTable | go.Figure | Checkpoint
     ) -> tuple[str, dict[str, Any]]:
         """Return the experiment's report as one HTML page, and what was run for other programs."""
+        results = {
+            name: result.read() if isinstance(result, StoredTable) else result
+            for name, result in results.items()
+        }
         tables, figures, checkpoints = (
             {name: result for name, result in results.items() if isinstance(result, kind)}
             for kind in (pd.DataFrame, go.Figure, Checkpoint)
