@@ -37,8 +37,8 @@ class Checkpoint:
 
     folder: Path
 
-    def load_model(self, dtype: torch.dtype) -> PreTrainedModel:
-        """Return the causal language model in ``dtype``, on the GPU if there is one."""
+    def load_model(self, dtype: torch.dtype, device: str | None = None) -> PreTrainedModel:
+        """Return the causal language model in ``dtype``, by default on the GPU if there is one."""
         import torch
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -47,7 +47,9 @@ class Checkpoint:
         model = AutoModelForCausalLM.from_pretrained(
             self.folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
         )
-        return model.to("cuda") if torch.cuda.is_available() else model
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return model.to(device)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer."""

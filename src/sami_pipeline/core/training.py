@@ -161,7 +161,9 @@ def train_sami(
             row["peak_memory_bytes"] = int(workers.largest(peak_memory(model.device)))
             history.append(row)
             log(row)
-            bar.set_postfix(loss=f"{row['loss']:.3f}", row=f"{row['row_accuracy']:.2f}")
+            bar.set_postfix(
+                {"loss": f"{row['loss']:.3f}", "row": f"{row['row_accuracy']:.2f}"}, refresh=False
+            )
             bar.update()
             done, last = step + 1, step + 1 == len(batches)
             if (
