@@ -44,14 +44,16 @@ class Checkpoint:
     folder: Path
     trust_remote_code: bool = False
 
-    def load_model(self, dtype: torch.dtype) -> PreTrainedModel:
-        """Return the causal language model in ``dtype``, on the GPU if there is one."""
+    def load_model(self, dtype: torch.dtype, device: str | None = None) -> PreTrainedModel:
+        """Return the causal language model in ``dtype``, by default on the GPU if there is one."""
         import torch
 
         model = load_causal_model(
             self.folder, dtype, self.trust_remote_code, attn_implementation="sdpa"
         )
-        return model.to("cuda") if torch.cuda.is_available() else model
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return model.to(device)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer."""

@@ -52,3 +52,7 @@ def one_line(text: str) -> str:
 
 class EngineError(InputError):
     """A process or server that generates text has failed; the message says where its log is."""
+
+
+class WorkerError(InputError):
+    """A worker of a training has failed for good; the message says where its log is."""

@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -227,10 +228,46 @@ class SftParameters(Settings):
     )
 
 
+class LaunchParameters(Settings):
+    """On how many processes SAMI trains; one is the pipeline's own process."""
+
+    num_processes: PositiveInt = Field(
+        1, description="Workers on all machines together; each takes a GPU where there are any."
+    )
+    num_machines: PositiveInt = Field(
+        1,
+        description="Machines that share the workers evenly, and a file system with this project's "
+        "data folder; what the others run is in docs/gpus.md.",
+    )
+    rendezvous_endpoint: Annotated[str, Field(pattern=r"^[^:\s]+:\d+$")] | None = Field(
+        None, description="HOST:PORT of this machine, where the others find it."
+    )
+    rendezvous_timeout: PositiveInt = Field(
+        900, description="Seconds in which all machines must be there."
+    )
+    max_restarts: NonNegativeInt = Field(
+        3,
+        description="How often all workers are started anew, from the last saved state, after one "
+        "has died.",
+    )
+
+    @model_validator(mode="after")
+    def _machines_can_meet(self) -> LaunchParameters:
+        if self.num_processes % self.num_machines:
+            raise ValueError(
+                f"num_processes: {self.num_processes} can't be shared evenly by "
+                f"{self.num_machines} machines"
+            )
+        if self.num_machines > 1 and self.rendezvous_endpoint is None:
+            raise ValueError("rendezvous_endpoint: give HOST:PORT, where the machines meet")
+        return self
+
+
 class TrainingParameters(Settings):
     """How the student is trained; the loop's own parameters are those of ``core``."""
 
     sami: SamiTrainingConfig = SamiTrainingConfig()
+    launch: LaunchParameters = LaunchParameters()
     dpo: DpoParameters = DpoParameters()
     sft: SftParameters = SftParameters()
     resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
@@ -247,6 +284,15 @@ class TrainingParameters(Settings):
                 except ValueError as error:
                     raise ValueError(f"{name}: {error}") from None
         return value
+
+    @model_validator(mode="after")
+    def _workers_can_follow(self) -> TrainingParameters:
+        if self.launch.num_processes > 1:
+            try:
+                self.sami.check_many_workers()
+            except ValueError as error:
+                raise ValueError(f"sami.{error}") from None
+        return self
 
 
 class IterationsParameters(Settings):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,3 +148,28 @@ class SamiTrainingConfig:
                 "weights: must be float32 with lora; the adapters are small, and the weights "
                 "they are added to keep the dtype they were loaded in"
             )
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> SamiTrainingConfig:
+        """Return the configuration whose ``dataclasses.asdict`` came through JSON."""
+        values = dict(fields)
+        if values["lora"] is not None:
+            modules = values["lora"]["target_modules"]
+            adapters = {**values["lora"], "target_modules": modules and tuple(modules)}
+            values["lora"] = LoraParameters(**adapters)
+        return cls(**{**values, "trackers": tuple(values["trackers"])})
+
+    def check_many_workers(self) -> None:
+        """Refuse what has not been verified with a model in shards.
+
+        Raises:
+            ValueError: names the parameter and the remedy.
+        """
+        refused = {"lora": (self.lora, None), "compile_layers": (self.compile_layers, False)}
+        for name, (value, only) in refused.items():
+            if value != only:
+                choice = "null" if only is None else str(only).lower()
+                raise ValueError(
+                    f"{name}: is not there for several workers; set {name}: {choice}, or train "
+                    "in one process"
+                )

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sami_pipeline.core.distributed import computed_inside_forward
 from sami_pipeline.core.grid import Grid
 from sami_pipeline.core.heads import Head, token_kl, token_logprobs
 from sami_pipeline.core.packing import Layout, PackedTokens, pack
@@ -137,13 +138,20 @@ def batched_grid_logprobs(
     tokens = pack(
         grids, layout=layout or trusted, pad_to_multiple=pad_to_multiple, device=model.device
     )
-    outputs = _response_outputs(model, tokens)
-    logprobs = outputs.logprobs(tokens.target_ids, head, chunk_tokens)
-    kl = None
-    if reference is not None:
+
+    def compute() -> tuple[Tensor, Tensor | None]:
+        outputs = _response_outputs(model, tokens)
+        logprobs = outputs.logprobs(tokens.target_ids, head, chunk_tokens)
+        if reference is None:
+            return logprobs, None
         with torch.no_grad(), reference.context():
-            initial = _response_outputs(reference.model, tokens)
-        kl = outputs.kl(initial)
+            initial = computed_inside_forward(
+                reference.model, lambda: _response_outputs(reference.model, tokens)
+            )
+        return logprobs, outputs.kl(initial)
+
+    # The head is read without its layer, which in a model in shards FSDP would not notice.
+    logprobs, kl = computed_inside_forward(model, compute)
     return _split_cells(logprobs, kl, tokens)
 
 

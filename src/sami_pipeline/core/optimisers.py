@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sami_pipeline.core.config import SamiTrainingConfig
+from sami_pipeline.core.distributed import as_shard_of, first_element, own_part, replace_values
 
 # Elements updated at once: what they need in fp32 is small beside an 8B model's embedding.
 _SLICE = 2**24
@@ -58,14 +59,14 @@ class RemainderOptimiser(torch.optim.Optimizer):
         self._state_dtype = state_dtype
         remainders = []
         for parameter in parameters:
-            weight, remainder = split_float32(parameter.detach().float())
-            parameter.data = weight
+            weight, remainder = split_float32(own_part(parameter.detach()).float())
+            replace_values(parameter, weight)
             remainders.append(remainder)
         super().__init__(
             parameters, {"lr": optimiser([nn.Parameter(torch.zeros(1))]).defaults["lr"]}
         )
         for parameter, remainder in zip(parameters, remainders, strict=True):
-            self.state[parameter]["remainder"] = remainder
+            self.state[parameter]["remainder"] = as_shard_of(parameter, remainder)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -77,10 +78,15 @@ class RemainderOptimiser(torch.optim.Optimizer):
 
     def _update(self, parameter: nn.Parameter, learning_rate: float) -> None:
         state = self.state[parameter]
-        weight = parameter.data.view(-1)
-        gradient, remainder = parameter.grad.view(-1), state["remainder"].view(-1)
+        # Elementwise: of a parameter in shards, each worker updates its own.
+        own = own_part(parameter.data)
+        weight = own.view(-1)
+        if not len(weight):  # more workers than the parameter has rows
+            return
+        gradient = own_part(parameter.grad).view(-1)
+        remainder = own_part(state["remainder"]).view(-1)
         moments = {
-            name: value.view(-1)
+            name: own_part(value).view(-1)
             for name, value in state.items()
             if name not in ("remainder", "step")
         }
@@ -100,8 +106,8 @@ class RemainderOptimiser(torch.optim.Optimizer):
             step = updated.pop("step")
             for name, value in updated.items():
                 if name not in moments:
-                    stored = torch.empty_like(parameter.data, dtype=self._state_dtype)
-                    state[name], moments[name] = stored, stored.view(-1)
+                    stored = torch.empty_like(own, dtype=self._state_dtype)
+                    state[name], moments[name] = as_shard_of(parameter, stored), stored.view(-1)
                 moments[name][part] = self._stored(value)
             weight[part], remainder[part] = split_float32(whole.detach())
         state["step"] = step
@@ -112,9 +118,9 @@ class RemainderOptimiser(torch.optim.Optimizer):
         return moment.to(self._state_dtype)
 
     def whole(self, parameter: nn.Parameter, part: slice) -> Tensor:
-        """Return a part of a parameter's flattened fp32 weights."""
-        remainder = self.state[parameter]["remainder"].view(-1)
-        return join_float32(parameter.detach().view(-1)[part], remainder[part])
+        """Return a part of a parameter's flattened fp32 weights, or of this worker's shard."""
+        remainder = own_part(self.state[parameter]["remainder"]).view(-1)
+        return join_float32(own_part(parameter.detach()).view(-1)[part], remainder[part])
 
 
 def split_float32(value: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,13 +145,17 @@ def round_stochastically(value: Tensor) -> Tensor:
 
 
 def sample_weights(optimiser: torch.optim.Optimizer, samples_per_tensor: int) -> Tensor:
-    """Return a fixed, evenly spread sample of the weights that the optimiser updates."""
+    """Return a fixed, evenly spread sample of the weights that the optimiser updates.
+
+    The workers of a model in shards have the sample between them.
+    """
     samples: list[Any] = []
     for group in optimiser.param_groups:
         for parameter in group["params"]:
-            part = slice(None, None, max(1, parameter.numel() // samples_per_tensor))
+            every = max(1, parameter.numel() // samples_per_tensor)
+            part = slice(-first_element(parameter) % every, None, every)
             if isinstance(optimiser, RemainderOptimiser):
                 samples.append(optimiser.whole(parameter, part))
             else:
-                samples.append(parameter.detach().flatten()[part].float())
+                samples.append(own_part(parameter.detach()).flatten()[part].float())
     return torch.cat(samples)

@@ -1,11 +1,20 @@
-"""Training state on disk: written whole or not at all, and never unpickled."""
+"""Training state on disk: written whole or not at all, and never unpickled.
+
+One format for one worker and for many: safetensors whose tensors have the names of the parameters
+(``model.layers.0.mlp.up_proj.weight``) and of what the optimiser keeps of them
+(``…up_proj.weight/exp_avg``), whole or in pieces, and ``state.json``. Pieces are written and read
+by torch's distributed checkpointing, each worker its own; they go together again for any number of
+workers.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import random
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +24,7 @@ import torch
 from torch import nn
 
 from sami_pipeline.core.config import SamiTrainingConfig
+from sami_pipeline.core.distributed import Workers, as_shard_of, current_workers, own_part
 from sami_pipeline.core.grid import Grid
 from sami_pipeline.errors import InputError
 
@@ -93,46 +103,110 @@ def save_state(
 ) -> None:
     """Write weights, optimiser state, RNG state and history after ``step`` optimiser steps.
 
-    Everything goes to a temporary folder that is renamed at the end; the last two are kept.
-    ``finished`` says that this is the end of the run.
+    Everything goes to a temporary folder that is renamed at the end; the last two are kept. All
+    workers call this, and each writes its shards. ``finished`` says that this is the end of the
+    run.
     """
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{_NAME.format(step)}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    # Frozen weights are those of the initial model.
-    trained = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-    save_file(trained, temporary / "model.safetensors")
-
-    tensors, scalars = {"rng": torch.get_rng_state()}, {}
+    workers = current_workers()
+    final = folder / _NAME.format(step)
+    temporary = folder / f".{final.name}.partial"
+    if workers.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    workers.wait()
+    weights = _trained_weights(model)
+    kept, scalars = _kept_by_optimiser(weights, optimiser)
+    kept[f"rng/{workers.rank}"] = torch.get_rng_state()
     if torch.cuda.is_available():
-        tensors["cuda_rng"] = torch.cuda.get_rng_state()
-    for index, parameter in enumerate(_parameters(optimiser)):
+        kept[f"cuda_rng/{workers.rank}"] = torch.cuda.get_rng_state()
+    _write_tensors(temporary, weights, kept, workers)
+    if workers.is_first:
+        record = {
+            "step": step,
+            "finished": finished,
+            "workers": workers.count,
+            "fingerprint": run_fingerprint,
+            "optimiser_scalars": scalars,
+            "history": history,
+        }
+        (temporary / "state.json").write_text(json.dumps(record))
+        for path in [*temporary.iterdir(), temporary]:
+            _synchronise(path)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _synchronise(folder)
+        # At the end of a run there is nothing left to fall back to.
+        for old in list_states(folder)[: -1 if finished else -STATES_KEPT]:
+            shutil.rmtree(old)
+    workers.wait()
+
+
+def _trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a state; frozen weights are those of the initial model."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _kept_by_optimiser(
+    weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return what an optimiser keeps of each parameter: tensors, and other JSON-able values."""
+    tensors, scalars = {}, {}
+    for name, parameter in weights.items():
         for key, value in optimiser.state[parameter].items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{index}/{key}"] = value.contiguous()
+                tensors[f"{name}/{key}"] = as_shard_of(parameter, value)
             else:
-                scalars[f"{index}/{key}"] = value
-    save_file(tensors, temporary / "optimiser.safetensors")
-    record = {
-        "step": step,
-        "finished": finished,
-        "fingerprint": run_fingerprint,
-        "optimiser_scalars": scalars,
-        "history": history,
-    }
-    (temporary / "state.json").write_text(json.dumps(record))
-    for path in [*temporary.iterdir(), temporary]:
-        _synchronise(path)
-    final = folder / _NAME.format(step)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    _synchronise(folder)
-    # At the end of a run there is nothing left to fall back to.
-    for old in list_states(folder)[: -1 if finished else -STATES_KEPT]:
-        shutil.rmtree(old)
+                scalars[f"{name}/{key}"] = value
+    return tensors, scalars
+
+
+def _write_tensors(
+    folder: Path,
+    weights: dict[str, nn.Parameter],
+    kept: dict[str, torch.Tensor],
+    workers: Workers,
+) -> None:
+    plain = {name: parameter.detach() for name, parameter in weights.items()}
+    if workers.count == 1:
+        from safetensors.torch import save_file
+
+        for name, tensors in (("model", plain), ("optimiser", kept)):
+            whole = {key: value.contiguous() for key, value in tensors.items()}
+            save_file(whole, folder / f"{name}.safetensors")
+        return
+    import torch.distributed.checkpoint as checkpointing
+
+    # Not the default writer, which pickles what it says about the tensors.
+    writer = checkpointing.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    checkpointing.save(plain | kept, storage_writer=writer)
+
+
+def _read_tensors(
+    folder: Path, weights: dict[str, nn.Parameter], rank: int
+) -> dict[str, torch.Tensor]:
+    """Read weights in place, and return what else a worker needs of a state."""
+    import torch.distributed.checkpoint as checkpointing
+
+    reader = checkpointing.HuggingFaceStorageReader(str(folder))
+    kept: dict[str, torch.Tensor] = {}
+    for key, stored in reader.read_metadata().state_dict_metadata.items():
+        name, _, rest = key.partition("/")
+        if name in ("rng", "cuda_rng") and rest == str(rank):
+            kept[key] = torch.empty(stored.size, dtype=stored.properties.dtype)
+        elif name in weights and rest:
+            parameter, dtype = weights[name], stored.properties.dtype
+            like = own_part(parameter.detach()) if stored.size == parameter.shape else None
+            kept[key] = (
+                torch.empty(stored.size, dtype=dtype)
+                if like is None
+                else as_shard_of(parameter, torch.empty_like(like, dtype=dtype))
+            )
+    wanted = {name: parameter.detach() for name, parameter in weights.items()} | kept
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        checkpointing.load(wanted, storage_reader=reader)
+    return kept
 
 
 def load_latest_state(
@@ -144,44 +218,45 @@ def load_latest_state(
     """Restore the latest whole state in place and return (steps done, history).
 
     Returns (0, []) when there is none, or only that of another run which came to its end: its
-    model is made, so nothing is lost with it.
+    model is made, so nothing is lost with it. The state may have been saved by another number of
+    workers; their random numbers, which only dropout and stochastic rounding draw, do not come
+    back then.
 
     Raises:
         StateMismatchError: the state belongs to another, unfinished run; the message names the
             part that changed.
     """
-    from safetensors.torch import load_file
-
-    for abandoned in folder.glob(".step-*"):
-        shutil.rmtree(abandoned)
+    workers = current_workers()
     states = list_states(folder)
-    if not states:
+    record = json.loads((states[-1] / "state.json").read_text()) if states else {}
+    makes_room = record.get("finished", False) and record["fingerprint"] != run_fingerprint
+    workers.wait()
+    if workers.is_first:
+        for old in [*folder.glob(".step-*"), *(states if makes_room else [])]:
+            shutil.rmtree(old)
+    workers.wait()
+    if not states or makes_room:
         return 0, []
     latest = states[-1]
-    record = json.loads((latest / "state.json").read_text())
-    if record.get("finished") and record["fingerprint"] != run_fingerprint:
-        for state in states:
-            shutil.rmtree(state)
-        return 0, []
     refuse_mismatch(latest, record["fingerprint"], run_fingerprint)
-    weights = load_file(latest / "model.safetensors")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(weights[name])
-    stored: dict[str, Any] = dict(load_file(latest / "optimiser.safetensors"))
-    torch.set_rng_state(stored.pop("rng"))
-    cuda_rng = stored.pop("cuda_rng", None)
-    if cuda_rng is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda_rng)
+    weights = _trained_weights(model)
+    kept: dict[str, Any] = _read_tensors(latest, weights, workers.rank)
+    rng = kept.pop(f"rng/{workers.rank}", None)
+    cuda_rng = kept.pop(f"cuda_rng/{workers.rank}", None)
+    if rng is None or record["workers"] != workers.count:
+        seed = random.Random(f"{torch.initial_seed()}/{record['step']}").getrandbits(63)
+        torch.manual_seed(seed)
+    else:
+        torch.set_rng_state(rng)
+        if cuda_rng is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(cuda_rng)
     # Not through load_state_dict, which casts every entry to the dtype of its parameter.
-    parameters = _parameters(optimiser)
-    for key, value in (stored | record["optimiser_scalars"]).items():
-        index, name = key.split("/", 1)
-        parameter = parameters[int(index)]
+    for key, value in (kept | record["optimiser_scalars"]).items():
+        name, _, entry = key.partition("/")
+        parameter = weights[name]
         if isinstance(value, torch.Tensor) and value.ndim > 0:
             value = value.to(parameter.device)
-        optimiser.state[parameter][name] = value
+        optimiser.state[parameter][entry] = value
     return record["step"], record["history"]
 
 
@@ -193,10 +268,6 @@ def refuse_mismatch(state: Path, saved: dict[str, str], wanted: dict[str, str]) 
             f"{state}: this training state belongs to another run ({', '.join(changed)} changed); "
             f"delete {state.parent} to start anew, or restore what changed"
         )
-
-
-def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
 
 
 def list_states(folder: Path) -> list[Path]:

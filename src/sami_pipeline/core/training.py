@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
@@ -22,6 +23,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sami_pipeline.core.adapters import add_adapters, merge_adapters, without_adapters
 from sami_pipeline.core.config import SamiTrainingConfig
+from sami_pipeline.core.distributed import (
+    Workers,
+    current_workers,
+    free_whole_weights,
+    is_sharded,
+    shard,
+    whole,
+)
 from sami_pipeline.core.grid import Grid, TextGrid
 from sami_pipeline.core.logprobs import (
     GridLogprobs,
@@ -70,12 +79,17 @@ def train_sami(
     state_folder: Path | None = None,
     tracker_folder: Path | None = None,
     progress: bool = True,
+    device: torch.device | None = None,
 ) -> TrainingResult:
     """Finetune a model with the SAMI objective (arXiv 2404.14313), in place.
 
     By default the weights are kept and updated in fp32; the forward and backward passes run
     under autocast to ``config.compute_dtype``. A learning rate of 5e-7 applied to bf16 weights,
     as published, rounds most updates away.
+
+    In a ``torch.distributed`` group of several processes, all of them call this with the same
+    arguments, the model on any device, and train it together (``core.distributed``); afterwards it
+    is in shards, on ``device``.
 
     Args:
         model: a causal language model. Its weights are fp32, or bf16 if ``config.weights`` says
@@ -87,6 +101,7 @@ def train_sami(
             where a killed run goes on.
         tracker_folder: where ``config.trackers`` that write files put them.
         progress: show a progress bar.
+        device: this worker's, where there are several; None takes the model's.
 
     Returns:
         The model and its history: ``step, loss, row_accuracy, column_accuracy, mi_lower_bound,
@@ -94,10 +109,12 @@ def train_sami(
         peak_memory_bytes``. Loss, bound and KL are means over the batch's grids in nats, before
         the step, the loss without the KL term; ``kl`` is 0 when ``config.kl_beta`` is 0.
         ``tokens_per_second`` counts the token positions that the model computes;
-        ``weights_moved`` is the share of a fixed sample of weights that the step changed.
+        ``weights_moved`` is the share of a fixed sample of weights that the step changed;
+        ``peak_memory_bytes`` is that of the worker with the highest.
 
     Raises:
-        ValueError: no grids, a grid that is not square, or weights of the wrong dtype.
+        ValueError: no grids, a grid that is not square, weights of the wrong dtype, or parameters
+            that several workers can't follow.
         StateMismatchError: ``state_folder`` holds the state of another run.
         FloatingPointError: a gradient is not finite; the states on disk are of the steps before.
     """
@@ -107,13 +124,19 @@ def train_sami(
         else grid
         for grid in grids
     ]
+    workers = current_workers()
     _check(model, token_grids, config)
-    torch.manual_seed(config.seed)
+    if workers.count > 1:
+        check_many_workers(token_grids, config)
+    torch.manual_seed(config.seed + workers.rank)
     run_fingerprint = fingerprint(model, token_grids, config) if state_folder is not None else {}
     batches = batch_schedule(len(token_grids), config)
     with prepared(model, config) as reference, _trackers(config, tracker_folder) as log:
         layout, reason = choose_layout(model)
         logger.info("Rows are laid out as %s: %s", layout, reason)
+        if workers.count > 1:
+            for part in [model, *([] if reference is None else [reference.model])]:
+                shard(part, device or model.device)
         optimiser = build_optimiser(model, config)
         start, history = 0, []
         if state_folder is not None:
@@ -126,7 +149,7 @@ def train_sami(
             total=len(batches),
             initial=start,
             desc="SAMI steps",
-            disable=not progress,
+            disable=not (progress and workers.is_first),
             file=sys.stderr,
         )
         for step in range(start, len(batches)):
@@ -135,10 +158,12 @@ def train_sami(
             row = _take_step(model, optimiser, batch, step, len(batches), config, reference)
             tokens = sum(packed_length(grid, layout) for grid in batch)
             row["tokens_per_second"] = tokens / (time.perf_counter() - started)
-            row["peak_memory_bytes"] = peak_memory(model.device)
+            row["peak_memory_bytes"] = int(workers.largest(peak_memory(model.device)))
             history.append(row)
             log(row)
-            bar.set_postfix(loss=f"{row['loss']:.3f}", row=f"{row['row_accuracy']:.2f}")
+            bar.set_postfix(
+                {"loss": f"{row['loss']:.3f}", "row": f"{row['row_accuracy']:.2f}"}, refresh=False
+            )
             bar.update()
             done, last = step + 1, step + 1 == len(batches)
             if (
@@ -166,24 +191,27 @@ def _take_step(
     for group in optimiser.param_groups:
         group["lr"] = learning_rate
     metrics = accumulate_gradients(model, batch, config, reference)
-    gradient_norm = torch.nn.utils.clip_grad_norm_(
-        model.parameters(), config.max_gradient_norm or math.inf
-    )
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    gradient_norm = whole(torch.nn.utils.get_total_norm(gradients))
     if not torch.isfinite(gradient_norm):
         raise FloatingPointError(
             f"step {step + 1}: the gradient norm is {gradient_norm.item()} and the loss "
             f"{metrics['loss']}; lower learning_rate"
         )
+    torch.nn.utils.clip_grads_with_norm_(
+        model.parameters(), config.max_gradient_norm or math.inf, gradient_norm
+    )
     before = sample_weights(optimiser, SAMPLED_WEIGHTS_PER_TENSOR)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     moved = before != sample_weights(optimiser, SAMPLED_WEIGHTS_PER_TENSOR)
+    moved_of, sampled = current_workers().sums([moved.sum().item(), moved.numel()])
     return {
         "step": step + 1,
         **metrics,
         "gradient_norm": gradient_norm.item(),
         "learning_rate": learning_rate,
-        "weights_moved": moved.double().mean().item(),
+        "weights_moved": moved_of / sampled,
     }
 
 
@@ -240,26 +268,35 @@ def accumulate_gradients(
 
     The loss of a grid is ``sami_loss + kl_beta · (mean of the KL over its cells)``.
     """
-    # Grids of similar length share a micro-batch: little padding where rows are padded.
-    ordered = sorted(batch, key=packed_length)
-    measured: list[tuple[Grid, GridLogprobs]] = []
-    for first in range(0, len(ordered), config.grids_per_micro_batch):
-        micro_batch = ordered[first : first + config.grids_per_micro_batch]
+    workers = current_workers()
+    rows, row_weights = [], []
+    for micro_batch in workers.micro_batches(batch, config.grids_per_micro_batch):
+        # The workers' gradients are averaged; the batch's mean wants their sum.
+        shares = [weight * workers.count for _, weight in micro_batch]
+        grids = [grid for grid, _ in micro_batch]
         if config.memory == "two_pass":
             results = [
-                _two_pass(model, grid, len(batch), config, reference) for grid in micro_batch
+                _two_pass(model, grid, share, len(batch), config, reference)
+                for grid, share in zip(grids, shares, strict=True)
             ]
         else:
-            results = _logprobs(model, micro_batch, config, reference)
+            results = _logprobs(model, grids, config, reference)
             losses = [
-                sami_loss(r.normalised(config.length_normalise))
-                + (0.0 if r.kl is None else config.kl_beta * r.kl.mean())
-                for r in results
+                share
+                * (
+                    sami_loss(r.normalised(config.length_normalise))
+                    + (0.0 if r.kl is None else config.kl_beta * r.kl.mean())
+                )
+                for r, share in zip(results, shares, strict=True)
             ]
             (torch.stack(losses).sum() / len(batch)).backward()
-        measured.extend(zip(micro_batch, results, strict=True))
-    frame = pd.DataFrame([grid_metrics(g, r, config.length_normalise) for g, r in measured])
-    return frame.mean().to_dict()
+        for (grid, weight), result in zip(micro_batch, results, strict=True):
+            rows.append(grid_metrics(grid, result, config.length_normalise))
+            row_weights.append(weight)
+    names = list(rows[0])
+    table = np.array([[row[name] for name in names] for row in rows])
+    sums = workers.sums((table * np.array(row_weights)[:, None]).sum(axis=0))
+    return {name: value / len(batch) for name, value in zip(names, sums, strict=True)}
 
 
 def _logprobs(
@@ -283,6 +320,7 @@ def _logprobs(
 def _two_pass(
     model: PreTrainedModel,
     grid: Grid,
+    share: float,
     grids_in_batch: int,
     config: SamiTrainingConfig,
     reference: Reference | None,
@@ -293,19 +331,20 @@ def _two_pass(
     # Forking the RNG gives both passes the same dropout.
     with torch.no_grad(), torch.random.fork_rng(devices):
         first_pass = [_logprobs(model, [row], config, None)[0] for row in rows]
-    whole = GridLogprobs(
+    first = GridLogprobs(
         sums=torch.cat([row.sums for row in first_pass]), token_counts=first_pass[0].token_counts
     )
-    weights = sami_loss_gradient(whole.normalised(config.length_normalise)) / grids_in_batch
+    weights = sami_loss_gradient(first.normalised(config.length_normalise)) / grids_in_batch * share
     divergences = []
     for row, row_weights in zip(rows, weights, strict=True):
         result = _logprobs(model, [row], config, reference)[0]
         loss = (row_weights * result.normalised(config.length_normalise)[0]).sum()
         if result.kl is not None:
-            loss = loss + config.kl_beta * result.kl.mean() / len(rows) / grids_in_batch
+            mean_kl = result.kl.mean() / len(rows) / grids_in_batch
+            loss = loss + config.kl_beta * share * mean_kl
             divergences.append(result.kl.detach())
         loss.backward()
-    return replace(whole, kl=torch.cat(divergences)) if divergences else whole
+    return replace(first, kl=torch.cat(divergences)) if divergences else first
 
 
 @torch.no_grad()
@@ -320,17 +359,29 @@ def evaluate_grids(
 ) -> pd.DataFrame:
     """Return one row per grid with the quantities of ``grid_metrics``, without training.
 
+    The workers of a model in shards share the grids out, and all get all rows.
+
     In the precision of the weights, without autocast: in bf16 the MI bound of a single grid of
     SmolLM2-135M was off by 0.06 nats.
     """
     model.eval()
+    workers = current_workers() if is_sharded(model) else Workers()
     rows = []
-    for grid in tqdm(grids, desc=description, disable=not progress, file=sys.stderr):
+    for first in tqdm(
+        range(0, len(grids), workers.count),
+        desc=description,
+        disable=not (progress and workers.is_first),
+        file=sys.stderr,
+    ):
+        # All compute as often: the last ones, where grids have run out, compute one again.
+        grid = grids[min(first + workers.rank, len(grids) - 1)]
         if isinstance(grid, TextGrid):
             grid = grid.tokenise(tokenizer, train_on_eos=config.train_on_eos)
         result = batched_grid_logprobs(model, [grid])[0]
-        rows.append(grid_metrics(grid, result, config.length_normalise))
-    return pd.DataFrame(rows)
+        row = grid_metrics(grid, result, config.length_normalise)
+        rows += workers.gathered(row)
+    free_whole_weights(model)
+    return pd.DataFrame(rows[: len(grids)])
 
 
 def grid_metrics(grid: Grid, result: GridLogprobs, length_normalise: bool) -> dict[str, float]:
@@ -396,12 +447,26 @@ def _check(model: PreTrainedModel, grids: Sequence[Grid], config: SamiTrainingCo
             )
 
 
+def check_many_workers(grids: Sequence[Grid], config: SamiTrainingConfig) -> None:
+    """Refuse what has not been verified, or can't be, with a model in shards.
+
+    Raises:
+        ValueError: names the parameter and the remedy.
+    """
+    config.check_many_workers()
+    if config.memory == "two_pass" and len({grid.shape for grid in grids}) > 1:
+        raise ValueError(
+            "memory: two_pass on several workers needs grids with equally many constitutions, "
+            "since all workers must go through as many passes; choose single_pass"
+        )
+
+
 @contextmanager
 def _trackers(
     config: SamiTrainingConfig, folder: Path | None
 ) -> Iterator[Callable[[dict[str, float]], None]]:
     """Yield a function that logs a step wherever the configuration says."""
-    if not config.trackers:
+    if not (config.trackers and current_workers().is_first):
         yield lambda row: None
         return
     from accelerate import Accelerator
@@ -422,7 +487,9 @@ def _trackers(
             {name: value for name, value in row.items() if name != "step"}, step=int(row["step"])
         )
     finally:
-        accelerator.end_training()
+        # Not end_training(), which would also end the group of workers.
+        for tracker in accelerator.trackers:
+            tracker.finish()
 
 
 def _cast_weights(parameters: Iterable[torch.nn.Parameter], dtype: torch.dtype) -> None:

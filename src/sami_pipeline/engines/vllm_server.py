@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import selectors
 import signal
 import socket
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.errors import EngineError, InputError
+from sami_pipeline.processes import root_cause
 
 if TYPE_CHECKING:
     from sami_pipeline.engines import VllmParameters
@@ -364,16 +364,6 @@ def release() -> None:
     while _servers:
         discard(_servers[-1])
         logger.info("vLLM ended")
-
-
-def root_cause(log: Path) -> str:
-    """Return the last error in a log that does not point to another one, or nothing."""
-    errors = re.findall(
-        r"(?:^|\s)((?:\w+\.)*\w+(?:Error|Exception): .+)$",
-        log.read_text("utf-8", errors="replace"),
-        flags=re.MULTILINE,
-    )
-    return next((error for error in reversed(errors) if "root cause" not in error), "")
 
 
 def _arguments(parameters: VllmParameters, dtype: str) -> dict[str, Any]:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from sami_pipeline.checkpoints import Checkpoint, LoadedModel
+from sami_pipeline.checkpoints import Checkpoint
 from sami_pipeline.parameters import IterationsParameters, TrainingParameters
-from sami_pipeline.training_data import history_table, measured_training
-
-logger = logging.getLogger(__name__)
+from sami_pipeline.training_launch import Trained, train_student
 
 
-def train_in(
-    iteration: int, name: str
-) -> Callable[..., tuple[LoadedModel, pd.DataFrame, pd.DataFrame]]:
+def train_in(iteration: int, name: str) -> Callable[..., Trained]:
     """Return the node function that trains the student with SAMI in an iteration."""
 
     def train_model(
@@ -27,35 +22,26 @@ def train_in(
         tracker_folder: Path,
         parameters: TrainingParameters,
         iterations: IterationsParameters,
-    ) -> tuple[LoadedModel, pd.DataFrame, pd.DataFrame]:
+    ) -> Trained:
         """Return the trained model, its history, and the held-out objective before and after.
 
         The history has one row per optimiser step, see ``core.train_sami``; the held-out table
         one row per (stage, metric).
         """
-        from sami_pipeline.core import train_sami
-
-        config = iterations.training_config(parameters.sami, iteration)
-        with measured_training(name, student, responses, parameters) as training:
-            history = train_sami(
-                training.model,
-                training.tokenizer,
-                training.grids,
-                config,
-                state_folder=state_folder,
-                tracker_folder=tracker_folder,
-            ).history
         provenance = {
             "source": "sami_training",
             "student": student.provenance,
             "iteration": iteration,
-            "grids": len(training.grids),
-            "optimiser_steps": len(history),
         }
-        return (
-            LoadedModel(training.model, training.tokenizer, provenance),
-            history_table(name, history),
-            training.held_out,
+        return train_student(
+            name,
+            student,
+            responses,
+            state_folder,
+            tracker_folder,
+            parameters,
+            iterations.training_config(parameters.sami, iteration),
+            provenance,
         )
 
     return train_model

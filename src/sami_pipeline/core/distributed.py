@@ -1,0 +1,214 @@
+"""One training on many processes: who takes part, who computes what, and a model cut into shards.
+
+Each process of a ``torch.distributed`` group is a worker. All go through the same loop
+(``core.training``) and the same batches; a worker computes its share of a batch, holds its shard of
+every weight, gradient and moment (FSDP2, ``torch.distributed.fsdp.fully_shard``; ZeRO-3, arXiv
+1910.02054), and takes part in every collective, whether it has something to compute or not. Where
+no group is there, this process is the only worker and nothing here costs anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import MethodType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from sami_pipeline.core.grid import Grid
+from sami_pipeline.core.packing import packed_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Result = TypeVar("Result")
+_INSIDE_FORWARD = "inside_forward"
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that train one model together, seen from one of them.
+
+    Attributes:
+        rank: this worker's number, from 0.
+        count: how many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the worker that logs and writes what is written once."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Wait until all are here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Return the sums of each value over all workers, taken in fp64."""
+        return self._reduced(values, torch.distributed.ReduceOp.SUM)
+
+    def largest(self, value: float) -> float:
+        """Return the largest of a value over all workers."""
+        return self._reduced([value], torch.distributed.ReduceOp.MAX)[0]
+
+    def gathered(self, row: dict[str, float]) -> list[dict[str, float]]:
+        """Return the rows of all workers, which have the same names, in the order of the ranks."""
+        mine = [0.0] * len(row) * self.count
+        mine[self.rank * len(row) : (self.rank + 1) * len(row)] = row.values()
+        numbers = self.sums(mine)
+        return [
+            dict(zip(row, numbers[start : start + len(row)], strict=True))
+            for start in range(0, len(numbers), len(row))
+        ]
+
+    def micro_batches(self, batch: Sequence[Grid], size: int) -> list[list[tuple[Grid, float]]]:
+        """Return this worker's part of a batch: as many micro-batches on every worker.
+
+        Args:
+            batch: the grids of all workers.
+            size: the most grids in a micro-batch.
+
+        Returns:
+            Grids with their weight in the sum over the batch. A worker without a grid where
+            others have one computes the shortest of the batch with weight 0, so that all go
+            through as many forward and backward passes.
+        """
+        # Grids of similar length share a micro-batch, and are computed at once by all workers.
+        ordered = sorted(batch, key=packed_length)
+        own = ordered[self.rank :: self.count]
+        rounds = math.ceil(math.ceil(len(ordered) / self.count) / size)
+        parts = [own[size * number : size * (number + 1)] for number in range(rounds)]
+        return [[(grid, 1.0) for grid in part] or [(ordered[0], 0.0)] for part in parts]
+
+    def _reduced(self, values: Sequence[float], operation: Any) -> list[float]:
+        numbers = torch.tensor(list(values), dtype=torch.float64)
+        if self.count > 1:
+            torch.distributed.all_reduce(numbers, operation)
+        return numbers.tolist()
+
+
+def current_workers() -> Workers:
+    """Return the workers of this process's group; itself alone where there is none."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return Workers()
+    return Workers(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def shard(model: PreTrainedModel, device: torch.device) -> None:
+    """Cut a model's weights into one shard a worker, in place, and move them to a device.
+
+    The weights of a layer are brought together while it computes. Those outside the layers
+    (embedding, last norm, head) belong to the model itself and stay together from the forward
+    pass to the end of the backward pass; ``computed_inside_forward`` is where they can be read.
+    Gradients of the workers are averaged after every backward pass.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(device.type, (current_workers().count,))
+    for module in list(model.modules()):
+        if isinstance(module, GradientCheckpointingLayer):
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    setattr(model, _INSIDE_FORWARD, MethodType(_call, model))
+    register_fsdp_forward_method(model, _INSIDE_FORWARD)
+
+
+def _call(_: nn.Module, compute: Callable[[], Result]) -> Result:
+    return compute()
+
+
+def computed_inside_forward(model: nn.Module, compute: Callable[[], Result]) -> Result:
+    """Return what a function of a model's weights computes, with the weights brought together.
+
+    Args:
+        model: in shards or not.
+        compute: its tensors that need a gradient must be returned as tensors, tuples, lists or
+            dictionaries, where FSDP finds them.
+    """
+    forward = getattr(model, _INSIDE_FORWARD, None)
+    return compute() if forward is None else forward(compute)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether ``shard`` has cut a model."""
+    return hasattr(model, _INSIDE_FORWARD)
+
+
+def free_whole_weights(model: nn.Module) -> None:
+    """Give the memory of weights back that a forward pass without a backward pass has gathered.
+
+    Until then the next forward pass would compute with them, whatever became of the shards.
+    """
+    if is_sharded(model):
+        model.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor with the shards of all workers, who must all ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return this worker's shard of a tensor, in the same memory; a whole tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def as_shard_of(parameter: Tensor, part: Tensor) -> Tensor:
+    """Return a tensor of the shape of a parameter's shard as this worker's shard of a whole."""
+    if not isinstance(parameter, DTensor) or isinstance(part, DTensor):
+        return part
+    if part.shape != parameter.to_local().shape:
+        return part
+    return DTensor.from_local(
+        part,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def replace_values(parameter: nn.Parameter, part: Tensor) -> None:
+    """Give a parameter other values, of another dtype too: this worker's shard of them."""
+    if not isinstance(parameter, DTensor):
+        parameter.data = part
+        return
+    # Setting .data would leave the shard as it is.
+    values = nn.Parameter(as_shard_of(parameter, part), requires_grad=parameter.requires_grad)
+    torch.utils.swap_tensors(parameter, values)
+
+
+def first_element(parameter: Tensor) -> int:
+    """Return where this worker's shard begins in the flattened parameter."""
+    if not isinstance(parameter, DTensor):
+        return 0
+    rows = parameter.shape[0]
+    each = math.ceil(rows / parameter.device_mesh.size())
+    return min(parameter.device_mesh.get_local_rank() * each, rows) * (parameter.numel() // rows)
+
+
+def gathered_weights(model: nn.Module) -> dict[str, Tensor] | None:
+    """Return all weights on the CPU, by name, on the first worker; None on the others."""
+    first = current_workers().is_first
+    weights = {}
+    for name, parameter in model.named_parameters():
+        tensor = whole(parameter.detach())
+        if first:
+            weights[name] = tensor.cpu()
+    saved = model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys()
+    for name, buffer in model.named_buffers():
+        if first and name in saved:
+            weights[name] = buffer.cpu()
+    return weights if first else None
