@@ -4,11 +4,13 @@ import warnings
 
 from kedro.config import OmegaConfigLoader
 
+from sami_pipeline.catalog import RunCatalog
 from sami_pipeline.context import ExperimentContext
 from sami_pipeline.hooks import (
     EnginesEnd,
     KeysForEngines,
     NodesAreRecorded,
+    OneRunAtATime,
     PlainErrors,
     RunSummary,
 )
@@ -19,10 +21,18 @@ warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is depreca
 warnings.filterwarnings("ignore", message="One or more dataset names contain '.' characters")
 
 CONTEXT_CLASS = ExperimentContext
+DATA_CATALOG_CLASS = RunCatalog
 CONFIG_LOADER_CLASS = OmegaConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
     "merge_strategy": {"parameters": "soft", "globals": "soft"},
 }
-HOOKS = (KeysForEngines(), NodesAreRecorded(), RunSummary(), PlainErrors(), EnginesEnd())
+HOOKS = (
+    KeysForEngines(),
+    NodesAreRecorded(),
+    RunSummary(),
+    PlainErrors(),
+    EnginesEnd(),
+    OneRunAtATime(),
+)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sami_pipeline.checkpoints import Checkpoint, LoadedModel
 from sami_pipeline.parameters import IterationsParameters, TrainingParameters
-from sami_pipeline.training_data import history_table, measured_training
+from sami_pipeline.training_data import history_table, measured_training, state_kept_in
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,10 @@ def train_in(
         from sami_pipeline.core import train_sami
 
         config = iterations.training_config(parameters.sami, iteration)
-        with measured_training(name, student, responses, parameters) as training:
+        with (
+            measured_training(name, student, responses, parameters) as training,
+            state_kept_in(state_folder),
+        ):
             history = train_sami(
                 training.model,
                 training.tokenizer,
