@@ -50,11 +50,12 @@ $(VLLM_INSTALLED): $(VLLM_REQUIREMENTS)
 	$(if $(findstring cpu,$<),$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	@touch $@
 
-mt-bench: setup  ## Run the MT-Bench experiment on the embedded default
-	$(BIN)/kedro run --pipelines mt_bench
+# Outputs that are right already are kept: after a kill, or a change, the same command goes on.
+mt-bench: setup  ## Run the MT-Bench experiment on the embedded default, or go on with it
+	$(BIN)/kedro run --pipelines mt_bench --only-missing-outputs
 
-math: setup  ## Run the math experiment on the embedded default
-	$(BIN)/kedro run --pipelines math
+math: setup  ## Run the math experiment on the embedded default, or go on with it
+	$(BIN)/kedro run --pipelines math --only-missing-outputs
 
 test: setup  ## Run the tests
 	$(BIN)/python -m pytest

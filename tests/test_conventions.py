@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from kedro.config import OmegaConfigLoader
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline
+from kedro_datasets.partitions import PartitionedDataset
 from kedro_viz.data_access import DataAccessManager
 
 from sami_pipeline import schemas
-from sami_pipeline.datasets import WorkingFolder
+from sami_pipeline.datasets import CheckpointDataset, WorkingFolder
 from sami_pipeline.experiments import EXPERIMENTS as EXPERIMENT_PARAMETERS
 from sami_pipeline.parameters import PrincipleWritingParameters
 from sami_pipeline.pipeline_registry import register_pipelines
@@ -108,6 +110,14 @@ def test_every_dataset_resolves_in_the_catalog_and_none_is_left_to_memory(enviro
         dataset = environment.catalog.get(name)
         assert dataset is not None, name
         assert not isinstance(dataset, MemoryDataset), name
+
+
+def test_every_file_that_a_run_writes_is_written_whole(environment):
+    for name in environment.written:
+        dataset = environment.catalog.get(name)
+        # The one sees to it itself; the other is several files, made again if a save was cut short.
+        if not isinstance(dataset, CheckpointDataset | PartitionedDataset):
+            assert type(dataset._fs) is LocalFileSystem, name
 
 
 def test_every_parameter_that_a_node_asks_for_is_configured(environment):

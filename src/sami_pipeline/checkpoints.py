@@ -180,6 +180,12 @@ def missing_part(folder: Path) -> str | None:
         absent = sorted(shard for shard in shards if not (folder / shard).is_file())
         if absent:
             return f"the shard {absent[0]} is missing"
+    for weights in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(weights, framework="numpy"):  # reads the header, and the file's size
+                pass
+        except SafetensorError as error:
+            return f"{weights.name} is cut short or damaged ({error})"
     tokenizers = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
     if not any((folder / name).is_file() for name in tokenizers):
         return "it holds no tokenizer"

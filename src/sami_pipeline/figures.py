@@ -335,4 +335,5 @@ def checkpoint(
 
 def standalone_html(figure: go.Figure) -> str:
     """Return a page with the figure and plotly itself inside, to be opened without a network."""
-    return figure.to_html(include_plotlyjs=True, full_html=True)
+    # Without a name of its own plotly draws one, and the same figure gives another file each time.
+    return figure.to_html(include_plotlyjs=True, full_html=True, div_id="figure")

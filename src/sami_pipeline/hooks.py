@@ -1,10 +1,11 @@
-"""Hooks: inputs are checked, engines get keys and end, nodes are recorded, errors are plain."""
+"""Hooks: inputs are checked, runs don't meet, engines end, nodes are recorded, errors are plain."""
 
 from __future__ import annotations
 
 import sys
 import time
 import traceback
+from contextlib import suppress
 from typing import Any, Literal
 
 from kedro.config import MissingConfigException
@@ -16,9 +17,11 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from sami_pipeline import engines, experiments, input_checks, summary
+from sami_pipeline.catalog import STATE, RunCatalog
 from sami_pipeline.engines import credentials
-from sami_pipeline.errors import InputError
+from sami_pipeline.errors import InputError, storage_fault
 from sami_pipeline.reporting.record import RunRecord
+from sami_pipeline.run_lock import RunLock
 
 
 class PlainError(KedroCliError):
@@ -41,6 +44,44 @@ class KeysForEngines:
             credentials.hand_over(context.config_loader["credentials"])
         except MissingConfigException:
             credentials.hand_over({})
+
+
+class OneRunAtATime:
+    """Locks the folders that a run writes into, and has the catalog follow what it makes there."""
+
+    def __init__(self) -> None:
+        self._locks: list[RunLock] = []
+
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
+    ) -> None:
+        """Lock each experiment's folder, or refuse to run."""
+        made = {name.partition(".")[0] for name in pipeline.all_outputs() if "." in name}
+        try:
+            for experiment in sorted(made):
+                lock = RunLock(catalog.get(f"{experiment}.{STATE}").load())
+                lock.acquire()
+                self._locks.append(lock)
+            if isinstance(catalog, RunCatalog):
+                catalog.follow(pipeline, going_on=run_params["only_missing_outputs"])
+        except InputError as error:
+            self._release()
+            raise PlainError(str(error)) from error
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """Give the locks back."""
+        self._release()
+
+    @hook_impl(tryfirst=True)
+    def on_pipeline_error(self) -> None:
+        """Give the locks back."""
+        self._release()
+
+    def _release(self) -> None:
+        while self._locks:
+            self._locks.pop().release()
 
 
 class EnginesEnd:
@@ -82,6 +123,9 @@ class PlainErrors:
         """Replace an input error by one that the command line prints without a traceback."""
         if isinstance(error, InputError | DatasetError):
             raise PlainError(input_checks.plain_message(error)) from error
+        if (fault := storage_fault(error)) is not None:
+            place = getattr(error, "filename", None) or "the run's folders"
+            raise PlainError(f"{place}: {fault}, then go on with --only-missing-outputs") from error
 
 
 class NodesAreRecorded:
@@ -115,7 +159,8 @@ class NodesAreRecorded:
     @hook_impl
     def on_node_error(self, node: Node, catalog: CatalogProtocol) -> None:
         """Record how long the node took until it failed."""
-        self._end(node, catalog, "failed")
+        with suppress(InputError):  # on a full disk the node's own error is told
+            self._end(node, catalog, "failed")
 
     def _end(
         self, node: Node, catalog: CatalogProtocol, outcome: Literal["finished", "failed"]

@@ -4,12 +4,14 @@ import warnings
 
 from kedro.config import OmegaConfigLoader
 
+from sami_pipeline.catalog import RunCatalog
 from sami_pipeline.context import ExperimentContext
 from sami_pipeline.hooks import (
     EnginesEnd,
     InputsAreChecked,
     KeysForEngines,
     NodesAreRecorded,
+    OneRunAtATime,
     PlainErrors,
     RunSummary,
 )
@@ -20,6 +22,7 @@ warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is depreca
 warnings.filterwarnings("ignore", message="One or more dataset names contain '.' characters")
 
 CONTEXT_CLASS = ExperimentContext
+DATA_CATALOG_CLASS = RunCatalog
 CONFIG_LOADER_CLASS = OmegaConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
@@ -32,5 +35,6 @@ HOOKS = (
     RunSummary(),
     PlainErrors(),
     EnginesEnd(),
-    InputsAreChecked(),
+    OneRunAtATime(),
+    InputsAreChecked(),  # the last one here is asked first
 )

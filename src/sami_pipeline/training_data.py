@@ -12,11 +12,14 @@ import numpy as np
 import pandas as pd
 
 from sami_pipeline import engines
+from sami_pipeline.errors import InputError, writing
 from sami_pipeline.evaluation.statistics import bootstrap_mean
 from sami_pipeline.prompts import Prompt
 from sami_pipeline.responses import USABLE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sami_pipeline.checkpoints import Checkpoint
@@ -117,6 +120,23 @@ def measured_training(
     training.held_out = held_out_table(
         name, measured, resamples=parameters.resamples, seed=parameters.seed
     )
+
+
+@contextmanager
+def state_kept_in(folder: Path) -> Iterator[None]:
+    """Name the folder of a training's saved states where one can't be written, or is damaged."""
+    from safetensors import SafetensorError
+
+    try:
+        with writing(folder):
+            yield
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise
+        raise InputError(
+            f"{folder}: a saved state can't be read ({str(error).splitlines()[0]}); delete the "
+            "folder to start this training anew"
+        ) from error
 
 
 def history_table(model: str, history: pd.DataFrame) -> pd.DataFrame:

@@ -35,6 +35,7 @@ from sami_pipeline.training_data import (
     history_table,
     measured_training,
     select_grids,
+    state_kept_in,
 )
 
 if TYPE_CHECKING:
@@ -76,9 +77,10 @@ def train_student(
         The model, its table of history, and its table of held-out measures.
     """
     train = _train_on_workers if parameters.launch.num_processes > 1 else _train_here
-    return train(
-        name, student, responses, state_folder, tracker_folder, parameters, config, provenance
-    )
+    with state_kept_in(state_folder):
+        return train(
+            name, student, responses, state_folder, tracker_folder, parameters, config, provenance
+        )
 
 
 def _train_here(

@@ -65,6 +65,20 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
             shutil.rmtree(abandoned)
         temporary = self._folder.parent / f".{self._folder.name}.{os.getpid()}.partial"
         temporary.mkdir()
+        try:
+            self._write(data, temporary)
+        except BaseException:  # such as a full disk, on which it would only be in the way
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if self._folder.exists():
+            shutil.rmtree(self._replaced, ignore_errors=True)
+            self._folder.rename(self._replaced)
+            temporary.rename(self._folder)
+            shutil.rmtree(self._replaced)
+        else:
+            temporary.rename(self._folder)
+
+    def _write(self, data: Checkpoint | LoadedModel, temporary: Path) -> None:
         trusted = _runs_code_of_its_own(data)
         if isinstance(data, Checkpoint):
             linked = (*_LINKED_SUFFIXES, ".py") if trusted else _LINKED_SUFFIXES
@@ -84,13 +98,6 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
         fault = missing_part(temporary)
         if fault:
             raise DatasetError(f"model folder {self._folder}: not saved, {fault}")
-        if self._folder.exists():
-            shutil.rmtree(self._replaced, ignore_errors=True)
-            self._folder.rename(self._replaced)
-            temporary.rename(self._folder)
-            shutil.rmtree(self._replaced)
-        else:
-            temporary.rename(self._folder)
 
     def load(self) -> Checkpoint:
         """Return the folder, once it is known to be whole."""

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sami_pipeline.engines.base import Completion, GenerationRequest
-from sami_pipeline.errors import InputError
+from sami_pipeline.errors import InputError, writing
 
 # "failed" is asked again: the next run may have better luck.
 _KEPT = ("stop", "length", "prompt_too_long")
@@ -75,12 +75,13 @@ class CompletionStore:
         if not kept:
             return
         if self._file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._file = self.folder / f"{uuid.uuid4().hex}.jsonl"
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(kept, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with writing(self._file):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def _completions(line: str, wanted: Collection[str], place: str) -> dict[str, Completion]:

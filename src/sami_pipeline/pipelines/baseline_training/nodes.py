@@ -10,7 +10,7 @@ import pandas as pd
 from sami_pipeline.checkpoints import Checkpoint, LoadedModel
 from sami_pipeline.parameters import IterationsParameters, TrainingParameters
 from sami_pipeline.problems import rightly_solved
-from sami_pipeline.training_data import history_table, measured_training
+from sami_pipeline.training_data import history_table, measured_training, state_kept_in
 
 
 def train_baseline(
@@ -32,7 +32,10 @@ def train_baseline(
         config = iterations.training_config(parameters.sami, iterations.count)
         if name == "sft" and parameters.sft.only_correct and problems is not None:
             responses = rightly_solved(responses, problems)
-        with measured_training(name, student, responses, parameters) as training:
+        with (
+            measured_training(name, student, responses, parameters) as training,
+            state_kept_in(state_folder),
+        ):
             grids = [
                 grid.tokenise(training.tokenizer, train_on_eos=config.train_on_eos)
                 for grid in training.grids
