@@ -56,7 +56,7 @@ def read_gsm8k(parameters: ProblemsParameters, project_folder: Path) -> pd.DataF
             table = (
                 pd.read_parquet(path)
                 if path.endswith(".parquet")
-                else pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+                else pd.read_json(path, lines=True, dtype=False)
             )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]

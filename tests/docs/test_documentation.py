@@ -55,7 +55,7 @@ def test_every_parameter_has_a_type_a_default_and_a_description(reference):
         ("mt_bench.training.sami", "optimiser", "`adamw` or `rmsprop`", '`"adamw"`'),
         ("mt_bench.training.sami.lora", "rank", "integer", "`16`"),
         ("mt_bench.queries.tables.<category>", "query", "string", "required"),
-        ("math.problems", "test", "integer &gt; 0 or `null`", "`50`"),
+        ("math.problems", "test", "integer &gt; 0, ≤ 1000000 or `null`", "`50`"),
     ],
 )
 def test_rows_say_what_the_models_say(reference, group, name, type_, default):

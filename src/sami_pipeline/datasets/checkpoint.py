@@ -92,7 +92,9 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
             provenance = dict(data.provenance)
         provenance = _earlier_provenance(data) or provenance
         # Written here alone: a folder from elsewhere can't trust itself.
-        provenance[_TRUST] = trusted
+        provenance.pop(_TRUST, None)
+        if trusted:
+            provenance[_TRUST] = True
         (temporary / PROVENANCE_FILE).unlink(missing_ok=True)
         (temporary / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n")
         fault = missing_part(temporary)
