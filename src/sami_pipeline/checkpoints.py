@@ -224,7 +224,7 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False, chat: bool = 
     if trust_remote_code:
         return  # what follows would run that code
     shapes = _shapes(folder)
-    expected = _expected_shapes(folder)
+    expected, tied = _expected_shapes(folder)
     for name in sorted(shapes.keys() & expected.keys()):
         if shapes[name] != expected[name]:
             raise CheckpointError(
@@ -235,6 +235,13 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False, chat: bool = 
         raise CheckpointError(
             f"model folder {folder}: none of its weights belongs to the model that config.json "
             f"describes ({settings['config.json']['model_type']})"
+        )
+    # Some architectures' weights have other names on disk than in memory: loading will tell.
+    absent = sorted(expected.keys() - shapes.keys() - tied)
+    if absent and shapes.keys() <= expected.keys():
+        raise CheckpointError(
+            f"model folder {folder}: its weights lack {absent[0]} ({len(absent)} are missing); "
+            "config.json describes another model"
         )
     for path in sorted(folder.glob("*.safetensors")):
         state = path.stat()
@@ -291,8 +298,11 @@ def _not_finite(path: Path, size: int, changed: int) -> str | None:
     return None
 
 
-def _expected_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the weights that config.json asks for; none is allocated."""
+def _expected_shapes(folder: Path) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Return the shapes of the weights that config.json asks for, and which are copies of others.
+
+    None is allocated.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -306,7 +316,8 @@ def _expected_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             f"{folder / 'config.json'}: describes no causal language model that transformers "
             f"knows ({one_line(str(error))})"
         ) from error
-    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    return shapes, set(model.all_tied_weights_keys)
 
 
 def check_source(
