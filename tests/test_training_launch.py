@@ -147,7 +147,7 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_in_the_same_place(
     prepared, random_checkpoint, grids
 ):
     config = replace(CONFIG, epochs=6)
-    folder, killed = prepared(config), []
+    folder, killed = prepared(replace(config, trackers=("tensorboard",))), []
     thread = kill_a_worker_after(3, folder.parent, killed)
     launch_workers(folder)
     thread.join()
@@ -155,6 +155,7 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_in_the_same_place(
     assert len(list(folder.glob("logs/*/attempt_1/*/stderr.log"))) == 2
     log = next(folder.glob("logs/*/attempt_1/0/stderr.log")).read_text()
     assert "Going on after step" in log
+    assert list((folder.parents[1] / "logs").rglob("events.out.tfevents*"))
     assert_same_result(folder, in_one_process(random_checkpoint, grids, config))
     files = {path.name for path in (folder / "model").iterdir()}
     assert files == {path.name for path in random_checkpoint.folder.iterdir()} - {"provenance.json"}

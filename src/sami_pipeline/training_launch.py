@@ -247,7 +247,8 @@ def launch_workers(folder: Path, *, is_host: bool = True) -> None:
 
 def join(folder: Path) -> None:
     """Wait for a job in a folder that all machines see, and run this machine's workers of it."""
-    while (folder / "result.json").is_file() or not (folder / "job.json").is_file():
+    ended = folder / "result.json", folder / "failed.json"
+    while not (folder / "job.json").is_file() or any(path.is_file() for path in ended):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     launch_workers(folder, is_host=False)
 

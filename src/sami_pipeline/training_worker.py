@@ -58,6 +58,8 @@ def train(folder: Path, device: torch.device) -> None:
         )
         return measured.to_dict("records")
 
+    if first:  # a worker alone may have left a note that a restart has overtaken
+        (folder / "failed.json").unlink(missing_ok=True)
     record = folder / "before.json"
     known = json.loads(record.read_text()) if record.is_file() else None
     current_workers().wait()  # all have looked before one writes
@@ -127,8 +129,9 @@ def main(folder: Path) -> None:
     else:
         device, backend = torch.device("cpu"), "gloo"
         if "OMP_NUM_THREADS" not in os.environ:
-            here = int(os.environ["LOCAL_WORLD_SIZE"])
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+            torch.set_num_threads(
+                max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"]))
+            )
     torch.distributed.init_process_group(backend)
     _until_refused(folder, lambda: train(folder, device))
     torch.distributed.destroy_process_group()

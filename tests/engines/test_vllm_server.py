@@ -13,6 +13,7 @@ import pytest
 
 from sami_pipeline.engines import EngineParameters, VllmParameters, open_engine, vllm_server
 from sami_pipeline.errors import EngineError, InputError
+from sami_pipeline.processes import root_cause
 
 
 def gone(pid: int, seconds: float = 10) -> bool:
@@ -148,6 +149,20 @@ def test_weights_are_exchanged_between_models_that_compute_alike(
     assert (one == other) == same
 
 
+def test_a_model_over_machines_reaches_vllm_as_it_is_asked_for():
+    over_machines = VllmParameters(
+        tensor_parallel_size=8,
+        distributed_executor_backend="ray",
+        arguments={"pipeline_parallel_size": 2},
+    )
+    arguments = vllm_server._arguments(over_machines, "bfloat16")
+    assert arguments["distributed_executor_backend"] == "ray"
+    assert arguments["tensor_parallel_size"] == 8
+    assert arguments["pipeline_parallel_size"] == 2
+    # One process asks; Ray starts the others where their GPUs are.
+    assert len(vllm_server._environments(over_machines)) == 1
+
+
 def test_root_cause_is_the_last_error_that_points_to_no_other(tmp_path):
     log = tmp_path / "log"
     log.write_text(
@@ -156,4 +171,4 @@ def test_root_cause_is_the_last_error_that_points_to_no_other(tmp_path):
         "vllm.v1.engine.exceptions.EngineDeadError: See stack trace (above) for the root cause.\n"
         "(EngineCore) INFO shutting down\n"
     )
-    assert vllm_server.root_cause(log) == "RuntimeError: no such kernel"
+    assert root_cause(log) == "RuntimeError: no such kernel"
