@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,8 +46,8 @@ RESAMPLES = 1000
 # Answers to MT-Bench of the embedded model have 350 characters, of which the lists are a part.
 CHARACTERS = 350
 DEGENERATE = 0.05
-# Questions of each part of a large table.
-QUESTIONS_AT_ONCE = 400
+# How often the questions are asked in each part of a large table.
+COPIES_AT_ONCE = 5
 
 
 class Work(NamedTuple):
@@ -150,8 +150,32 @@ def constitutions_of(asked: pd.DataFrame) -> pd.DataFrame:
     return sample_constitutions(asked, principles(), n_constitutions=2, seed=0, contrast="opposite")
 
 
-def answers(copies: range) -> pd.DataFrame:
-    """Return three models' answers to those questions, 9 rows each, by MT-Bench's protocol."""
+def answers(copies: int) -> pd.DataFrame:
+    """Return three models' answers to MT-Bench's questions, each asked so many times."""
+    return pd.concat(answer_parts(copies), ignore_index=True)
+
+
+def answer_parts(copies: int) -> Iterator[pd.DataFrame]:
+    """Yield those answers a few copies of the questions at a time.
+
+    Later parts have the texts of the first in another order.
+    """
+    first = first_answers(min(copies, COPIES_AT_ONCE))
+    question, copy = zip(*first["question_id"].str.split("-"), strict=True)
+    question, copy = pd.Series(question), pd.Series(copy).astype(int)
+    written = ["answer", "finish_reason", "completion_tokens", "degenerate"]
+    for start in range(0, copies, COPIES_AT_ONCE):
+        texts = first[written].sample(frac=1, random_state=start).reset_index(drop=True)
+        number = copy + start
+        part = first.assign(
+            question_id=question + "-" + number.astype("str"),
+            **{column: texts[column] for column in written},
+        )
+        yield part[number < copies]
+
+
+def first_answers(copies: int) -> pd.DataFrame:
+    """Return answers to those questions, 9 rows each, by MT-Bench's protocol."""
     from sami_pipeline.answering import turn_requests
     from sami_pipeline.evaluation import mt_bench
     from sami_pipeline.parameters import EvaluationParameters
@@ -159,7 +183,7 @@ def answers(copies: range) -> pd.DataFrame:
 
     temperatures = dict.fromkeys(set(principles()["category"]), 0.0)
     parameters = EvaluationParameters(max_new_tokens=96, temperatures=temperatures)
-    asked, chat = questions(copies), template()
+    asked, chat = questions(range(copies)), template()
     first = asked[asked["turn"] == 1].rename(columns={"question_id": "query_id"})
     constitutions = constitutions_of(first)
 
@@ -180,24 +204,16 @@ def answers(copies: range) -> pd.DataFrame:
 
 
 def write_answers(rows: int, path: Path) -> None:
-    """Write a parquet table of at least so many answers, a part at a time.
-
-    Later parts have the texts of the first in another order, under questions of their own.
-    """
+    """Write a parquet table of at least so many answers, a part at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    first = answers(range(QUESTIONS_AT_ONCE // 80))
-    written = ["answer", "finish_reason", "completion_tokens", "degenerate"]
-    schema = pa.Schema.from_pandas(first, preserve_index=False)
-    with pq.ParquetWriter(path, schema) as writer:
-        for number in range(math.ceil(rows / len(first))):
-            texts = first[written].sample(frac=1, random_state=number).reset_index(drop=True)
-            part = first.assign(
-                question_id=first["question_id"] + f".{number}",
-                **{column: texts[column] for column in written},
-            )
-            writer.write_table(pa.Table.from_pandas(part, schema, preserve_index=False))
+    writer = None
+    for part in answer_parts(math.ceil(rows / (80 * 3 * len(MODELS)))):
+        table = pa.Table.from_pandas(part, preserve_index=False)
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    writer.close()
 
 
 def write_run(rows: int, run: str) -> None:
@@ -247,7 +263,7 @@ def checked(scale: int) -> pd.DataFrame:
     """Return the checked statements of answers."""
     from sami_pipeline.evaluation.statements import check_answers
 
-    return check_answers(answers(range(scale)), principles())
+    return check_answers(answers(scale), principles())
 
 
 def verdicts(scale: int) -> pd.DataFrame:
@@ -269,7 +285,7 @@ def judging(scale: int, kind: str) -> tuple[pd.DataFrame, list[Any], Any]:
         json_lines("judge_prompts.jsonl"),
         {name: lambda file=file: file for name, file in yaml_folder("judge_prompts").items()},
     )
-    asked, given = questions(range(scale)), answers(range(scale))
+    asked, given = questions(range(scale)), answers(scale)
     first = asked[asked["turn"] == 1].rename(columns={"question_id": "query_id"})
     asked["reference"] = asked["reference"].replace("", "A reference.")
     planned = plan_judgements(
@@ -507,7 +523,7 @@ def evaluation_checks(scale: int) -> Work:
     """Check every statement of every answer's constitution."""
     from sami_pipeline.evaluation.statements import check_answers
 
-    table, known = answers(range(scale)), principles()
+    table, known = answers(scale), principles()
     return Work(len(table), lambda: check_answers(table, known))
 
 
@@ -586,7 +602,7 @@ def degeneration(scale: int) -> Work:
     """Tabulate degeneration and length."""
     from sami_pipeline.evaluation import statistics
 
-    table = answers(range(scale))
+    table = answers(scale)
     return Work(len(table), lambda: statistics.degeneration(table, resamples=RESAMPLES, seed=0))
 
 
@@ -594,7 +610,7 @@ def length_controlled(scale: int) -> Work:
     """Tabulate length-controlled win rates."""
     from sami_pipeline.evaluation import length_control
 
-    given, table = answers(range(scale)), verdicts(scale)
+    given, table = answers(scale), verdicts(scale)
     return Work(
         len(table),
         lambda: length_control.length_controlled(table, given, resamples=RESAMPLES, seed=0),
@@ -608,7 +624,7 @@ def judge_quality(scale: int) -> Work:
 
     said = judgements(scale, "pairwise")
     table = pd.concat([verdicts(scale), decide_comparisons(said)], ignore_index=True)
-    given = answers(range(scale))
+    given = answers(scale)
     return Work(
         len(table), lambda: quality.judge_quality(table, given, said, resamples=RESAMPLES, seed=0)
     )
@@ -635,7 +651,7 @@ def report_answers(scale: int) -> Work:
     from sami_pipeline.reporting.answers import answers_of
 
     tables = {
-        "answers": answers(range(scale)),
+        "answers": answers(scale),
         "verdicts": verdicts(scale),
         "checked": checked(scale),
         "questions": questions(range(scale)),

@@ -56,7 +56,7 @@ def test_every_check_is_parsed_once_however_many_answers_there_are(copies, monke
     )
     principles = growth.principles()
     expected = (principles[["check", "antithesis_check"]] != "").to_numpy().sum()
-    checked = statements.check_answers(growth.answers(range(copies)), principles)
+    checked = statements.check_answers(growth.answers(copies), principles)
     assert len(checked) == 1440 * copies
     assert len(parsed) == expected
     teacher_compliance(growth.responses(copies), principles)
@@ -98,10 +98,11 @@ def test_every_stage_is_linear_up_to_a_hundred_times_the_embedded_rows():
     }
     print(growth.table(found))
     for stage, runs in found.items():
+        # Sorting, and caches that are too small, cost more than in proportion; squares are at 2.
         if runs[100]["seconds"] > 0.1:
-            assert growth.exponent(runs[10], runs[100], "seconds") < 1.2, stage
+            assert growth.exponent(runs[10], runs[100], "seconds") < 1.3, stage
         if runs[100]["bytes"] > 100 * MEGABYTE:
-            assert growth.exponent(runs[10], runs[100], "bytes") < 1.2, stage
+            assert growth.exponent(runs[10], runs[100], "bytes") < 1.3, stage
 
 
 @pytest.mark.stress
