@@ -536,7 +536,7 @@ def evaluation_checklist(scale: int) -> Work:
 
 
 def evaluation_pairwise(scale: int) -> Work:
-    """Plan comparisons, read a judge's texts, decide."""
+    """Build the requests of comparisons, read a judge's texts, decide."""
     from sami_pipeline.judging import decide_verdicts, judgement_requests, tabulate_judgements
 
     planned, said, parameters = judging(scale, "pairwise")
