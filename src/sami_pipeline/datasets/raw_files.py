@@ -31,6 +31,8 @@ class JsonLinesDataset(JSONDataset):
         path = get_filepath_str(self._get_load_path(), self._protocol)
         rows = []
         for number, line in enumerate(self._fs.cat_file(path).splitlines(), start=1):
+            if len(rows) == self._load_args.get("nrows"):
+                break  # a preview
             if line.strip():
                 rows.append(_object(line, f"{path}: line {number}"))
         if not rows:
