@@ -1,9 +1,10 @@
 """Run Kedro's command line in a process that kills itself and its group by SIGKILL.
 
-Run by test_killed_runs.py as ``python dying_kedro.py RUN NODES HOW AMOUNT ARGUMENT...``: once the
-first of NODES (names, with commas) has begun, either AMOUNT seconds later (HOW is "after-seconds")
-or just before the AMOUNT-th change to a file of the run (HOW is "at-file-change"), wherever the
-process then is. No code of the project runs between the decision and the end.
+Run by test_killed_runs.py as ``python dying_kedro.py NODE HOW AMOUNT WHERE ARGUMENT...``: once
+the node of that name has begun, either AMOUNT seconds later (HOW is "after-seconds")
+or just before the AMOUNT-th change to a file whose path has WHERE in it (HOW is "at-file-change"),
+and at the latest when the next node is to begin. No code of the project runs between the decision
+and the end.
 """
 
 from __future__ import annotations
@@ -28,16 +29,20 @@ def die() -> None:
 class Death(logging.Filter):
     """Sees Kedro's message that a node begins, in the process itself."""
 
-    def __init__(self, run: str, nodes: set[str], how: str, amount: float) -> None:
+    def __init__(self, node: str, how: str, amount: float, where: str) -> None:
         super().__init__()
-        self.run, self.nodes, self.how, self.amount = run, nodes, how, amount
-        self.changes: int | None = None
+        self.node, self.how, self.amount, self.where = node, how, amount, where
+        self.begun = False
+        self.changes = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        if message.startswith("Running node: ") and message.split(": ")[1] in self.nodes:
-            self.nodes = set()
-            self.begin()
+        if message.startswith("Running node: "):
+            if self.begun:
+                die()
+            self.begun = message.split(": ")[1] == self.node
+            if self.begun:
+                self.begin()
         return True
 
     def begin(self) -> None:
@@ -46,20 +51,19 @@ class Death(logging.Filter):
             timer.daemon = True
             timer.start()
         else:
-            self.changes = 0
             sys.addaudithook(self.see)
 
     def see(self, event: str, arguments: tuple[Any, ...]) -> None:
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
-        if (writes or event in CHANGES) and self.run in str(arguments[0]):
+        if (writes or event in CHANGES) and self.where in str(arguments[0]):
             self.changes += 1
             if self.changes == self.amount:
                 die()
 
 
 if __name__ == "__main__":
-    run, nodes, how, amount, *command = sys.argv[1:]
-    death = Death(run, set(nodes.split(",")), how, float(amount))
+    node, how, amount, where, *command = sys.argv[1:]
+    death = Death(node, how, float(amount), where)
     logging.getLogger("kedro.pipeline.node").addFilter(death)
     sys.argv = ["kedro", *command]
     main()
