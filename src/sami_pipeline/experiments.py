@@ -88,6 +88,18 @@ def principle_writing_parameters(name: str) -> PrincipleWritingParameters:
     return _checked(name, PrincipleWritingParameters)
 
 
+def is_dry_run() -> bool:
+    """Return whether this run is only to say what it would need: ``--params dry_run=true``.
+
+    Raises:
+        ParameterError: dry_run is neither true nor false.
+    """
+    wanted = (_active_parameters or {}).get("dry_run", False)
+    if not isinstance(wanted, bool):
+        raise ParameterError(f"dry_run: must be true or false, got {wanted!r}")
+    return wanted
+
+
 def _checked(name: str, model: type[_Model]) -> _Model:
     parameters = _active_parameters if _active_parameters is not None else _base_parameters()
     if name not in parameters:
