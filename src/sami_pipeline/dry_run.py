@@ -279,6 +279,8 @@ class _Plan:
     assumptions: DryRunParameters
     opened: Mapping[str, Architecture]
     outcome: DryRun
+    # SAMI after SFT takes the step that SAMI takes.
+    sami_step: StepMemory | None = None
 
     def check_tokenizer(self, model: Architecture) -> None:
         """Note what is wrong with a model's tokenizer."""
@@ -480,9 +482,11 @@ class _Plan:
             processes, passes = 1, 4 if name == "dpo" else 3
             what = f"{rows} rows of {shape.prompt} + {shape.response} tokens a query"
         else:
-            memory = sami_step_memory(
-                student.config, grids, config, device=device, processes=processes
-            )
+            if self.sami_step is None:
+                self.sami_step = sami_step_memory(
+                    student.config, grids, config, device=device, processes=processes
+                )
+            memory = self.sami_step
             tokens = shape.packed
             passes = 3 + (config.memory == "two_pass") + (config.kl_beta > 0)
             what = (

@@ -569,8 +569,8 @@ class DryRunParameters(Settings):
 
     gpu_memory_gb: PositiveFloat | None = Field(
         None,
-        description="Memory of one GPU in 10^9 bytes; null takes that of the GPU that is there, and "
-        "where there is none that of the machine.",
+        description="Memory of one GPU in 10^9 bytes; null takes that of the GPU that is there, "
+        "and where there is none that of the machine.",
     )
     reserve_gb: NonNegativeFloat = Field(
         1.5, description="Of it, what CUDA, its libraries and unusable gaps take."
