@@ -42,6 +42,7 @@ ARCHITECTURES = Path("data/01_raw/architectures")
 CHARACTERS_PER_TOKEN = 3
 # vLLM's default of max_num_seqs.
 _VLLM_SEQUENCES = 256
+_GSM8K_TEST_PROBLEMS = 1319
 _GB = 1e9
 
 
@@ -344,18 +345,17 @@ class _Plan:
         student = self.experiment.models.student
         for name in self.experiment.models.under_test:
             model = self.opened.get(name, self.opened[student])
-            if isinstance(self.experiment, MathParameters):
-                settings, group = self.experiment.accuracy, "accuracy"
-                prompt, _ = self.prompt_tokens(model, "evaluation_prompt")
-                problems = self.experiment.problems.test or 1319
-                requests = problems * (settings.attempts + 1)
-            else:
-                assert isinstance(self.experiment, MtBenchParameters)
+            if isinstance(self.experiment, MtBenchParameters):
                 settings, group = self.experiment.evaluation, "evaluation"
                 prompt, _ = self.prompt_tokens(model, "evaluation_prompt", turns=2)
                 prompt += settings.max_new_tokens  # the first answer
                 per_category = settings.questions_per_category or 10
                 requests = 4 * per_category * len(MT_BENCH_CATEGORIES)
+            elif isinstance(self.experiment, MathParameters):
+                settings, group = self.experiment.accuracy, "accuracy"
+                prompt, _ = self.prompt_tokens(model, "evaluation_prompt")
+                problems = self.experiment.problems.test or _GSM8K_TEST_PROBLEMS
+                requests = problems * (settings.attempts + 1)
             self._writing(
                 f"evaluation ({name})", group, model, settings.engine, prompt,
                 settings.max_new_tokens, requests,
