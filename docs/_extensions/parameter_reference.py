@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from sami_pipeline.experiments import EXPERIMENTS
-from sami_pipeline.parameters import CompareRunsParameters, PrincipleWritingParameters
+from sami_pipeline.parameters import (
+    CompareRunsParameters,
+    DryRunParameters,
+    PrincipleWritingParameters,
+)
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -24,6 +28,7 @@ PLACE = "<!-- parameter reference -->"
 MODELS = EXPERIMENTS | {
     "compare_runs": CompareRunsParameters,
     "write_principles": PrincipleWritingParameters,
+    "dry_run_assumptions": DryRunParameters,
 }
 
 

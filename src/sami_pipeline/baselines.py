@@ -15,9 +15,9 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -26,9 +26,16 @@ from sami_pipeline.parameters import DpoParameters, SftParameters
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+    from transformers import (
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainingArguments,
+    )
 
     from sami_pipeline.core.grid import Grid
+    from sami_pipeline.core.memory import StepMemory
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +170,8 @@ def _trainer_arguments(
         "weight_decay": config.weight_decay,
         "optim": {"adamw": "adamw_torch", "rmsprop": "rmsprop"}[config.optimiser],
         "max_grad_norm": config.max_gradient_norm or 0.0,
-        "bf16": config.compute_dtype == "bfloat16",
+        # 16-bit weights compute as they are, as in SAMI's training.
+        "bf16": config.compute_dtype == "bfloat16" and config.weights == "float32",
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": config.gradient_checkpointing,
         "save_strategy": "steps" if config.save_state_every else "no",
@@ -185,8 +193,66 @@ def _determining(config: SamiTrainingConfig) -> dict[str, Any]:
 _TAKEN_FROM_SAMI = (
     "epochs", "max_steps", "batch_size", "grids_per_micro_batch", "optimiser", "learning_rate",
     "weight_decay", "warmup_steps", "schedule", "max_gradient_norm", "train_on_eos",
-    "compute_dtype", "gradient_checkpointing", "seed",
+    "compute_dtype", "gradient_checkpointing", "seed", "weights", "optimiser_state",
 )  # fmt: skip
+
+
+def _use_samis_optimiser(trainer: Trainer, config: SamiTrainingConfig) -> None:
+    """Let a trainer update 16-bit weights as SAMI's training does, with all their bits."""
+    import torch
+
+    from sami_pipeline.core.optimisers import build_optimiser
+
+    rate = replace(config, learning_rate=trainer.args.learning_rate)
+    if config.weights == "bfloat16":
+        for parameter in trainer.model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    trainer.optimizer = build_optimiser(trainer.model, rate)
+
+
+def step_memory(
+    architecture: PretrainedConfig,
+    config: SamiTrainingConfig,
+    rows: int,
+    prompt_tokens: int,
+    response_tokens: int,
+    *,
+    device: Literal["cpu", "cuda"] = "cuda",
+) -> StepMemory:
+    """Return the memory of a step of TRL's trainers; see ``core.memory``.
+
+    Args:
+        architecture: the model's configuration.
+        config: SAMI's, as for ``train_dpo``.
+        rows: that a query gives: two for each pair of DPO, one for SFT.
+        prompt_tokens: of each row.
+        response_tokens: of each row.
+        device: see ``sami_step_memory``.
+    """
+    import torch
+    from trl.trainer.utils import add_fused_lm_head
+
+    from sami_pipeline.core.memory import traced_step
+
+    rows *= min(config.grids_per_micro_batch, config.batch_size)
+    own = replace(config, kl_beta=0.0, memory="single_pass")
+
+    def backward(model: PreTrainedModel, reference: Any) -> None:
+        add_fused_lm_head(model)
+        ids = torch.zeros(rows, prompt_tokens + response_tokens, dtype=torch.long)
+        labels = ids.clone()
+        labels[:, :prompt_tokens] = -100
+        mixed = config.weights == "float32" and config.compute_dtype == "bfloat16"
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            outputs = model(
+                input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels,
+                use_cache=False, fused_lm_head=True,
+            )  # fmt: skip
+        outputs.log_probs.sum().backward()
+
+    return traced_step(
+        architecture, own, backward, head_tokens=rows * response_tokens, device=device
+    )
 
 
 def _follow_samis_schedule(trainer: Trainer, config: SamiTrainingConfig) -> None:
@@ -242,6 +308,8 @@ def _train(
         processing_class=tokenizer,
         callbacks=[_measuring_callback(model)],
     )
+    if config.weights != "float32":
+        _use_samis_optimiser(trainer, config)
     _follow_samis_schedule(trainer, config)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_quiet_progress())

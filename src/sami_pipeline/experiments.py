@@ -12,6 +12,7 @@ from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.errors import InputError, first_fault, one_line
 from sami_pipeline.parameters import (
     CompareRunsParameters,
+    DryRunParameters,
     ExperimentParameters,
     MathParameters,
     MtBenchParameters,
@@ -28,6 +29,7 @@ EXPERIMENTS: dict[str, type[ExperimentParameters]] = {
 GROUPS: dict[str, type[BaseModel]] = EXPERIMENTS | {
     "compare_runs": CompareRunsParameters,
     "write_principles": PrincipleWritingParameters,
+    "dry_run_assumptions": DryRunParameters,
 }
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -55,7 +57,7 @@ def check(parameters: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     Raises:
         ParameterError: a group is unknown, or something in one is wrong.
     """
-    known = [*GROUPS, *RunParameters.model_fields]
+    known = [*GROUPS, *RunParameters.model_fields, "dry_run"]
     for name in parameters:
         if name not in known:
             raise ParameterError(
@@ -86,6 +88,18 @@ def experiment_parameters(name: str) -> ExperimentParameters:
 def principle_writing_parameters(name: str) -> PrincipleWritingParameters:
     """Return the checked parameters of the principle writer; see ``experiment_parameters``."""
     return _checked(name, PrincipleWritingParameters)
+
+
+def is_dry_run() -> bool:
+    """Return whether this run is only to say what it would need: ``--params dry_run=true``.
+
+    Raises:
+        ParameterError: dry_run is neither true nor false.
+    """
+    wanted = (_active_parameters or {}).get("dry_run", False)
+    if not isinstance(wanted, bool):
+        raise ParameterError(f"--params: dry_run: must be true or false, got {wanted!r}")
+    return wanted
 
 
 def _checked(name: str, model: type[_Model]) -> _Model:

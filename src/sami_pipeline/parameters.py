@@ -504,12 +504,10 @@ class ExperimentParameters(Settings):
     @model_validator(mode="after")
     def _baselines_train_as_sami_does(self) -> ExperimentParameters:
         sami = self.training.sami
-        if {"dpo", "sft"} & set(self.trained_models()) and (
-            sami.lora is not None or sami.weights != "float32"
-        ):
+        if {"dpo", "sft"} & set(self.trained_models()) and (sami.lora is not None):
             raise ValueError(
-                "training.sami: dpo and sft train all weights in fp32; take them out of "
-                "models.under_test, or set lora: null and weights: float32"
+                "training.sami.lora: dpo and sft train all weights; take them out of "
+                "models.under_test, or set lora: null"
             )
         return self
 
@@ -564,6 +562,32 @@ class MathParameters(ExperimentParameters):
 
     problems: ProblemsParameters
     accuracy: AccuracyParameters
+
+
+class DryRunParameters(Settings):
+    """What ``dry_run=true`` assumes: the machine, and what it can't know without the data."""
+
+    gpu_memory_gb: PositiveFloat | None = Field(
+        None,
+        description="Memory of one GPU in 10^9 bytes; null takes that of the GPU that is there, "
+        "and where there is none that of the machine.",
+    )
+    reserve_gb: NonNegativeFloat = Field(
+        1.5, description="Of it, what CUDA, its libraries and unusable gaps take."
+    )
+    teraflops: PositiveFloat = Field(
+        description="Rate of large matrix products in the dtype that is computed in, in 10^12 "
+        "operations a second."
+    )
+    utilisation: float = Field(
+        0.4, gt=0, le=1, description="Share of that rate, and of the bandwidth, that is reached."
+    )
+    bandwidth_gb_per_s: PositiveFloat = Field(
+        description="Of the memory; writing a response reads all weights for each of its tokens."
+    )
+    query_tokens: PositiveInt = Field(
+        300, description="Tokens of the longest query or question that is allowed for."
+    )
 
 
 class CompareRunsParameters(Settings):

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from kedro.pipeline import Pipeline
 
-from sami_pipeline.experiments import experiment_parameters, principle_writing_parameters
-from sami_pipeline.pipelines import compare_runs, folded, math, mt_bench, write_principles
+from sami_pipeline.experiments import (
+    experiment_parameters,
+    is_dry_run,
+    principle_writing_parameters,
+)
+from sami_pipeline.pipelines import (
+    compare_runs,
+    dry_run,
+    folded,
+    math,
+    mt_bench,
+    write_principles,
+)
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -14,10 +25,15 @@ def register_pipelines() -> dict[str, Pipeline]:
     An experiment folds into the shared pipelines, and each can be run alone by its namespace:
     ``kedro run --pipelines mt_bench --namespaces sami_training``. Both experiments together fold
     into the two first: ``kedro run --namespaces mt_bench.sami_training``. ``compare_runs`` puts
-    finished runs side by side, ``write_principles`` asks a model for principles.
+    finished runs side by side, ``write_principles`` asks a model for principles. With the
+    parameter ``dry_run`` an experiment is one node that says what it would need.
     """
     whole = {
-        experiment.NAME: experiment.create_pipeline(experiment_parameters(experiment.NAME))
+        experiment.NAME: dry_run.create_pipeline(
+            experiment.NAME, experiment_parameters(experiment.NAME)
+        )
+        if is_dry_run()
+        else experiment.create_pipeline(experiment_parameters(experiment.NAME))
         for experiment in (mt_bench, math)
     }
     writing = write_principles.create_pipeline(principle_writing_parameters(write_principles.NAME))

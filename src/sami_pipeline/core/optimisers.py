@@ -117,6 +117,16 @@ class RemainderOptimiser(torch.optim.Optimizer):
             return round_stochastically(moment)
         return moment.to(self._state_dtype)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state as it is; torch would cast every entry to the dtype of its parameter."""
+        super().load_state_dict(state_dict)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                whole = isinstance(value, Tensor) and value.ndim > 0
+                self.state[parameter][name] = value.to(parameter.device) if whole else value
+
     def whole(self, parameter: nn.Parameter, part: slice) -> Tensor:
         """Return a part of a parameter's flattened fp32 weights, or of this worker's shard."""
         remainder = own_part(self.state[parameter]["remainder"]).view(-1)

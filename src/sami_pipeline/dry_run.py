@@ -1,0 +1,568 @@
+"""A dry run: what an experiment would need, found without weights, data or results.
+
+Every model is built from its configuration at full size on the meta device, prompts are rendered
+and measured, a training step is taken on tensors without data (``core.memory``), and each stage
+gets its memory and a rough time. What does not fit is refused before anything is computed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sami_pipeline import PROJECT_FOLDER
+from sami_pipeline.checkpoints import CheckpointError, ModelSource, import_model
+from sami_pipeline.constitutions import format_constitution
+from sami_pipeline.engines import EngineParameters
+from sami_pipeline.errors import InputError
+from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
+from sami_pipeline.parameters import (
+    HOSTED,
+    WORKED_SOLUTIONS,
+    DryRunParameters,
+    ExperimentParameters,
+    MathParameters,
+    MtBenchParameters,
+)
+from sami_pipeline.prompts import PromptTemplate
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from sami_pipeline.core.memory import StepMemory
+
+ARCHITECTURES = Path("data/01_raw/architectures")
+# Of a prompt whose tokenizer is not at hand; English takes about four.
+CHARACTERS_PER_TOKEN = 3
+# vLLM's default of max_num_seqs.
+_VLLM_SEQUENCES = 256
+_GSM8K_TEST_PROBLEMS = 1319
+_GB = 1e9
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model without its weights.
+
+    Attributes:
+        name: as the parameters call it.
+        source: where it comes from, as written.
+        config: of transformers.
+        tokenizer: None where it could not be had; ``note`` says why.
+        note: what is to be said of it.
+    """
+
+    name: str
+    source: str
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase | None
+    note: str = ""
+
+    @property
+    def context(self) -> int:
+        """The most tokens of prompt and response together."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None) or 2**31
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Return what the keys and values of a text take in 16 bits, in bytes."""
+        config = self.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        window = getattr(config, "sliding_window", None) or tokens
+        return 2 * config.num_hidden_layers * heads * size * min(tokens, window) * 2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage needs of each GPU, in bytes, and about how long it takes.
+
+    Attributes:
+        name: the stage and the model in it.
+        parts: weights, gradients, optimiser, activations and cache.
+        seconds: rough, an upper bound in tokens.
+        shape: what is computed at once, in words.
+        remedy: what to change where it does not fit.
+        gpus: how many take part.
+    """
+
+    name: str
+    parts: Mapping[str, int]
+    seconds: float
+    shape: str
+    remedy: str
+    gpus: int = 1
+
+    @property
+    def total(self) -> int:
+        """Bytes of one GPU."""
+        return sum(self.parts.values())
+
+
+@dataclass
+class DryRun:
+    """The outcome: models, stages, the memory that there is, and what is wrong."""
+
+    experiment: str
+    architectures: list[Architecture]
+    sizes: dict[str, int]
+    stages: list[Stage] = field(default_factory=list)
+    memory: float = 0.0
+    memory_of: str = ""
+    faults: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """Return models and stages as text."""
+        lines = [f"Dry run of {self.experiment}: nothing is trained, written or overwritten", ""]
+        for model in self.architectures:
+            config = model.config.get_text_config()
+            lines.append(
+                f"  {model.name}: {model.source}, {self.sizes[model.name] / 1e9:.2f}e9 parameters, "
+                f"{config.num_hidden_layers} layers, vocabulary {config.vocab_size}, "
+                f"context {model.context}"
+            )
+            lines.append(f"    {model.note or 'tokenizer, chat template and prompts checked'}")
+        table = pd.DataFrame(
+            [
+                {"stage": stage.name, "GPUs": stage.gpus}
+                | {name: stage.parts.get(name, 0) / _GB for name in _PARTS}
+                | {"total": stage.total / _GB, "hours": stage.seconds / 3600}
+                for stage in self.stages
+            ]
+        )
+        lines += ["", f"Each GPU in GB (10^9 bytes), of {self.memory / _GB:.1f} ({self.memory_of})"]
+        lines.append(table.to_string(index=False, float_format="{:.2f}".format))
+        lines += [f"  {stage.name}: {stage.shape}" for stage in self.stages]
+        return "\n".join(lines) + "\n"
+
+
+_PARTS = ("weights", "gradients", "optimiser", "activations", "gathered", "cache")
+
+
+def examine(
+    name: str,
+    experiment: ExperimentParameters,
+    principles: pd.DataFrame,
+    templates: Mapping[str, PromptTemplate],
+    assumptions: DryRunParameters,
+) -> DryRun:
+    """Return what an experiment would need, and what is wrong with it.
+
+    Args:
+        name: of the experiment.
+        experiment: its parameters.
+        principles: one row a principle.
+        templates: generation_prompt, training_prompt and evaluation_prompt.
+        assumptions: the machine, and the length of queries.
+
+    Raises:
+        InputError: a model's configuration is nowhere to be had.
+    """
+    from sami_pipeline.core.memory import empty_model
+
+    opened = {
+        model: open_architecture(model, source)
+        for model, source in experiment.models.sources.items()
+    }
+    sizes = {
+        model: sum(p.numel() for p in empty_model(architecture.config).parameters())
+        for model, architecture in opened.items()
+    }
+    memory, memory_of = _memory(assumptions)
+    outcome = DryRun(name, list(opened.values()), sizes, memory=memory, memory_of=memory_of)
+    plan = _Plan(name, experiment, principles, templates, assumptions, opened, outcome)
+    for architecture in opened.values():
+        plan.check_tokenizer(architecture)
+    plan.generation()
+    plan.training()
+    plan.evaluation()
+    for stage in outcome.stages:
+        if stage.total > memory:
+            outcome.faults.append(
+                f"{stage.name}: takes {stage.total / _GB:.1f} GB of each GPU, and there are "
+                f"{memory / _GB:.1f} GB ({memory_of}); {stage.remedy}"
+            )
+    return outcome
+
+
+def _memory(assumptions: DryRunParameters) -> tuple[float, str]:
+    """Return the bytes that a stage may take, and whose they are."""
+    import torch
+
+    reserve = assumptions.reserve_gb * _GB
+    less = f"less {assumptions.reserve_gb:g} reserved"
+    if assumptions.gpu_memory_gb is not None:
+        there_are = f"dry_run_assumptions.gpu_memory_gb: {assumptions.gpu_memory_gb:g}, {less}"
+        return assumptions.gpu_memory_gb * _GB - reserve, there_are
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return properties.total_memory - reserve, f"{properties.name}, {less}"
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return machine - reserve, f"this machine, which has no GPU, {less}"
+
+
+def open_architecture(name: str, source: ModelSource) -> Architecture:
+    """Return a model's configuration and tokenizer; weights are neither read nor fetched.
+
+    Where the hub can't be reached the configuration is one of those that the project ships.
+
+    Raises:
+        InputError: it is in neither place.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    if source.kind == "random":
+        made = import_model(source, PROJECT_FOLDER)
+        return Architecture(name, str(source), made.model.config, made.tokenizer)
+    if source.kind == "gguf":
+        path = PROJECT_FOLDER / source.location
+        if not path.is_file():
+            raise CheckpointError(f"model file {path}: does not exist; run `make setup`")
+        options = {"gguf_file": path.name}
+        config = AutoConfig.from_pretrained(path.parent, **options)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
+        return Architecture(name, str(source), config, tokenizer)
+    if source.kind == "folder":
+        folder: Path | None = PROJECT_FOLDER / source.location
+        reason = ""
+    else:
+        folder, reason = _fetched(source)
+    if folder is not None:
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"model folder {folder}: config.json is missing")
+        config = AutoConfig.from_pretrained(folder)
+        return Architecture(name, str(source), config, AutoTokenizer.from_pretrained(folder))
+    shipped = PROJECT_FOLDER / ARCHITECTURES / source.location.partition("@")[0]
+    if not (shipped / "config.json").is_file():
+        raise InputError(
+            f"models.sources.{name}: {source} can't be read from the hub ({reason}), and "
+            f"{ARCHITECTURES} does not hold it; put its config.json there, or try again online"
+        )
+    note = (
+        f"NOT CHECKED: tokenizer, chat template and exact prompt lengths, since the hub gave "
+        f"nothing ({reason}); sizes are those of {ARCHITECTURES}"
+    )
+    return Architecture(name, str(source), AutoConfig.from_pretrained(shipped), None, note)
+
+
+def _fetched(source: ModelSource) -> tuple[Path | None, str]:
+    """Return the folder of a hub model's small files, or None and why there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    repository, _, revision = source.location.partition("@")
+    patterns = ["config.json", "generation_config.json", "token*", "*.model", "*.jinja",
+                "special_tokens_map.json", "vocab.json", "merges.txt"]  # fmt: skip
+    try:
+        folder = snapshot_download(
+            repository, revision=revision or "main", allow_patterns=patterns, etag_timeout=5
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        return None, type(error).__name__
+    if not (Path(folder) / "config.json").is_file():
+        return None, "the cache holds no config.json"
+    return Path(folder), ""
+
+
+@dataclass
+class _Plan:
+    """Fills a ``DryRun`` stage by stage."""
+
+    name: str
+    experiment: ExperimentParameters
+    principles: pd.DataFrame
+    templates: Mapping[str, PromptTemplate]
+    assumptions: DryRunParameters
+    opened: Mapping[str, Architecture]
+    outcome: DryRun
+    # SAMI after SFT takes the step that SAMI takes.
+    sami_step: StepMemory | None = None
+
+    def check_tokenizer(self, model: Architecture) -> None:
+        """Note what is wrong with a model's tokenizer."""
+        tokenizer, faults = model.tokenizer, self.outcome.faults
+        if tokenizer is None:
+            return
+        where = f"{self.name}.models.sources.{model.name}"
+        rows = model.config.get_text_config().vocab_size
+        if max(tokenizer.get_vocab().values()) >= rows:
+            faults.append(
+                f"{where}: the tokenizer has ids up to {max(tokenizer.get_vocab().values())}, the "
+                f"embedding {rows} rows; take the tokenizer that belongs to the model"
+            )
+        if tokenizer.eos_token_id is None:
+            faults.append(f"{where}: the tokenizer has no end-of-sequence token; set eos_token")
+
+    def prompt_tokens(self, model: Architecture, template: str, turns: int = 1) -> tuple[int, int]:
+        """Return the longest prompt without earlier answers, and its constitutions, in tokens."""
+        constitution = self._longest_constitution()
+        prompt = self.templates[template].build(
+            [""] * turns, [""] * (turns - 1), constitution=constitution
+        )
+        queries = turns * self.assumptions.query_tokens
+        if model.tokenizer is None:
+            texts = [prompt.text or "".join(content for _, content in prompt.messages)]
+            lengths = [math.ceil(len(t) / CHARACTERS_PER_TOKEN) for t in (*texts, constitution)]
+            return lengths[0] + queries, lengths[1]
+        rendered = prompt.render(model.tokenizer)
+        ids = model.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        begin = model.tokenizer.bos_token_id
+        if begin is not None and ids[:2] == [begin, begin]:
+            self.outcome.faults.append(
+                f"{self.name}.{template}: the prompt of {model.name} begins with two "
+                "beginning-of-sequence tokens; leave one out of the template"
+            )
+        own = model.tokenizer(constitution, add_special_tokens=False)["input_ids"]
+        return len(ids) + queries, len(own)
+
+    def _longest_constitution(self) -> str:
+        texts = []
+        for _, rows in self.principles.groupby("category"):
+            for stance in ("principle", "antithesis"):
+                stances = [(principle, stance) for principle in rows["principle"]]
+                texts.append(format_constitution(stances, rows))
+        return max(texts, key=len)
+
+    def generation(self) -> None:
+        """Add the stage in which the teacher writes."""
+        teacher, settings = self.experiment.models.teacher, self.experiment.generation
+        if teacher in (WORKED_SOLUTIONS, HOSTED):
+            return
+        model = self.opened[teacher]
+        prompt, _ = self.prompt_tokens(model, "generation_prompt")
+        self._writing(
+            f"generation ({teacher})", "generation", model, settings.engine, prompt,
+            settings.max_new_tokens, self._queries() * self._constitutions(),
+        )  # fmt: skip
+
+    def evaluation(self) -> None:
+        """Add the stages in which models under test answer."""
+        student = self.experiment.models.student
+        for name in self.experiment.models.under_test:
+            model = self.opened.get(name, self.opened[student])
+            if isinstance(self.experiment, MtBenchParameters):
+                settings, group = self.experiment.evaluation, "evaluation"
+                prompt, _ = self.prompt_tokens(model, "evaluation_prompt", turns=2)
+                prompt += settings.max_new_tokens  # the first answer
+                per_category = settings.questions_per_category or 10
+                requests = 4 * per_category * len(MT_BENCH_CATEGORIES)
+            elif isinstance(self.experiment, MathParameters):
+                settings, group = self.experiment.accuracy, "accuracy"
+                prompt, _ = self.prompt_tokens(model, "evaluation_prompt")
+                problems = self.experiment.problems.test or _GSM8K_TEST_PROBLEMS
+                requests = problems * (settings.attempts + 1)
+            self._writing(
+                f"evaluation ({name})", group, model, settings.engine, prompt,
+                settings.max_new_tokens, requests,
+            )  # fmt: skip
+
+    def _queries(self) -> int:
+        categories = self.principles["category"].nunique()
+        return self.experiment.generation.queries_per_category * categories
+
+    def _constitutions(self) -> int:
+        return self.experiment.constitutions.n_constitutions
+
+    def _writing(
+        self,
+        stage: str,
+        group: str,
+        model: Architecture,
+        engine: EngineParameters,
+        prompt: int,
+        response: int,
+        requests: int,
+    ) -> None:
+        context, limit = model.context, f"the context of {model.source}"
+        if engine.kind == "vllm" and (engine.vllm.max_model_len or context) < context:
+            context, limit = engine.vllm.max_model_len, f"{group}.engine.vllm.max_model_len"
+        if prompt + response > context:
+            self.outcome.faults.append(
+                f"{self.name}.{group}.max_new_tokens: the longest prompt of {stage} has {prompt} "
+                f"tokens, with {response} new ones {prompt + response}, more than the {context} of "
+                f"{limit}; lower max_new_tokens or dry_run_assumptions.query_tokens"
+                + ("" if limit.startswith("the") else f", or raise {limit}")
+            )
+        size, sequence = self.outcome.sizes[model.name], model.cache_bytes(prompt + response)
+        vocabulary = model.config.get_text_config().vocab_size
+        if engine.kind == "vllm":
+            split = engine.vllm.tensor_parallel_size
+            gpus = split * engine.vllm.data_parallel_size
+            # vLLM takes its share whole; below, what it must hold for one text of full length.
+            share = engine.vllm.gpu_memory_utilization * (
+                self.outcome.memory + self.assumptions.reserve_gb * _GB
+            )
+            weights = 2 * size // split
+            activations = 2 * _VLLM_SEQUENCES * vocabulary * 4 // split
+            room = max(0.0, share - weights - activations) * split
+            at_once = min(_VLLM_SEQUENCES, requests, int(room // max(1, sequence)))
+            if at_once < 1:
+                self.outcome.faults.append(
+                    f"{self.name}.{group}.engine.vllm: {stage}: the weights leave no room for a "
+                    f"cache of {sequence / _GB:.2f} GB; raise tensor_parallel_size or "
+                    "gpu_memory_utilization"
+                )
+            remedy = f"raise {self.name}.{group}.engine.vllm.tensor_parallel_size"
+        else:
+            split = gpus = 1
+            weights = size * (4 if engine.transformers.dtype == "float32" else 2)
+            at_once = min(engine.transformers.batch_size, requests)
+            activations = 2 * at_once * vocabulary * 4
+            remedy = f"lower {self.name}.{group}.engine.transformers.batch_size, or use vllm"
+        at_once = max(1, at_once)
+        parts = {
+            "weights": weights,
+            "activations": activations,
+            "cache": at_once * sequence // split,
+        }
+        rate = self.assumptions.teraflops * 1e12 * self.assumptions.utilisation * gpus
+        reading = self.assumptions.bandwidth_gb_per_s * _GB * self.assumptions.utilisation * split
+        steps = math.ceil(requests * split / (at_once * gpus)) * response
+        seconds = 2 * size * requests * (prompt + response) / rate
+        seconds += steps * (2 * size + at_once * sequence) / reading
+        shape = (
+            f"{requests} responses of at most {response} tokens to prompts of at most {prompt}, "
+            f"{at_once} at once"
+        )
+        self.outcome.stages.append(Stage(stage, parts, seconds, shape, remedy, gpus))
+
+    def training(self) -> None:
+        """Add SAMI's training and that of the baselines."""
+        student = self.opened[self.experiment.models.student]
+        training = self.experiment.training
+        launch = getattr(training, "launch", None)
+        processes = getattr(launch, "num_processes", 1)
+        config = self.experiment.iterations.training_config(
+            training.sami, self.experiment.iterations.count
+        )
+        prompt, own = self.prompt_tokens(student, "training_prompt")
+        response = self.experiment.generation.max_new_tokens + 1  # end of sequence
+        if prompt + response > student.context:
+            self.outcome.faults.append(
+                f"{self.name}.generation.max_new_tokens: prompt and response of training have "
+                f"{prompt + response} tokens, more than the context of {student.source}, "
+                f"{student.context}; lower it"
+            )
+        shape = _Shape(prompt, own, response, self._constitutions())
+        held_out = self.experiment.generation.held_out_per_category
+        categories = self.principles["category"].nunique()
+        grids = self._queries() - held_out * categories
+        steps = math.ceil(grids / config.batch_size) * config.epochs
+        steps = min(steps, config.max_steps or steps)
+        for name in self.experiment.trained_models():
+            self._training(name, student, replace(config), shape, steps, processes)
+
+    def _training(
+        self,
+        name: str,
+        student: Architecture,
+        config: Any,
+        shape: _Shape,
+        steps: int,
+        processes: int,
+    ) -> None:
+        from sami_pipeline.core.memory import sami_step_memory
+
+        grids = shape.grids(config, student.config.get_text_config().vocab_size)
+        device = self._device()
+        if name in ("dpo", "sft"):
+            from sami_pipeline.baselines import step_memory
+
+            pairs = self.experiment.training.dpo.pairs
+            rows = 1 if name == "sft" else 2 if pairs == "desired" else 2 * shape.n * (shape.n - 1)
+            memory = step_memory(
+                student.config, config, rows, shape.prompt, shape.response, device=device
+            )
+            tokens = rows * (shape.prompt + shape.response)
+            processes, passes = 1, 4 if name == "dpo" else 3
+            what = f"{rows} rows of {shape.prompt} + {shape.response} tokens a query"
+        else:
+            if self.sami_step is None:
+                self.sami_step = sami_step_memory(
+                    student.config, grids, config, device=device, processes=processes
+                )
+            memory = self.sami_step
+            tokens = shape.packed
+            passes = 3 + (config.memory == "two_pass") + (config.kl_beta > 0)
+            what = (
+                f"grids of {shape.n} prompts of {shape.prompt} tokens and {shape.n} responses of "
+                f"{shape.response}, {shape.packed} tokens packed, {len(grids)} at once"
+            )
+        passes += config.gradient_checkpointing
+        size = self.outcome.sizes[student.name]
+        rate = self.assumptions.teraflops * 1e12 * self.assumptions.utilisation * processes
+        seconds = 2 * passes * size * tokens * steps * config.batch_size / rate
+        parts = {part: getattr(memory, part) for part in _PARTS[:-1]}
+        self.outcome.stages.append(
+            Stage(
+                f"training ({name})", parts, seconds,
+                f"{steps} steps of {config.batch_size} queries; {what}",
+                self._training_remedy(name, config, size, memory, processes), processes,
+            )
+        )  # fmt: skip
+
+    def _device(self) -> Any:
+        import torch
+
+        gpu = self.assumptions.gpu_memory_gb is not None or torch.cuda.is_available()
+        return "cuda" if gpu else "cpu"
+
+    def _training_remedy(
+        self, name: str, config: Any, size: int, memory: StepMemory, processes: int
+    ) -> str:
+        """Return the settings that save most, those first that lose nothing."""
+        where, choices = f"{self.name}.training", []
+        if not config.gradient_checkpointing:
+            choices.append(f"{where}.sami.gradient_checkpointing: true")
+        if config.grids_per_micro_batch > 1:
+            choices.append(f"{where}.sami.grids_per_micro_batch: 1")
+        if config.lora is None and config.weights == "float32":
+            choices.append(
+                f"{where}.sami.weights: bfloat16_remainder ({10 * size / _GB:.0f} GB with "
+                f"optimiser: adamw, {8 * size / _GB:.0f} GB with rmsprop, both with "
+                "optimiser_state: bfloat16)"
+            )
+        elif config.weights == "bfloat16_remainder" and config.optimiser_state == "float32":
+            choices.append(f"{where}.sami.optimiser_state: bfloat16")
+        elif config.optimiser == "adamw" and config.lora is None:
+            choices.append(f"{where}.sami.optimiser: rmsprop")
+        if name not in ("dpo", "sft"):
+            if config.lora is None:
+                choices.append(f"{where}.sami.lora ({4 * size / _GB:.0f} GB of weights)")
+            choices.append(f"more than {processes} {where}.launch.num_processes")
+        return "set " + ", or ".join(choices) if choices else "take a smaller model"
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Longest prompt and response of a grid, in tokens.
+
+    Attributes:
+        prompt: of a prompt, its constitution included.
+        own: of its constitution, which follows what the prompts share.
+        response: of a response.
+        n: constitutions and responses.
+    """
+
+    prompt: int
+    own: int
+    response: int
+    n: int
+
+    @property
+    def packed(self) -> int:
+        """Tokens that are computed for a grid, see ``core.packing``."""
+        return self.prompt - self.own + self.n * (self.own + self.n * self.response)
+
+    def grids(self, config: Any, vocabulary: int) -> Sequence[Any]:
+        """Return the grids of a micro-batch."""
+        from sami_pipeline.core.memory import example_grid
+
+        count = min(config.grids_per_micro_batch, config.batch_size)
+        grid = example_grid(self.prompt - self.own, self.own, self.response, self.n, vocabulary)
+        return [grid] * count

@@ -1,0 +1,130 @@
+"""A dry run says what an experiment needs, refuses what won't fit, and makes nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from kedro.config import OmegaConfigLoader
+
+from sami_pipeline import dry_run
+from sami_pipeline.checkpoints import ModelSource
+from sami_pipeline.errors import InputError
+from sami_pipeline.parameters import DryRunParameters, MathParameters, MtBenchParameters
+from sami_pipeline.settings import CONFIG_LOADER_ARGS
+
+PROJECT = Path(__file__).parents[2]
+SHIPPED = sorted((PROJECT / dry_run.ARCHITECTURES).glob("*/*/config.json"))
+pytestmark = pytest.mark.filterwarnings("ignore:register_new_resolver")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def parameters_of(environment: str) -> dict:
+    loader = OmegaConfigLoader(str(PROJECT / "conf"), env=environment, **CONFIG_LOADER_ARGS)
+    return loader["parameters"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name)
+def test_shipped_architecture_has_the_published_number_of_parameters(path):
+    from sami_pipeline.core.memory import empty_model
+
+    source = ModelSource.model_validate(f"hub:{path.parent.parent.name}/{path.parent.name}")
+    config = dry_run.open_architecture("base", source).config
+    parameters = sum(p.numel() for p in empty_model(config).parameters())
+    assert parameters == (8_030_261_248 if "Llama" in path.parent.name else 7_241_732_096)
+
+
+def test_every_hub_model_of_conf_paper_is_shipped():
+    named = parameters_of("paper")
+    for experiment in ("mt_bench", "math"):
+        for source in named[experiment]["models"]["sources"].values():
+            assert any(source == f"hub:{p.parent.parent.name}/{p.parent.name}" for p in SHIPPED)
+
+
+@pytest.mark.parametrize("environment", ["paper"])
+def test_paper_fits_one_80_gb_gpu_and_nothing_is_made(kedro_run, environment):
+    before = set((PROJECT / "data").rglob("paper"))
+    run = kedro_run("--env", environment, "--params", "dry_run=true")
+    assert run.returncode == 0, run.stderr[-2000:]
+    for part in ("training (sami)", "training (dpo)", "8.03e9 parameters", "NOT CHECKED"):
+        assert part in run.stdout
+    assert set((PROJECT / "data").rglob("paper")) == before
+
+
+def examined(environment: str, changes: dict | None = None, **assumptions) -> dry_run.DryRun:
+    import pandas as pd
+    import yaml
+
+    from sami_pipeline.constitutions import tabulate_principles
+    from sami_pipeline.prompts import PromptTemplate
+
+    raw = PROJECT / "data" / "01_raw"
+    files = (raw / "principles").glob("*.yml")
+    principles = tabulate_principles({f.name: yaml.safe_load(f.read_text("utf-8")) for f in files})
+    assert isinstance(principles, pd.DataFrame)
+    parameters = parameters_of(environment)
+    content = json.loads(json.dumps(parameters["mt_bench"]))
+    for path, value in (changes or {}).items():
+        *groups, last = path.split(".")
+        group = content
+        for name in groups:
+            group = group[name]
+        group[last] = value
+    template = yaml.safe_load((raw / "prompt_templates" / "chat.yml").read_text("utf-8"))
+    names = ("generation_prompt", "training_prompt", "evaluation_prompt")
+    return dry_run.examine(
+        "mt_bench",
+        MtBenchParameters.model_validate(content),
+        principles,
+        {name: PromptTemplate.parse(template, name) for name in names},
+        DryRunParameters.model_validate(parameters["dry_run_assumptions"] | assumptions),
+    )
+
+
+def test_what_does_not_fit_is_refused_on_the_command_line(kedro_run):
+    limits = "dry_run_assumptions.gpu_memory_gb=1.6,dry_run_assumptions.reserve_gb=1.59"
+    run = kedro_run("--env", "test", "--params", f"dry_run=true,{limits}")
+    assert run.returncode != 0
+    assert "Traceback" not in run.stderr
+    lines = [line for line in run.stderr.splitlines() if "training (sami): takes" in line]
+    assert len(lines) == 1
+    for part in ("GB of each GPU", "gpu_memory_gb: 1.6", "gradient_checkpointing: true"):
+        assert part in lines[0]
+
+
+def test_the_default_of_the_small_model_would_not_fit_at_8b():
+    changes = {"models.sources": {"base": "hub:meta-llama/Llama-3.1-8B"}}
+    outcome = examined("test", changes, gpu_memory_gb=80)
+    (sami,) = [fault for fault in outcome.faults if fault.startswith("training (sami)")]
+    for remedy in ("bfloat16_remainder", "gradient_checkpointing", "lora", "num_processes"):
+        assert remedy in sami
+    (stage,) = [stage for stage in outcome.stages if stage.name == "training (sami)"]
+    assert stage.total > 128e9
+
+
+def test_prompt_and_response_beyond_the_context_are_refused():
+    outcome = examined("test", {"evaluation.max_new_tokens": 8000})
+    assert any(
+        "mt_bench.evaluation.max_new_tokens" in fault and "8192" in fault
+        for fault in outcome.faults
+    )
+
+
+def test_unknown_hub_model_is_named_with_the_remedy():
+    with pytest.raises(InputError, match=r"models\.sources\.base.*nobody/nothing.*config\.json"):
+        dry_run.open_architecture("base", ModelSource.model_validate("hub:nobody/nothing"))
+
+
+def test_dry_run_must_be_true_or_false(kedro_run):
+    run = kedro_run("--env", "test", "--params", "dry_run=perhaps")
+    assert run.returncode != 0
+    assert "dry_run: must be true or false" in run.stderr
+
+
+def test_math_of_conf_paper_is_valid():
+    math = MathParameters.model_validate(parameters_of("paper")["math"])
+    assert math.training.sami.weights == "bfloat16_remainder"
+    assert math.training.sami.optimiser == "adamw"  # published for mistral-7b
