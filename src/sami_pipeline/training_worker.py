@@ -133,6 +133,8 @@ def main(folder: Path) -> None:
                 max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"]))
             )
     torch.distributed.init_process_group(backend)
+    # One that is refused and leaves at once would fail others that are still coming.
+    torch.distributed.barrier()
     _until_refused(folder, lambda: train(folder, device))
     torch.distributed.destroy_process_group()
 

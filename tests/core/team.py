@@ -66,6 +66,7 @@ def _serve(connection: Connection) -> None:
                 dist.init_process_group(
                     "gloo", init_method=f"file://{meeting}", rank=rank, world_size=count
                 )
+                dist.barrier()  # a task that ends at once would fail members still coming
             answer = (True, task(*arguments, **options))
         except BaseException:
             answer = (False, traceback.format_exc())
