@@ -197,13 +197,15 @@ def test_workers_end_with_the_process_that_started_them(prepared):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
-    while len(workers := workers_of(parent)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(workers) == 2
-    while not (folder / "before.json").is_file() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    parent.kill()
+    try:
+        deadline = time.monotonic() + 120
+        while len(workers := workers_of(parent)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(workers) == 2
+        while not (folder / "before.json").is_file() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        parent.kill()
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
 
