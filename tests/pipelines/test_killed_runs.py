@@ -265,7 +265,7 @@ def moments(seconds: dict[str, float], kills: dict[str, int], seed: int) -> Iter
                 continue
             node = chance.choice(nodes)
             states = f"{node.removeprefix('train_')}_training_state" if training else ""
-            amount = chance.randint(1, 30 if training else 12)
+            amount = chance.randint(1, 24 if training else 12)
             chosen.append(Moment(node, "at-file-change", amount, states))
     yield from sorted(chosen, key=lambda moment: order.index(moment.node))
 
@@ -320,8 +320,8 @@ def killed_and_finished(
     print(
         f"\n{run.experiment}: {survived.total()} kills survived "
         f"({', '.join(f'{stage} {count}' for stage, count in sorted(survived.items()))}); "
-        f"{len(contents)} files and the {stored} completions equal; of {len(order)} nodes {again} "
-        f"were begun again, each the one in hand; {resumed} trainings went on from their last state"
+        f"{len(contents)} files and the {stored} completions equal; nodes begun again {again} "
+        f"times, each the one in hand; {resumed} trainings went on from their last state"
     )
     return survived, resumed
 
@@ -336,7 +336,7 @@ def steps_gone_on_from(log: str) -> dict[str, int]:
 
 
 def nodes_run_again(launches: list[Launch]) -> int:
-    """Return how many nodes were begun again; only the one that a kill fell in may be."""
+    """Return how often nodes were begun again; only the one that a kill fell in may be."""
     finished: set[str] = set()
     begun: Counter[str] = Counter()
     for launch in launches:
