@@ -121,7 +121,7 @@ def _refuse_all(
         code, errors = refuse(arguments(case, Workshop(folder, checkpoint), earlier))
         found = faults(case, code, errors)
         found += ["an earlier run was changed"] if _digest(earlier) != before else []
-        found += [f"wrote {sorted(_runs() - runs)}"] if _runs() != runs else []
+        found += [f"wrote {sorted(made)}"] if (made := _runs() - runs) else []
         if found:
             wrong[case.name] = found
     refused = len(cases) - len(wrong)
