@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_figures import verdicts
 
-from sami_pipeline import figures, schemas
+from sami_pipeline import configuration, figures, schemas
 from sami_pipeline.checkpoints import (
     PROVENANCE_FILE,
     Checkpoint,
@@ -31,6 +31,7 @@ from sami_pipeline.engines import (
     vllm_server,
 )
 from sami_pipeline.engines.vllm_engine import trusting
+from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.statistics import win_rates
 from sami_pipeline.prompts import Prompt
 
@@ -135,6 +136,19 @@ def test_pickled_weights_are_not_read_even_beside_safetensors(random_checkpoint,
     with pytest.raises(CheckpointError):
         Checkpoint(folder).load_model(torch.float32)
     assert not marker.exists()
+
+
+def test_run_whose_folder_is_a_link_is_refused(project_folder, tmp_path):
+    layer = project_folder / "data" / "08_reporting"
+    layer.mkdir(exist_ok=True)
+    link = layer / f"pytest_{tmp_path.name}"
+    configuration.refuse_links({"run_name": link.name})
+    link.symlink_to(tmp_path)
+    try:
+        with pytest.raises(InputError, match=f"run_name: .*{link.name} is a link"):
+            configuration.refuse_links({"run_name": link.name})
+    finally:
+        link.unlink()
 
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"

@@ -19,7 +19,7 @@ class InputError(ValueError):
     """An input is wrong.
 
     The message is one line that names the file, the field, what is wrong and the remedy. On the
-    command line it is printed without a traceback (``kedro --verbose`` shows it).
+    command line it is printed without a traceback (``SAMI_TRACEBACK=1 kedro run`` shows it).
     """
 
 

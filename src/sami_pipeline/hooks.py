@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
@@ -28,9 +29,12 @@ class PlainError(KedroCliError):
     """What the command line prints for an error that the user can mend: its message."""
 
     def show(self, file: Any = None) -> None:
-        """Print the message, and the traceback if ``--verbose`` was given."""
-        if self.VERBOSE_ERROR:
-            traceback.print_exc()
+        """Print the message, after the traceback where SAMI_TRACEBACK is set.
+
+        ``kedro run`` has no ``--verbose``, which other commands of Kedro have.
+        """
+        if self.VERBOSE_ERROR or os.environ.get("SAMI_TRACEBACK"):
+            traceback.print_exception(self)
         sys.stderr.write(f"Error: {self.message}\n")
 
 
@@ -116,7 +120,7 @@ class InputsAreChecked:
 
 
 class PlainErrors:
-    """Lets what a user can mend end in its message alone; ``kedro --verbose`` shows the rest."""
+    """Lets what a user can mend end in its message alone; SAMI_TRACEBACK=1 shows the rest."""
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:

@@ -19,13 +19,9 @@ def kedro_run(project_folder: Path) -> Callable[..., Run]:
     environment = os.environ | {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
     def run(
-        *arguments: str,
-        pipeline: str = "mt_bench",
-        variables: Mapping[str, str] | None = None,
-        verbose: bool = False,
+        *arguments: str, pipeline: str = "mt_bench", variables: Mapping[str, str] | None = None
     ) -> Run:
-        kedro = [sys.executable, "-m", "kedro", *(["--verbose"] if verbose else [])]
-        command = [*kedro, "run", "--pipelines", pipeline, *arguments]
+        command = [sys.executable, "-m", "kedro", "run", "--pipelines", pipeline, *arguments]
         return subprocess.run(
             command, cwd=project_folder, env=environment | dict(variables or {}),
             capture_output=True, text=True, timeout=550,

@@ -15,7 +15,7 @@ import pytest
 from bad_inputs import CASES, PROJECT, Case, Workshop
 
 DATA = PROJECT / "data"
-SHARE = 6
+SHARE = 10
 ENVIRONMENT = os.environ | {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 # The short form: what `kedro` runs, in forks of one process that has imported everything.
 FORKS = """
@@ -91,12 +91,10 @@ def faults(case: Case, code: int, errors: str) -> list[str]:
 def earlier(run_name, kedro_run) -> str:
     """The name of a run that has made its tables and imported its model."""
     run = run_name()
-    for pipeline in ("mt_bench", "math"):
-        finished = kedro_run(
-            "--env", "test", "--params", f"run_name={run}", "--namespaces", "data_ingest",
-            pipeline=pipeline,
-        )  # fmt: skip
-        assert finished.returncode == 0, finished.stderr[-2000:]
+    finished = kedro_run(
+        "--env", "test", "--params", f"run_name={run}", "--namespaces", "data_ingest"
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
     assert len(_digest(run)) > 10
     return run
 
@@ -123,7 +121,7 @@ def _refuse_all(
         code, errors = refuse(arguments(case, Workshop(folder, checkpoint), earlier))
         found = faults(case, code, errors)
         found += ["an earlier run was changed"] if _digest(earlier) != before else []
-        found += [f"wrote {sorted(_runs() - runs)}"] if _runs() != runs else []
+        found += [f"wrote {sorted(made)}"] if (made := _runs() - runs) else []
         if found:
             wrong[case.name] = found
     refused = len(cases) - len(wrong)
@@ -161,7 +159,7 @@ def in_a_fork(tmp_path) -> Iterator[Refuse]:
 def test_a_share_of_the_malformed_inputs_is_refused(
     earlier, random_checkpoint, tmp_path, in_a_fork
 ):
-    # One of every SHARE cases, another one in each place of the table; `make stress` has them all.
+    # Seeded; `make stress` has them all.
     drawn = random.Random(0).sample(CASES, len(CASES) // SHARE)
     _refuse_all(drawn, earlier, random_checkpoint.folder, tmp_path, in_a_fork)
 
