@@ -143,7 +143,7 @@ def test_kedro_combines_checks_judges_and_tabulates_a_million_answers_in_two_gig
     _, status, usage = os.wait4(running.pid, 0)
     running.returncode = os.waitstatus_to_exitcode(status)
     assert running.returncode == 0
-    print(f"{usage.ru_maxrss / 1e6:.2f} GB, {usage.ru_utime:.0f} s")
+    print(f"{usage.ru_maxrss * 1024 / 1e9:.2f} GB, {usage.ru_utime:.0f} s")
     assert usage.ru_maxrss * 1024 < 2000 * MEGABYTE
     folder = project_folder / "data" / "08_reporting" / million_answers / "mt_bench"
     rates = pd.read_parquet(folder / "win_rates.parquet")
