@@ -26,6 +26,7 @@ from sami_pipeline.parameters import DpoParameters, SftParameters
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch.optim import Optimizer
     from transformers import (
         PretrainedConfig,
         PreTrainedModel,
@@ -197,17 +198,23 @@ _TAKEN_FROM_SAMI = (
 )  # fmt: skip
 
 
-def _use_samis_optimiser(trainer: Trainer, config: SamiTrainingConfig) -> None:
-    """Let a trainer update 16-bit weights as SAMI's training does, with all their bits."""
+def _samis_optimiser(
+    model: PreTrainedModel, config: SamiTrainingConfig, learning_rate: float
+) -> Optimizer | None:
+    """Return SAMI's optimiser of 16-bit weights, the model's being so from then on.
+
+    None for fp32 weights, whose optimiser the trainer has itself.
+    """
     import torch
 
     from sami_pipeline.core.optimisers import build_optimiser
 
-    rate = replace(config, learning_rate=trainer.args.learning_rate)
+    if config.weights == "float32":
+        return None
     if config.weights == "bfloat16":
-        for parameter in trainer.model.parameters():
+        for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
-    trainer.optimizer = build_optimiser(trainer.model, rate)
+    return build_optimiser(model, replace(config, learning_rate=learning_rate))
 
 
 def step_memory(
@@ -301,6 +308,8 @@ def _train(
         logger.info("Going on from %s", resume_from)
     _write(record, {"finished": False, "fingerprint": wanted})
     transformers_logging.disable_progress_bar()  # of every file that a checkpoint writes
+    # Before the trainer is there: DPO's reference computes as the model does.
+    optimiser = _samis_optimiser(model, config, arguments.learning_rate)
     trainer = trainer_type(
         model=model,
         args=arguments,
@@ -308,8 +317,7 @@ def _train(
         processing_class=tokenizer,
         callbacks=[_measuring_callback(model)],
     )
-    if config.weights != "float32":
-        _use_samis_optimiser(trainer, config)
+    trainer.optimizer = optimiser
     _follow_samis_schedule(trainer, config)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_quiet_progress())

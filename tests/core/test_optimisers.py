@@ -202,6 +202,24 @@ def test_a_bf16_parameter_starts_without_remainder():
     assert not optimiser.state[parameter]["remainder"].any()
 
 
+def test_a_state_is_restored_as_it_was_and_not_in_the_dtype_of_the_weights():
+    def build() -> tuple[nn.Parameter, RemainderOptimiser]:
+        generator = torch.Generator().manual_seed(0)
+        weight = nn.Parameter(torch.randn(50, generator=generator))
+        return weight, RemainderOptimiser([weight], OPTIMISERS["adamw"])
+
+    weight, optimiser = build()
+    weight.grad = torch.ones_like(weight)
+    optimiser.step()
+    other, restored = build()
+    other.data = weight.data.clone()
+    restored.load_state_dict(optimiser.state_dict())
+    for name, value in optimiser.state[weight].items():
+        assert restored.state[other][name].dtype == value.dtype, name
+        assert torch.equal(restored.state[other][name], value), name
+    assert torch.equal(restored.whole(other, slice(None)), optimiser.whole(weight, slice(None)))
+
+
 def test_a_parameter_without_gradient_is_left_alone():
     parameter = nn.Parameter(torch.randn(5))
     optimiser = RemainderOptimiser([parameter], OPTIMISERS["adamw"])

@@ -96,7 +96,10 @@ def test_what_does_not_fit_is_refused_on_the_command_line(kedro_run):
 
 
 def test_the_default_of_the_small_model_would_not_fit_at_8b():
-    changes = {"models.sources": {"base": "hub:meta-llama/Llama-3.1-8B"}}
+    changes = {
+        "models.sources": {"base": "hub:meta-llama/Llama-3.1-8B"},
+        "models.under_test": ["base", "sami"],
+    }
     outcome = examined("test", changes, gpu_memory_gb=80)
     (sami,) = [fault for fault in outcome.faults if fault.startswith("training (sami)")]
     for remedy in ("bfloat16_remainder", "gradient_checkpointing", "lora", "num_processes"):
