@@ -1,6 +1,6 @@
 """The checklist judge: which of two answers follows more statements of its constitution.
 
-It needs no language model, cannot be swayed by an answer's length, position or style, and can be
+It needs no language model, cannot be swayed by an answer's position, and can be
 recomputed by anyone. It sees only what the checks see: whether an answer is true or helpful is for
 another judge.
 """

@@ -29,6 +29,8 @@ function layoutOf(figure) {
   // A legend above the plot starts at the left, where a narrow screen begins.
   if (layout.legend?.y >= 1) Object.assign(layout.legend, { x: 0, xanchor: "left", y: 1 });
   layout.height = layout.height ?? 460;
+  // Plotly takes the paper's colour at half strength, which is grey where the paper is transparent.
+  layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: colour("muted"), activecolor: colour("text") };
   layout.hoverlabel = { bgcolor: colour("raised"), font: { color: colour("text") } };
   layout.xaxis = layout.xaxis ?? {};
   layout.yaxis = layout.yaxis ?? {};
