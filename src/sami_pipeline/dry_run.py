@@ -529,7 +529,7 @@ class _Plan:
             )
         elif config.weights == "bfloat16_remainder" and config.optimiser_state == "float32":
             choices.append(f"{where}.sami.optimiser_state: bfloat16")
-        elif config.optimiser == "adamw" and config.lora is None:
+        if config.weights == "bfloat16_remainder" and config.optimiser == "adamw":
             choices.append(f"{where}.sami.optimiser: rmsprop")
         if name not in ("dpo", "sft"):
             if config.lora is None:
