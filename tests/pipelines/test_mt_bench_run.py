@@ -321,8 +321,7 @@ def test_report_names_every_node_with_its_time_and_what_it_ran_on(run):
         assert [attempt["outcome"] for attempt in attempts] == ["finished"]
         assert attempts[0]["command"]["env"] == "test"
         assert attempts[0]["environment"]["packages"]["torch"]
-    training = nodes["sami_training.train_sami"][0]["seconds"]
-    assert training > nodes["mt_bench_eval.tabulate_win_rates"][0]["seconds"] > 0
+    assert all(attempt["seconds"] > 0 for attempts in nodes.values() for attempt in attempts)
     page = run.path("08_reporting", "report.html").read_text("utf-8")
     for node in nodes:
         assert node in page
@@ -358,7 +357,8 @@ def test_a_node_that_fails_leaves_a_record_of_it(
     name, node = run_name(), "data_ingest.import_base"
     finished = kedro_run(
         "--env", "test", "--nodes", f"{prefix}{node}",
-        "--params", f"run_name={name},mt_bench.models.sources.base=folder:nowhere",
+        # What the hub has is known when the node asks for it; there is no hub in the tests.
+        "--params", f"run_name={name},mt_bench.models.sources.base=hub:nobody/nothing",
         pipeline=pipeline,
     )  # fmt: skip
     assert finished.returncode != 0
