@@ -69,7 +69,7 @@ test-vllm: setup vllm  ## Run the tests that need vLLM
 	$(BIN)/python -m pytest -m vllm
 
 stress: setup  ## Run the long tests: faults, bad input, growth
-	$(BIN)/python -m pytest -m stress -n $(PYTEST_PROCESSES) --dist loadfile -rP
+	$(BIN)/python -m pytest -m stress -n $(PYTEST_PROCESSES) --dist loadfile
 
 lint: setup  ## Check style, secrets, known vulnerabilities, and that the docs build (no notebook runs)
 	$(BIN)/ruff check .

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Refuse to pass the tests of vLLM by where it is not installed."""
     if any(item.get_closest_marker("vllm") for item in items) and not VLLM_PYTHON.is_file():
         raise pytest.UsageError(f"{VLLM_PYTHON} does not exist; run `make vllm`")
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Return a function whose lines stand at the end of the whole test run, as what it counted."""
+    return lambda line: record_property("counted", line)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have counted, wherever they ran."""
+    lines = [
+        value
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+        for name, value in report.user_properties
+        if name == "counted"
+    ]
+    if lines:
+        terminalreporter.section("counted")
+        for line in lines:
+            terminalreporter.line(line)
 
 
 def read_yaml_folder(name: str) -> dict[str, Any]:

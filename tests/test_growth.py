@@ -91,25 +91,26 @@ def test_measurements_become_a_table_and_their_section_of_the_page(tmp_path, mon
 
 @pytest.mark.stress
 @pytest.mark.timeout(3600)
-def test_every_stage_is_linear_up_to_a_hundred_times_the_embedded_rows():
+def test_every_stage_is_linear_up_to_a_hundred_times_the_embedded_rows(tell):
     found = {
         stage: {scale: growth.in_own_process("--measure", stage, scale) for scale in (1, 10, 100)}
         for stage in growth.STAGES
     }
-    print(growth.table(found))
+    tell(growth.table(found))
     for stage, runs in found.items():
         # Sorting, and caches that are too small, cost more than in proportion; squares are at 2.
         if runs[100]["seconds"] > 0.1:
             assert growth.exponent(runs[10], runs[100], "seconds") < 1.3, stage
-        if runs[100]["bytes"] > 100 * MEGABYTE:
+        # A small peak may lie within what making the input has used and given back.
+        if min(runs[10]["bytes"], runs[100]["bytes"]) > 50 * MEGABYTE:
             assert growth.exponent(runs[10], runs[100], "bytes") < 1.3, stage
 
 
 @pytest.mark.stress
 @pytest.mark.timeout(3600)
-def test_a_million_answers_are_judged_and_tabulated_in_two_gigabytes():
+def test_a_million_answers_are_judged_and_tabulated_in_two_gigabytes(tell):
     found = growth.million(1_000_000, resamples=100)
-    print(growth.million_in_words(found))
+    tell(growth.million_in_words(found))
     assert found["answers"] >= 1_000_000
     assert found["bytes"] < 2000 * MEGABYTE
 
@@ -127,7 +128,7 @@ def million_answers(project_folder):
 @pytest.mark.stress
 @pytest.mark.timeout(3600)
 def test_kedro_combines_checks_judges_and_tabulates_a_million_answers_in_two_gigabytes(
-    million_answers, project_folder
+    million_answers, project_folder, tell
 ):
     nodes = ["data_ingest.build_principles"]
     nodes += [f"mt_bench_eval.{name}" for name in ("combine_answers", "check_answers")]
@@ -143,7 +144,7 @@ def test_kedro_combines_checks_judges_and_tabulates_a_million_answers_in_two_gig
     _, status, usage = os.wait4(running.pid, 0)
     running.returncode = os.waitstatus_to_exitcode(status)
     assert running.returncode == 0
-    print(f"{usage.ru_maxrss * 1024 / 1e9:.2f} GB, {usage.ru_utime:.0f} s")
+    tell(f"kedro run: {usage.ru_maxrss * 1024 / 1e9:.2f} GB, {usage.ru_utime:.0f} s")
     assert usage.ru_maxrss * 1024 < 2000 * MEGABYTE
     folder = project_folder / "data" / "08_reporting" / million_answers / "mt_bench"
     rates = pd.read_parquet(folder / "win_rates.parquet")

@@ -755,13 +755,13 @@ _model(
     "truncated weights",
     lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000]),
     "model.safetensors",
-    "whole",
+    "cut short",
 )
 _model(
     "absurd header",
     lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}"),
     "model.safetensors",
-    "whole",
+    "cut short",
 )
 _model("empty weights", lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors")
 _model("index leaves the folder", _index({"a": "../../other.safetensors"}), "../../other")

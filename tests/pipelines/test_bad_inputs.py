@@ -56,7 +56,9 @@ def _digest(run: str) -> dict[str, tuple[str, int]]:
 
 
 def _runs() -> set[str]:
-    return {str(path) for path in DATA.glob("0[2-8]_*/*")}
+    """Return the folders of all runs but those of tests, which may go on beside this one."""
+    folders = DATA.glob("0[2-8]_*/*")
+    return {str(path) for path in folders if not path.name.startswith("pytest_")}
 
 
 def arguments(case: Case, workshop: Workshop, run: str) -> list[str]:
@@ -111,7 +113,12 @@ def _in_a_process_of_its_own(command: list[str]) -> tuple[int, str]:
 
 
 def _refuse_all(
-    cases: list[Case], earlier: str, checkpoint: Path, tmp_path: Path, refuse: Refuse
+    cases: list[Case],
+    earlier: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    refuse: Refuse,
+    tell: Callable[[str], None],
 ) -> None:
     before, runs = _digest(earlier), _runs()
     wrong = {}
@@ -125,7 +132,7 @@ def _refuse_all(
         if found:
             wrong[case.name] = found
     refused = len(cases) - len(wrong)
-    sys.__stdout__.write(f"\ninputs refused: {refused} of {len(cases)}\n")
+    tell(f"inputs refused: {refused} of {len(cases)}")
     report = "\n".join(f"{name}: {'; '.join(found)}" for name, found in wrong.items())
     assert not wrong, (
         f"{len(wrong)} of {len(cases)} inputs are not refused as they should:\n{report}"
@@ -157,14 +164,17 @@ def in_a_fork(tmp_path) -> Iterator[Refuse]:
 
 
 def test_a_share_of_the_malformed_inputs_is_refused(
-    earlier, random_checkpoint, tmp_path, in_a_fork
+    earlier, random_checkpoint, tmp_path, in_a_fork, tell
 ):
     # Seeded; `make stress` has them all.
     drawn = random.Random(0).sample(CASES, len(CASES) // SHARE)
-    _refuse_all(drawn, earlier, random_checkpoint.folder, tmp_path, in_a_fork)
+    _refuse_all(drawn, earlier, random_checkpoint.folder, tmp_path, in_a_fork, tell)
 
 
 @pytest.mark.stress
 @pytest.mark.timeout(5400)
-def test_every_malformed_input_is_refused_by_the_command(earlier, random_checkpoint, tmp_path):
-    _refuse_all(CASES, earlier, random_checkpoint.folder, tmp_path, _in_a_process_of_its_own)
+def test_every_malformed_input_is_refused_by_the_command(
+    earlier, random_checkpoint, tmp_path, tell
+):
+    by_command = _in_a_process_of_its_own
+    _refuse_all(CASES, earlier, random_checkpoint.folder, tmp_path, by_command, tell)

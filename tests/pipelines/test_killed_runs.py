@@ -281,7 +281,7 @@ def still_to_come(moment: Moment, order: list[str], run: KilledRun) -> Moment | 
 
 
 def killed_and_finished(
-    whole: Whole, name: str, kills: dict[str, int], seed: int
+    whole: Whole, name: str, kills: dict[str, int], seed: int, tell: Callable[[str], None]
 ) -> tuple[Counter[str], int]:
     """Kill a run at seeded moments, let it finish, and compare it with the one left alone.
 
@@ -317,8 +317,8 @@ def killed_and_finished(
     assert contents.keys() == whole.contents.keys()
     for key in contents:
         assert_same(whole.contents[key], contents[key], key)
-    print(
-        f"\n{run.experiment}: {survived.total()} kills survived "
+    tell(
+        f"{run.experiment}: {survived.total()} kills survived "
         f"({', '.join(f'{stage} {count}' for stage, count in sorted(survived.items()))}); "
         f"{len(contents)} files and the {stored} completions equal; nodes begun again {again} "
         f"times, each the one in hand; {resumed} trainings went on from their last state"
@@ -348,11 +348,9 @@ def nodes_run_again(launches: list[Launch]) -> int:
     return sum(count - 1 for count in begun.values())
 
 
-def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(whole, run_name, capsys):
-    with capsys.disabled():
-        survived, resumed = killed_and_finished(
-            whole("mt_bench"), run_name(), {"generation": 1, "training": 1, "judging": 1}, seed=4
-        )
+def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(whole, run_name, tell):
+    kills = {"generation": 1, "training": 1, "judging": 1}
+    survived, resumed = killed_and_finished(whole("mt_bench"), run_name(), kills, 4, tell)
     assert survived.total() == 3
     assert resumed >= 1, "no training was killed after its first state"
 
@@ -360,10 +358,9 @@ def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(whole, run_na
 @pytest.mark.stress
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("experiment", "each", "seed"), [("mt_bench", 4, 2), ("math", 3, 3)])
-def test_runs_survive_kills_in_every_stage(experiment, each, seed, whole, run_name, capsys):
+def test_runs_survive_kills_in_every_stage(experiment, each, seed, whole, run_name, tell):
     kills = dict.fromkeys(STAGES, each)
-    with capsys.disabled():
-        survived, resumed = killed_and_finished(whole(experiment), run_name(), kills, seed)
+    survived, resumed = killed_and_finished(whole(experiment), run_name(), kills, seed, tell)
     assert resumed >= 1, "no training was killed after its first state"
     # A stage may have ended before all of its moments come, and the run before its last ones.
     assert survived.total() >= 0.8 * sum(kills.values())
