@@ -32,8 +32,8 @@ $(INSTALLED): pyproject.toml requirements/cpu.txt requirements/embedded.txt requ
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/embedded.txt --requirement requirements/reference.txt
 	@touch $@
 
-$(EMBEDDED): $(INSTALLED) src/sami_pipeline/embedded.py
-	$(BIN)/python -m sami_pipeline.embedded
+$(EMBEDDED): $(INSTALLED) src/sami_pipeline/inputs/embedded.py
+	$(BIN)/python -m sami_pipeline.inputs.embedded
 	@touch $@
 
 chromium: setup  ## Install Chromium for the browser tests, which are skipped where there is none

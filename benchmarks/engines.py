@@ -46,7 +46,7 @@ def ask_engine(kind: str, task: dict[str, Any], batch_size: int) -> dict[str, An
         open_engine,
         release,
     )
-    from sami_pipeline.prompts import Prompt
+    from sami_pipeline.models.prompts import Prompt
 
     torch.set_num_threads(os.cpu_count() or 1)
     parameters = EngineParameters.model_validate(
@@ -305,8 +305,8 @@ def write_page(text: str) -> None:
 
 def save_model(folder: Path) -> None:
     """Write the embedded model as a Hugging Face folder."""
-    from sami_pipeline.checkpoints import ModelSource, import_model
     from sami_pipeline.datasets import CheckpointDataset
+    from sami_pipeline.models.checkpoints import ModelSource, import_model
 
     source = ModelSource.model_validate(MODEL)
     CheckpointDataset(filepath=str(folder)).save(import_model(source, PROJECT))

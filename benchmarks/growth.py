@@ -109,14 +109,14 @@ def completions(count: int, seed: object, characters: int = CHARACTERS) -> list[
 
 def principles() -> pd.DataFrame:
     """Return the shipped principles."""
-    from sami_pipeline.constitutions import tabulate_principles
+    from sami_pipeline.principles.constitutions import tabulate_principles
 
     return tabulate_principles(yaml_folder("principles"))
 
 
 def template() -> Any:
     """Return the shipped template of chat prompts."""
-    from sami_pipeline.prompts import PromptTemplate
+    from sami_pipeline.models.prompts import PromptTemplate
 
     return PromptTemplate.model_validate(yaml_folder("prompt_templates")["chat.yml"])
 
@@ -145,7 +145,7 @@ def questions(copies: range) -> pd.DataFrame:
 
 def constitutions_of(asked: pd.DataFrame) -> pd.DataFrame:
     """Return both constitutions of questions or queries."""
-    from sami_pipeline.constitutions import sample_constitutions
+    from sami_pipeline.principles.constitutions import sample_constitutions
 
     return sample_constitutions(asked, principles(), n_constitutions=2, seed=0, contrast="opposite")
 
@@ -176,10 +176,10 @@ def answer_parts(copies: int) -> Iterator[pd.DataFrame]:
 
 def first_answers(copies: int) -> pd.DataFrame:
     """Return answers to those questions, 9 rows each, by MT-Bench's protocol."""
-    from sami_pipeline.answering import turn_requests
     from sami_pipeline.evaluation import mt_bench
+    from sami_pipeline.evaluation.mt_bench_answers import turn_requests
     from sami_pipeline.parameters import EvaluationParameters
-    from sami_pipeline.responses import with_completions
+    from sami_pipeline.training.responses import with_completions
 
     temperatures = dict.fromkeys(set(principles()["category"]), 0.0)
     parameters = EvaluationParameters(max_new_tokens=96, temperatures=temperatures)
@@ -244,7 +244,7 @@ def queries(scale: int, per_category: int = WRITTEN) -> pd.DataFrame:
 def generation(scale: int) -> tuple[pd.DataFrame, list[Any]]:
     """Return the rows of training responses to be written, and their requests."""
     from sami_pipeline.engines import SamplingParameters
-    from sami_pipeline.responses import generation_requests
+    from sami_pipeline.training.responses import generation_requests
 
     chosen = queries(scale, ANSWERED).assign(split="train")
     sampling = SamplingParameters(96, 0.7)
@@ -253,7 +253,7 @@ def generation(scale: int) -> tuple[pd.DataFrame, list[Any]]:
 
 def responses(scale: int) -> pd.DataFrame:
     """Return written training responses."""
-    from sami_pipeline.responses import with_completions
+    from sami_pipeline.training.responses import with_completions
 
     rows, requests = generation(scale)
     return with_completions(rows, completions(len(requests), "responses"))
@@ -261,7 +261,7 @@ def responses(scale: int) -> pd.DataFrame:
 
 def checked(scale: int) -> pd.DataFrame:
     """Return the checked statements of answers."""
-    from sami_pipeline.evaluation.statements import check_answers
+    from sami_pipeline.principles.statements import check_answers
 
     return check_answers(answers(scale), principles())
 
@@ -302,7 +302,7 @@ def judging(scale: int, kind: str) -> tuple[pd.DataFrame, list[Any], Any]:
 
 def judgements(scale: int, kind: str) -> pd.DataFrame:
     """Return what a model that judges said."""
-    from sami_pipeline.judging import tabulate_judgements
+    from sami_pipeline.evaluation.judge_requests import tabulate_judgements
 
     return tabulate_judgements(*judging(scale, kind))
 
@@ -330,10 +330,10 @@ def problems(scale: int) -> pd.DataFrame:
 
 def attempting(scale: int) -> tuple[pd.DataFrame, list[Any]]:
     """Return one model's attempts to be made at every test problem, and what it wrote."""
-    from sami_pipeline.constitutions import tabulate_principles
     from sami_pipeline.engines import Completion
+    from sami_pipeline.evaluation.math_attempts import attempt_requests
     from sami_pipeline.parameters import AccuracyParameters
-    from sami_pipeline.solving import attempt_requests
+    from sami_pipeline.principles.constitutions import tabulate_principles
 
     rows, _ = attempt_requests(
         problems(scale),
@@ -352,7 +352,7 @@ def attempting(scale: int) -> tuple[pd.DataFrame, list[Any]]:
 
 def attempts(scale: int) -> pd.DataFrame:
     """Return two models' attempts."""
-    from sami_pipeline.solving import tabulate_attempts
+    from sami_pipeline.evaluation.math_attempts import tabulate_attempts
 
     rows, written = attempting(scale)
     return pd.concat(
@@ -377,7 +377,7 @@ def ingest_questions(scale: int) -> Work:
 
 def ingest_query_templates(scale: int) -> Work:
     """Fill the templates of training queries."""
-    from sami_pipeline.training_prompts import build_training_prompts
+    from sami_pipeline.inputs.query_templates import build_training_prompts
 
     files = {
         name: file
@@ -396,8 +396,8 @@ def ingest_query_templates(scale: int) -> Work:
 
 def ingest_query_tables(scale: int) -> Work:
     """Sample training queries from tables."""
+    from sami_pipeline.inputs.queries import queries_from_tables
     from sami_pipeline.parameters import QueriesParameters
-    from sami_pipeline.queries import queries_from_tables
 
     table = queries(scale, 10 * WRITTEN)
     tables = dict(list(table.groupby("category")))
@@ -408,7 +408,7 @@ def ingest_query_tables(scale: int) -> Work:
 
 def ingest_principles(scale: int) -> Work:
     """Check and tabulate principles."""
-    from sami_pipeline.constitutions import tabulate_principles
+    from sami_pipeline.principles.constitutions import tabulate_principles
 
     files = {
         name: file
@@ -433,8 +433,8 @@ def ingest_constitutions(scale: int) -> Work:
 
 def ingest_problems(scale: int) -> Work:
     """Read math problems in GSM8K's format."""
+    from sami_pipeline.inputs.problems import load_problems, queries_of
     from sami_pipeline.parameters import ProblemsParameters
-    from sami_pipeline.problems import load_problems, queries_of
 
     table, folder = problems(scale), Path(tempfile.mkdtemp())
     for split, part in table.groupby("split"):
@@ -482,7 +482,7 @@ def grids_store(scale: int) -> Work:
 def grids_responses(scale: int) -> Work:
     """Mark responses usable or not, and write their training prompts."""
     from sami_pipeline.parameters import GenerationParameters
-    from sami_pipeline.responses import count_statuses, mark_usable, with_training_prompts
+    from sami_pipeline.training.responses import count_statuses, mark_usable, with_training_prompts
 
     table, known, chat = responses(scale), principles(), template()
     parameters = GenerationParameters(queries_per_category=ANSWERED * scale)
@@ -496,7 +496,7 @@ def grids_responses(scale: int) -> Work:
 
 def grids_teacher(scale: int) -> Work:
     """Check how far the teacher followed the principles."""
-    from sami_pipeline.responses import teacher_compliance
+    from sami_pipeline.training.responses import teacher_compliance
 
     table, known = responses(scale), principles()
     return Work(len(table), lambda: teacher_compliance(table, known))
@@ -504,8 +504,8 @@ def grids_teacher(scale: int) -> Work:
 
 def grids_tokens(scale: int) -> Work:
     """Put responses into grids and tokenise them."""
-    from sami_pipeline.checkpoints import ModelSource, import_model
-    from sami_pipeline.training_data import select_grids
+    from sami_pipeline.models.checkpoints import ModelSource, import_model
+    from sami_pipeline.training.data import select_grids
 
     tokenizer = import_model(ModelSource.model_validate("random:0"), PROJECT).tokenizer
     table, _ = grids_responses(scale).run()
@@ -521,7 +521,7 @@ def grids_tokens(scale: int) -> Work:
 
 def evaluation_checks(scale: int) -> Work:
     """Check every statement of every answer's constitution."""
-    from sami_pipeline.evaluation.statements import check_answers
+    from sami_pipeline.principles.statements import check_answers
 
     table, known = answers(scale), principles()
     return Work(len(table), lambda: check_answers(table, known))
@@ -537,7 +537,11 @@ def evaluation_checklist(scale: int) -> Work:
 
 def evaluation_pairwise(scale: int) -> Work:
     """Build the requests of comparisons, read a judge's texts, decide."""
-    from sami_pipeline.judging import decide_verdicts, judgement_requests, tabulate_judgements
+    from sami_pipeline.evaluation.judge_requests import (
+        decide_verdicts,
+        judgement_requests,
+        tabulate_judgements,
+    )
 
     planned, said, parameters = judging(scale, "pairwise")
 
@@ -551,8 +555,8 @@ def evaluation_pairwise(scale: int) -> Work:
 
 def evaluation_ratings(scale: int) -> Work:
     """Read ratings, decide, and average them."""
+    from sami_pipeline.evaluation.judge_requests import decide_verdicts, tabulate_judgements
     from sami_pipeline.evaluation.judges import ratings
-    from sami_pipeline.judging import decide_verdicts, tabulate_judgements
 
     planned, said, parameters = judging(scale, "single")
 
@@ -566,7 +570,7 @@ def evaluation_ratings(scale: int) -> Work:
 
 def evaluation_attempts(scale: int) -> Work:
     """Read the answers of attempts at math problems in every way."""
-    from sami_pipeline.solving import tabulate_attempts
+    from sami_pipeline.evaluation.math_attempts import tabulate_attempts
 
     rows, written = attempting(scale)
     return Work(len(rows), lambda: tabulate_attempts("base", rows, written))
@@ -632,7 +636,7 @@ def judge_quality(scale: int) -> Work:
 
 def accuracy(scale: int) -> Work:
     """Tabulate pass@k, maj@k and their differences."""
-    from sami_pipeline.evaluation import attempts as statistics
+    from sami_pipeline.evaluation import math_accuracy as statistics
 
     table = attempts(scale)
     options = {"resamples": RESAMPLES, "seed": 0, "extraction": "flexible"}

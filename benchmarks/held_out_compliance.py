@@ -12,12 +12,12 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from sami_pipeline import responses
-from sami_pipeline.constitutions import sample_constitutions
 from sami_pipeline.engines import EngineParameters, SamplingParameters, generate, open_engine
 from sami_pipeline.evaluation import statistics
-from sami_pipeline.evaluation.statements import check_answers
-from sami_pipeline.prompts import PromptTemplate
+from sami_pipeline.models.prompts import PromptTemplate
+from sami_pipeline.principles.constitutions import sample_constitutions
+from sami_pipeline.principles.statements import check_answers
+from sami_pipeline.training import responses
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 SEED = 5

@@ -7,10 +7,10 @@ import pytest
 import yaml
 from browser import chromium, open_page
 
-from sami_pipeline.checkpoints import Checkpoint, ModelSource, import_model
-from sami_pipeline.constitutions import tabulate_principles
 from sami_pipeline.datasets import CheckpointDataset
-from sami_pipeline.prompts import PromptTemplate
+from sami_pipeline.models.checkpoints import Checkpoint, ModelSource, import_model
+from sami_pipeline.models.prompts import PromptTemplate
+from sami_pipeline.principles.constitutions import tabulate_principles
 
 PROJECT = Path(__file__).parents[1]
 __all__ = ["chromium", "open_page"]

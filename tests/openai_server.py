@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from sami_pipeline.engines import Completion, Engine, GenerationRequest, SamplingParameters
-from sami_pipeline.prompts import Prompt
+from sami_pipeline.models.prompts import Prompt
 
 MODEL = "small"
 # What a body must hold, and what it may hold besides; anything else is refused.

@@ -20,10 +20,10 @@ from kedro_viz.data_access import DataAccessManager
 
 from sami_pipeline import schemas
 from sami_pipeline.datasets import CheckpointDataset, WorkingFolder
-from sami_pipeline.experiments import EXPERIMENTS as EXPERIMENT_PARAMETERS
 from sami_pipeline.parameters import PrincipleWritingParameters
 from sami_pipeline.pipeline_registry import register_pipelines
 from sami_pipeline.pipelines import compare_runs, folded, math, mt_bench, write_principles
+from sami_pipeline.session.experiments import EXPERIMENTS as EXPERIMENT_PARAMETERS
 from sami_pipeline.settings import CONFIG_LOADER_ARGS
 
 PROJECT = Path(__file__).parents[1]

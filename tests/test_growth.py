@@ -14,8 +14,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import growth
 
-from sami_pipeline.evaluation import statements
-from sami_pipeline.responses import teacher_compliance
+from sami_pipeline.principles import statements
+from sami_pipeline.training.responses import teacher_compliance
 
 MEGABYTE = 10**6
 # Those that a mistake would make slow soonest; `make stress` has all.

@@ -12,14 +12,7 @@ import pytest
 import torch
 from test_figures import verdicts
 
-from sami_pipeline import configuration, figures, schemas
-from sami_pipeline.checkpoints import (
-    PROVENANCE_FILE,
-    Checkpoint,
-    CheckpointError,
-    ModelSource,
-    import_model,
-)
+from sami_pipeline import figures, schemas
 from sami_pipeline.datasets import CheckpointDataset
 from sami_pipeline.engines import (
     EngineParameters,
@@ -33,7 +26,15 @@ from sami_pipeline.engines import (
 from sami_pipeline.engines.vllm_engine import trusting
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.statistics import win_rates
-from sami_pipeline.prompts import Prompt
+from sami_pipeline.models.checkpoints import (
+    PROVENANCE_FILE,
+    Checkpoint,
+    CheckpointError,
+    ModelSource,
+    import_model,
+)
+from sami_pipeline.models.prompts import Prompt
+from sami_pipeline.session import configuration
 
 CODE = """
 from pathlib import Path

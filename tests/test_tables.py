@@ -7,9 +7,9 @@ from pandera.errors import SchemaError, SchemaErrors
 
 from sami_pipeline.datasets import StoredParquet
 from sami_pipeline.evaluation.length_control import with_lengths
-from sami_pipeline.evaluation.statements import check_answers
 from sami_pipeline.evaluation.statistics import degeneration
 from sami_pipeline.pipelines import combine_tables
+from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.schemas import Answers
 from sami_pipeline.tables import StoredTable, columns_of, parts_of
 

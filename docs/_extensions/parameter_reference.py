@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from sami_pipeline.experiments import EXPERIMENTS
 from sami_pipeline.parameters import (
     CompareRunsParameters,
     DryRunParameters,
     PrincipleWritingParameters,
 )
+from sami_pipeline.session.experiments import EXPERIMENTS
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

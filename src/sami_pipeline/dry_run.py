@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sami_pipeline import PROJECT_FOLDER
-from sami_pipeline.checkpoints import CheckpointError, ModelSource, import_model
-from sami_pipeline.constitutions import format_constitution
 from sami_pipeline.engines import EngineParameters
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
+from sami_pipeline.models.checkpoints import CheckpointError, ModelSource, import_model
+from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import (
     HOSTED,
     WORKED_SOLUTIONS,
@@ -30,7 +30,7 @@ from sami_pipeline.parameters import (
     MathParameters,
     MtBenchParameters,
 )
-from sami_pipeline.prompts import PromptTemplate
+from sami_pipeline.principles.constitutions import format_constitution
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -471,7 +471,7 @@ class _Plan:
         grids = shape.grids(config, student.config.get_text_config().vocab_size)
         device = self._device()
         if name in ("dpo", "sft"):
-            from sami_pipeline.baselines import step_memory
+            from sami_pipeline.training.baselines import step_memory
 
             pairs = self.experiment.training.dpo.pairs
             rows = 1 if name == "sft" else 2 if pairs == "desired" else 2 * shape.n * (shape.n - 1)

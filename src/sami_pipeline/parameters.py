@@ -22,13 +22,13 @@ from pydantic import (
     model_validator,
 )
 
-from sami_pipeline.checkpoints import ModelSource
-from sami_pipeline.constitutions import Contrast
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.engines import EngineParameters, SamplingParameters
 from sami_pipeline.engines.parameters import Seed, Settings, Tokens, as_written
 from sami_pipeline.errors import one_line
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
+from sami_pipeline.models.checkpoints import ModelSource
+from sami_pipeline.principles.constitutions import Contrast
 
 Category = Literal[*MT_BENCH_CATEGORIES]
 # What an experiment can train: SAMI, the baselines on the same responses, and SAMI after SFT.

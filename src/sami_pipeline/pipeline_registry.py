@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from kedro.pipeline import Pipeline
 
-from sami_pipeline.experiments import (
-    experiment_parameters,
-    is_dry_run,
-    principle_writing_parameters,
-)
 from sami_pipeline.pipelines import (
     compare_runs,
     dry_run,
@@ -16,6 +11,11 @@ from sami_pipeline.pipelines import (
     math,
     mt_bench,
     write_principles,
+)
+from sami_pipeline.session.experiments import (
+    experiment_parameters,
+    is_dry_run,
+    principle_writing_parameters,
 )
 
 

@@ -12,7 +12,7 @@ import pandera.pandas as pa
 from pandera.typing import Series
 
 from sami_pipeline.evaluation import judge_quality, length_control
-from sami_pipeline.evaluation.attempts import METRICS
+from sami_pipeline.evaluation.math_accuracy import METRICS
 from sami_pipeline.evaluation.statistics import (
     BOTH_TURNS,
     MT_BENCH_CATEGORIES,

@@ -4,9 +4,9 @@ import warnings
 
 from kedro.config import OmegaConfigLoader
 
-from sami_pipeline.catalog import RunCatalog
-from sami_pipeline.context import ExperimentContext
-from sami_pipeline.hooks import (
+from sami_pipeline.session.catalog import RunCatalog
+from sami_pipeline.session.context import ExperimentContext
+from sami_pipeline.session.hooks import (
     EnginesEnd,
     InputsAreChecked,
     KeysForEngines,

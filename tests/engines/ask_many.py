@@ -16,7 +16,7 @@ from sami_pipeline.engines import (
     generate,
     open_engine,
 )
-from sami_pipeline.prompts import Prompt
+from sami_pipeline.models.prompts import Prompt
 
 url, folder, count = sys.argv[1:]
 requests = [

@@ -18,7 +18,7 @@ from sami_pipeline.engines import (
 )
 from sami_pipeline.engines.transformers_engine import TransformersEngine
 from sami_pipeline.errors import InputError
-from sami_pipeline.prompts import Prompt
+from sami_pipeline.models.prompts import Prompt
 
 GREEDY = SamplingParameters(8)
 SAMPLED = SamplingParameters(8, temperature=1.0)

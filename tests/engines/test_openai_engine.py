@@ -31,7 +31,7 @@ from sami_pipeline.engines import (
 from sami_pipeline.engines.openai_engine import OpenAIEngine
 from sami_pipeline.engines.transformers_engine import TransformersEngine
 from sami_pipeline.errors import InputError
-from sami_pipeline.prompts import Prompt
+from sami_pipeline.models.prompts import Prompt
 
 KEY = "sk-test-4f1d0c9a7be2"
 GREEDY = SamplingParameters(12)

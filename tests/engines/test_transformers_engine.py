@@ -18,7 +18,7 @@ from sami_pipeline.engines import (
 )
 from sami_pipeline.engines.transformers_engine import TransformersEngine
 from sami_pipeline.errors import InputError
-from sami_pipeline.prompts import Prompt
+from sami_pipeline.models.prompts import Prompt
 
 QUESTIONS = ("Hello", "Tell me a long story about a cat, please.", "z", "Hello?", "1 + 1 = ")
 PROMPTS = (

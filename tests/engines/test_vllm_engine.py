@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from sami_pipeline import PROJECT_FOLDER, engines
-from sami_pipeline.checkpoints import ModelSource, import_model
 from sami_pipeline.datasets import CheckpointDataset
 from sami_pipeline.engines import (
     Completion,
@@ -26,7 +25,8 @@ from sami_pipeline.engines import (
     vllm_server,
 )
 from sami_pipeline.errors import EngineError
-from sami_pipeline.prompts import Prompt
+from sami_pipeline.models.checkpoints import ModelSource, import_model
+from sami_pipeline.models.prompts import Prompt
 
 pytestmark = pytest.mark.vllm
 

@@ -11,10 +11,10 @@ from sami_pipeline.engines.transformers_engine import TransformersEngine
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation import judges
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
+from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.parameters import JudgeParameters, ModelsParameters
 from sami_pipeline.pipelines.data_ingest.nodes import tidy_judge_prompts
 from sami_pipeline.pipelines.mt_bench_eval import nodes
-from sami_pipeline.prompts import Prompt
 from sami_pipeline.schemas import (
     Checked,
     Compliance,

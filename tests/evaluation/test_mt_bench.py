@@ -4,12 +4,12 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import pytest
 
-from sami_pipeline.constitutions import sample_constitutions
 from sami_pipeline.evaluation import mt_bench
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
+from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.parameters import EvaluationParameters
 from sami_pipeline.pipelines.mt_bench_eval.nodes import answer_as, constitute_questions
-from sami_pipeline.prompts import Prompt
+from sami_pipeline.principles.constitutions import sample_constitutions
 from sami_pipeline.schemas import Answers, Questions
 
 TEMPERATURES = {

@@ -19,15 +19,15 @@ from kedro.io import DatasetError
 from kedro.pipeline import Node, Pipeline
 from kedro_datasets.pandas import ParquetDataset
 
-from sami_pipeline.catalog import RunCatalog
-from sami_pipeline.checkpoints import LoadedModel, missing_part
 from sami_pipeline.core.state import load_latest_state, save_state
 from sami_pipeline.datasets import CheckpointDataset
 from sami_pipeline.engines import Completion
 from sami_pipeline.engines.store import CompletionStore
 from sami_pipeline.errors import InputError
-from sami_pipeline.run_lock import RunLock
-from sami_pipeline.training_data import state_kept_in
+from sami_pipeline.models.checkpoints import LoadedModel, missing_part
+from sami_pipeline.session.catalog import RunCatalog
+from sami_pipeline.session.run_lock import RunLock
+from sami_pipeline.training.data import state_kept_in
 
 TABLE = pd.DataFrame({"number": range(5)})
 OTHER = pd.DataFrame({"number": range(7)})
@@ -409,7 +409,7 @@ def error_line(ended: subprocess.CompletedProcess[str]) -> str:
 HOLD = """
 import sys, time
 from pathlib import Path
-from sami_pipeline.run_lock import RunLock
+from sami_pipeline.session.run_lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)

@@ -7,8 +7,8 @@ import pytest
 from kedro.config import OmegaConfigLoader
 
 from sami_pipeline import dry_run
-from sami_pipeline.checkpoints import ModelSource
 from sami_pipeline.errors import InputError
+from sami_pipeline.models.checkpoints import ModelSource
 from sami_pipeline.parameters import DryRunParameters, MathParameters, MtBenchParameters
 from sami_pipeline.settings import CONFIG_LOADER_ARGS
 
@@ -58,8 +58,8 @@ def examined(environment: str, changes: dict | None = None, **assumptions) -> dr
     import pandas as pd
     import yaml
 
-    from sami_pipeline.constitutions import tabulate_principles
-    from sami_pipeline.prompts import PromptTemplate
+    from sami_pipeline.models.prompts import PromptTemplate
+    from sami_pipeline.principles.constitutions import tabulate_principles
 
     raw = PROJECT / "data" / "01_raw"
     files = (raw / "principles").glob("*.yml")

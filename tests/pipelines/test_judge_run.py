@@ -5,7 +5,7 @@ import re
 import pandas as pd
 import pytest
 
-from sami_pipeline.experiments import EXPERIMENTS
+from sami_pipeline.session.experiments import EXPERIMENTS
 
 JUDGING = "mt_bench_eval.ask_judge"
 LOCAL_JUDGE = "mt_bench.judge.model=base,mt_bench.judge.answer_format=choice"

@@ -22,7 +22,7 @@ from sami_pipeline.engines import (
     generate,
     open_engine,
 )
-from sami_pipeline.prompts import Prompt
+from sami_pipeline.models.prompts import Prompt
 
 TABLES = {
     "questions",

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from sami_pipeline import PROJECT_FOLDER
-from sami_pipeline.checkpoints import ModelSource, import_model
 from sami_pipeline.datasets import CheckpointDataset
 from sami_pipeline.engines import vllm_server
+from sami_pipeline.models.checkpoints import ModelSource, import_model
 
 pytestmark = pytest.mark.vllm
 

@@ -8,15 +8,15 @@ import pytest
 from examples import HOSTILE, MODELS, QUESTIONS
 
 from sami_pipeline import figures
-from sami_pipeline.constitutions import sample_constitutions, tabulate_principles
-from sami_pipeline.evaluation import attempts as math_statistics
 from sami_pipeline.evaluation import judge_quality, length_control, statistics
+from sami_pipeline.evaluation import math_accuracy as math_statistics
 from sami_pipeline.evaluation.checklist import judge_checklist
 from sami_pipeline.evaluation.math_answers import flexible_answer, same_number, strict_answer
-from sami_pipeline.evaluation.statements import check_answers
-from sami_pipeline.experiments import experiment_parameters
+from sami_pipeline.principles.constitutions import sample_constitutions, tabulate_principles
+from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.reporting import RunDescription, describe_models, write_page
 from sami_pipeline.reporting.answers import answers_of
+from sami_pipeline.session.experiments import experiment_parameters
 
 OPTIONS = {"resamples": 50, "seed": 0}
 

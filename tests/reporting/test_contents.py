@@ -3,7 +3,6 @@ import pytest
 from kedro.config import OmegaConfigLoader
 
 from sami_pipeline import PROJECT_FOLDER
-from sami_pipeline.experiments import experiment_parameters
 from sami_pipeline.parameters import JudgeParameters
 from sami_pipeline.pipelines import math, mt_bench
 from sami_pipeline.reporting.contents import (
@@ -16,6 +15,7 @@ from sami_pipeline.reporting.contents import (
     side,
     whole,
 )
+from sami_pipeline.session.experiments import experiment_parameters
 from sami_pipeline.settings import CONFIG_LOADER_ARGS
 
 TABLES = {part.name: part for part in CONTENTS if isinstance(part, Table) and part.whole}

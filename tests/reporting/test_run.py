@@ -3,11 +3,11 @@ from datetime import UTC, datetime
 import pandas as pd
 import pytest
 
-from sami_pipeline.experiments import experiment_parameters
 from sami_pipeline.parameters import MtBenchParameters
 from sami_pipeline.reporting import RunDescription, describe_models
 from sami_pipeline.reporting.record import Attempt, NodeRecord, environment
 from sami_pipeline.reporting.run import duration, flattened, tokens
+from sami_pipeline.session.experiments import experiment_parameters
 
 SERVER = {"base_url": "https://example.org/v1", "model": "large"}
 PRICES = {"prompt_price": 2.0, "completion_price": 10.0}

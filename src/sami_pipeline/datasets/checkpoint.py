@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.io import AbstractDataset, DatasetError
 
-from sami_pipeline.checkpoints import PROVENANCE_FILE, Checkpoint, LoadedModel, missing_part
+from sami_pipeline.models.checkpoints import PROVENANCE_FILE, Checkpoint, LoadedModel, missing_part
 
 if TYPE_CHECKING:
     from kedro_datasets._typing import PlotlyPreview

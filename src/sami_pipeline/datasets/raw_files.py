@@ -10,8 +10,8 @@ from kedro.io.core import get_filepath_str
 from kedro_datasets.pandas import JSONDataset
 from kedro_datasets.yaml import YAMLDataset
 
-from sami_pipeline import yaml_files
 from sami_pipeline.errors import InputError
+from sami_pipeline.inputs import yaml_files
 
 
 class StrictYamlDataset(YAMLDataset):

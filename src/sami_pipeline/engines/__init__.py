@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from sami_pipeline.checkpoints import Checkpoint
 from sami_pipeline.engines.base import (
     Completion,
     Engine,
@@ -23,6 +22,7 @@ from sami_pipeline.engines.parameters import (
 )
 from sami_pipeline.engines.store import CompletionStore, completion_key
 from sami_pipeline.errors import InputError
+from sami_pipeline.models.checkpoints import Checkpoint
 
 __all__ = [
     "Completion",

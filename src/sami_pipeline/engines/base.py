@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from sami_pipeline.prompts import Prompt
+from sami_pipeline.models.prompts import Prompt
 
 FinishReason = Literal["stop", "length", "prompt_too_long", "failed"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from sami_pipeline.checkpoints import PROVENANCE_FILE
 from sami_pipeline.engines.base import Completion, Engine, GenerationRequest
 from sami_pipeline.engines.store import CompletionStore, completion_key
+from sami_pipeline.models.checkpoints import PROVENANCE_FILE
 
 logger = logging.getLogger(__name__)
 

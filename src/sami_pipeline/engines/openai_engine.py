@@ -22,7 +22,7 @@ from sami_pipeline.engines import OpenAIParameters
 from sami_pipeline.engines.base import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.engines.credentials import api_key
 from sami_pipeline.errors import InputError, first_fault
-from sami_pipeline.prompts import Prompt
+from sami_pipeline.models.prompts import Prompt
 
 logger = logging.getLogger(__name__)
 

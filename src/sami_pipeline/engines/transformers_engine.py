@@ -17,7 +17,6 @@ from transformers import (
     StoppingCriteria,
 )
 
-from sami_pipeline.checkpoints import load_causal_model, load_tokenizer
 from sami_pipeline.engines.base import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.engines.generation import model_fingerprint
 from sami_pipeline.engines.tokens import (
@@ -26,6 +25,7 @@ from sami_pipeline.engines.tokens import (
     render_prompts,
     split_too_long,
 )
+from sami_pipeline.models.checkpoints import load_causal_model, load_tokenizer
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 

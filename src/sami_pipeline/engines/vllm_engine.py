@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sami_pipeline.checkpoints import load_tokenizer
 from sami_pipeline.engines import vllm_server
 from sami_pipeline.engines.base import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.engines.generation import model_fingerprint
@@ -24,6 +23,7 @@ from sami_pipeline.engines.tokens import (
 )
 from sami_pipeline.engines.transformers_engine import fastest_dtype
 from sami_pipeline.errors import EngineError
+from sami_pipeline.models.checkpoints import load_tokenizer
 
 if TYPE_CHECKING:
     from sami_pipeline.engines import VllmParameters

@@ -32,7 +32,7 @@ from sami_pipeline.evaluation.verdict_parser import (
     comparison_verdict,
     rating_verdict,
 )
-from sami_pipeline.prompts import Prompt
+from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.tables import StoredTable, columns_of
 
 JudgeKind = Literal["pairwise", "constitution", "single"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
-from sami_pipeline.evaluation.degeneration import is_degenerate
+from sami_pipeline.principles.degeneration import is_degenerate
 
 ANSWER_COLUMNS = (
     "model",

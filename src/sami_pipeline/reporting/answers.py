@@ -22,9 +22,9 @@ from typing import Any
 
 import pandas as pd
 
-from sami_pipeline.constitutions import format_statements, wording
-from sami_pipeline.evaluation.attempts import GREEDY
+from sami_pipeline.evaluation.math_accuracy import GREEDY
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
+from sami_pipeline.principles.constitutions import format_statements, wording
 
 Tables = Mapping[str, pd.DataFrame]
 Json = dict[str, Any]

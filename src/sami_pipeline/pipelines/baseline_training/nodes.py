@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from sami_pipeline.checkpoints import Checkpoint, LoadedModel
+from sami_pipeline.inputs.problems import rightly_solved
+from sami_pipeline.models.checkpoints import Checkpoint, LoadedModel
 from sami_pipeline.parameters import IterationsParameters, TrainingParameters
-from sami_pipeline.problems import rightly_solved
-from sami_pipeline.training_data import history_table, measured_training, state_kept_in
+from sami_pipeline.training.data import history_table, measured_training, state_kept_in
 
 
 def train_baseline(
@@ -27,7 +27,7 @@ def train_baseline(
         problems: pd.DataFrame | None = None,
     ) -> tuple[LoadedModel, pd.DataFrame, pd.DataFrame]:
         """Return the trained model, its history, and SAMI's objective on held-out queries."""
-        from sami_pipeline import baselines
+        from sami_pipeline.training import baselines
 
         config = iterations.training_config(parameters.sami, iterations.count)
         if name == "sft" and parameters.sft.only_correct and problems is not None:

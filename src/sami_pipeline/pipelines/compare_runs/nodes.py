@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pandas as pd
 import plotly.graph_objects as go
 
-from sami_pipeline import comparison, figures
+from sami_pipeline import figures
 from sami_pipeline.parameters import CompareRunsParameters
+from sami_pipeline.reporting import comparison
 
 
 def compare(

@@ -9,21 +9,21 @@ from typing import Any
 import pandas as pd
 
 from sami_pipeline import PROJECT_FOLDER
-from sami_pipeline.checkpoints import Checkpoint, LoadedModel, import_model
-from sami_pipeline.constitutions import tabulate_principles
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
-from sami_pipeline.parameters import ModelsParameters, ProblemsParameters, QueriesParameters
-from sami_pipeline.problems import load_problems, queries_of
-from sami_pipeline.queries import queries_from_tables
-from sami_pipeline.raw_files import (
+from sami_pipeline.inputs.problems import load_problems, queries_of
+from sami_pipeline.inputs.queries import queries_from_tables
+from sami_pipeline.inputs.query_templates import build_training_prompts
+from sami_pipeline.inputs.records import (
     JudgePrompt,
     Question,
     ReferenceAnswer,
     parse_records,
     read_records,
 )
-from sami_pipeline.training_prompts import build_training_prompts
+from sami_pipeline.models.checkpoints import Checkpoint, LoadedModel, import_model
+from sami_pipeline.parameters import ModelsParameters, ProblemsParameters, QueriesParameters
+from sami_pipeline.principles.constitutions import tabulate_principles
 
 logger = logging.getLogger(__name__)
 

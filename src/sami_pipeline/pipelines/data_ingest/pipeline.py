@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.input_checks import RAW
 from sami_pipeline.parameters import ExperimentParameters, MtBenchParameters
 from sami_pipeline.pipelines.data_ingest.nodes import (
     build_principles,
@@ -14,6 +13,7 @@ from sami_pipeline.pipelines.data_ingest.nodes import (
     tidy_judge_prompts,
     tidy_questions,
 )
+from sami_pipeline.session.input_checks import RAW
 
 
 def create_pipeline(experiment: ExperimentParameters) -> Pipeline:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from sami_pipeline import dry_run
-from sami_pipeline.constitutions import tabulate_principles
 from sami_pipeline.errors import InputError
+from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import DryRunParameters, ExperimentParameters
-from sami_pipeline.prompts import PromptTemplate
+from sami_pipeline.principles.constitutions import tabulate_principles
 
 
 def examine_experiment(name: str, experiment: ExperimentParameters) -> Callable[..., None]:

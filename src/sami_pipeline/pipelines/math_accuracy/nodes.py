@@ -9,12 +9,13 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from sami_pipeline import figures, solving
-from sami_pipeline.checkpoints import Checkpoint
+from sami_pipeline import figures
 from sami_pipeline.engines import complete
-from sami_pipeline.evaluation import attempts as statistics
+from sami_pipeline.evaluation import math_accuracy as statistics
+from sami_pipeline.evaluation import math_attempts
+from sami_pipeline.models.checkpoints import Checkpoint
+from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import AccuracyParameters, ModelsParameters
-from sami_pipeline.prompts import PromptTemplate
 
 
 def attempt_as(model: str) -> Callable[..., pd.DataFrame]:
@@ -29,7 +30,9 @@ def attempt_as(model: str) -> Callable[..., pd.DataFrame]:
         completions_folder: Path,
     ) -> pd.DataFrame:
         prompt_template = PromptTemplate.parse(template, "evaluation_prompt")
-        rows, requests = solving.attempt_requests(problems, principles, prompt_template, parameters)
+        rows, requests = math_attempts.attempt_requests(
+            problems, principles, prompt_template, parameters
+        )
         completions = complete(
             parameters.engine,
             checkpoint,
@@ -38,7 +41,7 @@ def attempt_as(model: str) -> Callable[..., pd.DataFrame]:
             description=f"{model}: attempts",
             completions_folder=completions_folder,
         )
-        return solving.tabulate_attempts(model, rows, completions)
+        return math_attempts.tabulate_attempts(model, rows, completions)
 
     attempt.__name__ = f"attempt_as_{model}"
     attempt.__doc__ = (

@@ -10,29 +10,31 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from sami_pipeline import answering, figures, judging, schemas
-from sami_pipeline.checkpoints import Checkpoint
-from sami_pipeline.constitutions import sample_constitutions
+from sami_pipeline import figures, schemas
 from sami_pipeline.engines import CompletionStore, complete, generate, open_model
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation import (
     judge_quality,
+    judge_requests,
     judges,
     length_control,
     mt_bench,
+    mt_bench_answers,
     statistics,
 )
 from sami_pipeline.evaluation.checklist import judge_checklist
-from sami_pipeline.evaluation.statements import check_answers
+from sami_pipeline.models.checkpoints import Checkpoint
+from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import (
     EvaluationParameters,
     GenerationParameters,
     JudgeParameters,
     ModelsParameters,
 )
-from sami_pipeline.prompts import PromptTemplate
-from sami_pipeline.responses import with_completions
+from sami_pipeline.principles.constitutions import sample_constitutions
+from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.tables import StoredTable
+from sami_pipeline.training.responses import with_completions
 
 
 def constitute_questions(
@@ -66,7 +68,7 @@ def answer_as(model: str) -> Callable[..., pd.DataFrame]:
         with closing(open_model(parameters.engine, checkpoint)) as engine:
 
             def answer_turn(rows: pd.DataFrame, description: str) -> pd.DataFrame:
-                rows, requests = answering.turn_requests(rows, prompt_template, parameters)
+                rows, requests = mt_bench_answers.turn_requests(rows, prompt_template, parameters)
                 completions = generate(
                     engine, requests, seed=parameters.seed, description=description, store=store
                 )
@@ -97,9 +99,9 @@ def respond_as(model: str) -> Callable[..., pd.DataFrame]:
         completions_folder: Path,
     ) -> pd.DataFrame:
         prompt_template = PromptTemplate.parse(template, "training_prompt")
-        rows, requests = answering.held_out_requests(responses, prompt_template, parameters)
+        rows, requests = mt_bench_answers.held_out_requests(responses, prompt_template, parameters)
         if not requests:
-            return answering.tabulate_held_out(model, rows, [])
+            return mt_bench_answers.tabulate_held_out(model, rows, [])
         completions = complete(
             evaluation.engine,  # generation's may be a server, which can't load a model
             checkpoint,
@@ -108,7 +110,7 @@ def respond_as(model: str) -> Callable[..., pd.DataFrame]:
             description=f"{model}: held-out queries",
             completions_folder=completions_folder,
         )
-        return answering.tabulate_held_out(model, rows, completions)
+        return mt_bench_answers.tabulate_held_out(model, rows, completions)
 
     respond.__name__ = f"respond_as_{model}"
     respond.__doc__ = f"Return the responses of {model} to the held-out queries."
@@ -167,19 +169,19 @@ def ask_judge(
     completions = complete(
         parameters.engine,
         checkpoint,
-        judging.judgement_requests(planned, parameters),
+        judge_requests.judgement_requests(planned, parameters),
         seed=parameters.seed,
         description=f"Judge: {parameters.kind}",
         completions_folder=completions_folder,
     )
-    return judging.tabulate_judgements(planned, completions, parameters)
+    return judge_requests.tabulate_judgements(planned, completions, parameters)
 
 
 def decide_verdicts(
     judgements: pd.DataFrame, models: ModelsParameters, parameters: JudgeParameters
 ) -> pd.DataFrame:
     """Return the judge's verdict on every pair of answers."""
-    return judging.decide_verdicts(judgements, parameters.kind, models.pairs())
+    return judge_requests.decide_verdicts(judgements, parameters.kind, models.pairs())
 
 
 def tabulate_ratings(judgements: pd.DataFrame, parameters: EvaluationParameters) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from sami_pipeline.checkpoints import Checkpoint
+from sami_pipeline.models.checkpoints import Checkpoint
 from sami_pipeline.parameters import ExperimentParameters
 from sami_pipeline.reporting import RunDescription, describe_models, write_page
 from sami_pipeline.reporting.answers import answers_of

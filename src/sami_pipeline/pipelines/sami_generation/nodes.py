@@ -10,17 +10,17 @@ from typing import Any
 
 import pandas as pd
 
-from sami_pipeline import responses
-from sami_pipeline.checkpoints import Checkpoint
-from sami_pipeline.constitutions import sample_constitutions
 from sami_pipeline.engines import Completion, GenerationRequest, complete
+from sami_pipeline.inputs.problems import solution_by_stances
+from sami_pipeline.models.checkpoints import Checkpoint
+from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import (
     ConstitutionsParameters,
     GenerationParameters,
     IterationsParameters,
 )
-from sami_pipeline.problems import solution_by_stances
-from sami_pipeline.prompts import PromptTemplate
+from sami_pipeline.principles.constitutions import sample_constitutions
+from sami_pipeline.training import responses
 
 logger = logging.getLogger(__name__)
 

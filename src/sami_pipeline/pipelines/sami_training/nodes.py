@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from sami_pipeline.checkpoints import Checkpoint
+from sami_pipeline.models.checkpoints import Checkpoint
 from sami_pipeline.parameters import IterationsParameters, TrainingParameters
-from sami_pipeline.training_launch import Trained, train_student
+from sami_pipeline.training.launch import Trained, train_student
 
 
 def train_in(iteration: int, name: str) -> Callable[..., Trained]:

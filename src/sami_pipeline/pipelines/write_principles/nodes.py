@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from sami_pipeline import PROJECT_FOLDER, principle_writing
-from sami_pipeline.checkpoints import Checkpoint, LoadedModel, import_model
-from sami_pipeline.constitutions import parse_principles
+from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.engines import CompletionStore, generate, open_model
+from sami_pipeline.models.checkpoints import Checkpoint, LoadedModel, import_model
 from sami_pipeline.parameters import PrincipleWritingParameters
+from sami_pipeline.principles import writing
+from sami_pipeline.principles.constitutions import parse_principles
 
 
 def import_writer(parameters: PrincipleWritingParameters) -> Checkpoint | LoadedModel:
@@ -37,12 +38,12 @@ def write_principles(
     existing = parse_principles({f"{name}.yml": load() for name, load in principle_files.items()})
     store = CompletionStore(completions_folder)
     with closing(open_model(parameters.engine, checkpoint)) as engine:
-        return principle_writing.write_principles(
+        return writing.write_principles(
             {
                 name: [principle.model_dump() for principle in file.principles]
                 for name, file in existing.items()
             },
-            principle_writing.WritingPrompt.parse(prompt),
+            writing.WritingPrompt.parse(prompt),
             parameters,
             lambda requests: generate(
                 engine, requests, seed=parameters.seed, description="Principles", store=store

@@ -1,0 +1,72 @@
+"""Judgements: how a model that judges is asked, and what is read from its answers."""
+
+from __future__ import annotations
+
+import logging
+
+import pandas as pd
+
+from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
+from sami_pipeline.evaluation import judges
+from sami_pipeline.evaluation.verdict_parser import INVALID
+from sami_pipeline.models.prompts import Prompt
+from sami_pipeline.parameters import JudgeParameters
+
+logger = logging.getLogger(__name__)
+
+JUDGEMENT_COLUMNS = (
+    "judge", "judge_model", "model", "opponent", "question_id", "category", "turn",
+    "constitution", "order", "prompt", "text", "verdict", "prompt_tokens", "completion_tokens",
+    "finish_reason",
+)  # fmt: skip
+
+
+def judgement_requests(
+    planned: pd.DataFrame, parameters: JudgeParameters
+) -> list[GenerationRequest]:
+    """Return one request for each planned call; see ``judges.plan_judgements``."""
+    if parameters.answer_format == "choice":
+        choices = judges.CONSTRAINED[parameters.kind].choices
+        # No choice has more tokens than characters.
+        sampling = SamplingParameters(max(map(len, choices)), choices=choices)
+    else:
+        sampling = SamplingParameters(parameters.max_new_tokens, parameters.temperature)
+    return [GenerationRequest(Prompt.from_json(prompt), sampling) for prompt in planned["prompt"]]
+
+
+def tabulate_judgements(
+    planned: pd.DataFrame,
+    completions: list[Completion],
+    parameters: JudgeParameters,
+) -> pd.DataFrame:
+    """Return the planned calls with what the judge wrote and the verdict in it.
+
+    A call without a verdict, be it because the prompt was too long or because a server failed, is
+    "invalid"; the log counts them by finish reason.
+    """
+    constrained = parameters.answer_format == "choice"
+    table = planned.assign(
+        judge_model=parameters.judge_model,
+        text=[completion.text for completion in completions],
+        verdict=[
+            judges.read_verdict(parameters.kind, completion.text, constrained=constrained)
+            for completion in completions
+        ],
+        prompt_tokens=[completion.prompt_tokens for completion in completions],
+        completion_tokens=[completion.completion_tokens for completion in completions],
+        finish_reason=[completion.finish_reason for completion in completions],
+    )
+    invalid = table.loc[table["verdict"] == INVALID, "finish_reason"].value_counts()
+    logger.info("Judge: %d of %d calls gave no verdict", invalid.sum(), len(table))
+    for reason, count in invalid.items():
+        logger.warning("Judge: %d calls without a verdict ended with %r", count, reason)
+    return table[list(JUDGEMENT_COLUMNS)]
+
+
+def decide_verdicts(
+    judgements: pd.DataFrame, kind: judges.JudgeKind, pairs: list[tuple[str, str]]
+) -> pd.DataFrame:
+    """Return the verdict on every pair of answers that the judgements amount to."""
+    if kind == "single":
+        return judges.decide_ratings(judgements, pairs)
+    return judges.decide_comparisons(judgements)

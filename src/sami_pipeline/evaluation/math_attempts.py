@@ -1,0 +1,86 @@
+"""Attempts at math problems: how models are asked, and what is read from their answers."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
+from sami_pipeline.evaluation import math_answers
+from sami_pipeline.evaluation.math_accuracy import GREEDY
+from sami_pipeline.models.prompts import PromptTemplate
+from sami_pipeline.parameters import AccuracyParameters
+from sami_pipeline.principles.constitutions import format_constitution
+
+
+def attempt_requests(
+    problems: pd.DataFrame,
+    principles: pd.DataFrame,
+    template: PromptTemplate,
+    parameters: AccuracyParameters,
+) -> tuple[pd.DataFrame, list[GenerationRequest]]:
+    """Return one row and one request for each attempt at each test problem.
+
+    Every model is asked alike, zero-shot, under the desired constitution. Attempt 0 is greedy,
+    1 … n are sampled.
+    """
+    test = problems[problems["split"] == "test"]
+    desired = [(name, "principle") for name in principles["principle"]]
+    constitution = format_constitution(desired, principles)
+    rows, requests = [], []
+    for problem in test.itertuples(index=False):
+        prompt = template.build([problem.question], constitution=constitution)
+        for attempt in range(parameters.attempts + 1):
+            rows.append(
+                {
+                    "problem_id": problem.problem_id,
+                    "attempt": attempt,
+                    "reference": problem.answer,
+                    "prompt": prompt.to_json(),
+                }
+            )
+            temperature = 0.0 if attempt == GREEDY else parameters.temperature
+            sampling = SamplingParameters(
+                parameters.max_new_tokens, temperature, parameters.top_p, template.stop
+            )
+            requests.append(GenerationRequest(prompt, sampling, sample=attempt))
+    return pd.DataFrame(rows), requests
+
+
+def tabulate_attempts(
+    model: str, rows: pd.DataFrame, completions: list[Completion]
+) -> pd.DataFrame:
+    """Return the table of attempts, with every way of reading an answer side by side.
+
+    ``correct`` judges the flexible answer; ``strict_correct`` and ``harness`` stand beside it.
+    """
+    texts = [completion.text for completion in completions]
+
+    def read(extract) -> list[str]:
+        return [extract(text) or "" for text in texts]
+
+    flexible, strict = read(math_answers.flexible_answer), read(math_answers.strict_answer)
+
+    def judged(answers: list[str]) -> list[bool]:
+        pairs = zip(answers, rows["reference"], strict=True)
+        return [math_answers.same_number(answer, reference) for answer, reference in pairs]
+
+    return rows.assign(
+        model=model,
+        text=texts,
+        strict=strict,
+        flexible=flexible,
+        correct=judged(flexible),
+        strict_correct=judged(strict),
+        harness_strict=read(math_answers.harness_answer),
+        harness_flexible=read(math_answers.harness_flexible_answer),
+        finish_reason=[completion.finish_reason for completion in completions],
+        prompt_tokens=[completion.prompt_tokens for completion in completions],
+        completion_tokens=[completion.completion_tokens for completion in completions],
+    )[list(ATTEMPT_COLUMNS)]
+
+
+ATTEMPT_COLUMNS = (
+    "model", "problem_id", "attempt", "text", "strict", "flexible", "correct",
+    "strict_correct", "harness_strict", "harness_flexible", "reference", "prompt",
+    "finish_reason", "prompt_tokens", "completion_tokens",
+)  # fmt: skip

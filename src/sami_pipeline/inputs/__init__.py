@@ -1,0 +1,1 @@
+"""Inputs: queries, math problems and raw files, checked where they are read."""

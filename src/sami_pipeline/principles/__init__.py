@@ -1,0 +1,1 @@
+"""Principles: contrasting constitutions, checks of statements, and writing new ones."""

@@ -1,0 +1,252 @@
+"""Principles with their antitheses, and the contrasting constitutions sampled from them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sami_pipeline.errors import InputError, first_fault
+from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
+from sami_pipeline.principles.checks import parse_check
+
+DESIRED = "desired"
+CONTRASTING = "contrasting"
+
+Contrast = Literal["sampled", "opposite"]
+
+
+class Principle(BaseModel):
+    """A principle and its antithesis; where they are verifiable, each names its check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    principle: str = Field(min_length=1)
+    antithesis: str = Field(min_length=1)
+    check: dict[str, Any] | None = None
+    antithesis_check: dict[str, Any] | None = None
+
+    @field_validator("check", "antithesis_check")
+    @classmethod
+    def _known_check(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            parse_check(value)
+        return value
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Principle:
+        if (self.check is None) != (self.antithesis_check is None):
+            raise ValueError("check and antithesis_check: give both, or neither")
+        return self
+
+
+class CategoryPrinciples(BaseModel):
+    """The principles of one category: the contents of one YAML file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    category: str
+    written_by: str = "a person"
+    principles: tuple[Principle, ...] = Field(min_length=1)
+
+    @field_validator("category")
+    @classmethod
+    def _known_category(cls, value: str) -> str:
+        if value not in MT_BENCH_CATEGORIES:
+            raise ValueError(f"unknown category {value!r}; known: {', '.join(MT_BENCH_CATEGORIES)}")
+        return value
+
+    @field_validator("principles")
+    @classmethod
+    def _unique_ids(cls, value: tuple[Principle, ...]) -> tuple[Principle, ...]:
+        ids = [principle.id for principle in value]
+        for principle_id, times in Counter(ids).items():
+            if times > 1:
+                raise ValueError(f"the id {principle_id!r} is used {times} times")
+        return value
+
+
+def parse_principles(specifications: Mapping[str, Any]) -> dict[str, CategoryPrinciples]:
+    """Return the principles of all files by category.
+
+    Args:
+        specifications: parsed YAML by file name.
+
+    Raises:
+        InputError: one line naming the file, the field and what is wrong with it.
+    """
+    by_category: dict[str, CategoryPrinciples] = {}
+    owners: dict[str, str] = {}
+    for file_name in sorted(specifications):
+        try:
+            parsed = CategoryPrinciples.model_validate(specifications[file_name])
+        except ValidationError as error:
+            raise InputError(f"principles file {file_name}: {first_fault(error)}") from error
+        if parsed.category in owners:
+            raise InputError(
+                f"principles file {file_name}: category: {parsed.category!r} is already defined "
+                f"in {owners[parsed.category]}; merge the two files"
+            )
+        owners[parsed.category] = file_name
+        by_category[parsed.category] = parsed
+    return by_category
+
+
+def tabulate_principles(specifications: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the principles of all files as one table, one row per principle of a category.
+
+    Args:
+        specifications: parsed YAML by file name.
+
+    Returns:
+        ``category, principle, statement, antithesis, check, antithesis_check, written_by``; the
+        checks as JSON, empty where a principle is not verifiable.
+
+    Raises:
+        InputError: one line naming the file, the field and what is wrong with it.
+    """
+    rows = [
+        {
+            "category": category,
+            "principle": item.id,
+            "statement": item.principle,
+            "antithesis": item.antithesis,
+            "check": json.dumps(item.check) if item.check else "",
+            "antithesis_check": json.dumps(item.antithesis_check) if item.antithesis_check else "",
+            "written_by": parsed.written_by,
+        }
+        for category, parsed in parse_principles(specifications).items()
+        for item in parsed.principles
+    ]
+    if not rows:
+        raise InputError("principles: no file was found; write one YAML file for each category")
+    return pd.DataFrame(rows)
+
+
+def sample_constitutions(
+    queries: pd.DataFrame,
+    principles: pd.DataFrame,
+    *,
+    n_constitutions: int,
+    seed: int,
+    contrast: Contrast = "sampled",
+) -> pd.DataFrame:
+    """Return n contrasting constitutions for every query.
+
+    A constitution takes each principle of the query's category or its antithesis. The first is
+    the desired one, all principles; the others are distinct, drawn without replacement, or with
+    ``contrast="opposite"`` begin with the one that takes every antithesis.
+
+    Args:
+        queries: ``query_id, category``.
+        principles: as from ``tabulate_principles``.
+        n_constitutions: at least 2, at most 2 to the number of the category's principles.
+        seed: decides, with the query's id, which contrasts are taken and in what order the
+            statements stand. The order never depends on which constitution it is.
+        contrast: see above.
+
+    Returns:
+        One row per (query, constitution): ``query_id, category, constitution_index,
+        constitution`` ("desired" or "contrasting"), ``stances`` (JSON list of
+        [principle, "principle" | "antithesis"] in the order they are written), ``text``.
+
+    Raises:
+        InputError: fewer than 2 constitutions, more than there are, or a category without
+            principles.
+    """
+    if n_constitutions < 2:
+        raise InputError(
+            f"n_constitutions: must be at least 2 to have a contrast, got {n_constitutions}"
+        )
+    by_category = dict(tuple(principles.groupby("category", sort=True)))
+    missing = sorted(set(queries["category"]) - set(by_category))
+    if missing:
+        raise InputError(f"principles: none for category {', '.join(missing)}; write a file for it")
+    names = {category: table["principle"].tolist() for category, table in by_category.items()}
+    words = {category: wording(table) for category, table in by_category.items()}
+    rows = []
+    for query_id, category in zip(queries["query_id"], queries["category"], strict=True):
+        count = len(names[category])
+        generator = random.Random(f"{seed}/constitutions/{query_id}")
+        # One order for all constitutions of a query: position must not give the stance away.
+        order = generator.sample(range(count), count)
+        for index, takes in enumerate(
+            _choose_stances(count, n_constitutions, contrast, generator, category)
+        ):
+            stances = [
+                (names[category][i], "principle" if takes[i] else "antithesis") for i in order
+            ]
+            rows.append(
+                {
+                    "query_id": query_id,
+                    "category": category,
+                    "constitution_index": index,
+                    "constitution": DESIRED if index == 0 else CONTRASTING,
+                    "stances": json.dumps(stances),
+                    "text": format_statements(stances, words[category]),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _choose_stances(
+    count: int, wanted: int, contrast: Contrast, generator: random.Random, category: str
+) -> list[tuple[bool, ...]]:
+    if wanted > 2**count:
+        raise InputError(
+            f"n_constitutions: {wanted} asked for, but category {category!r} has {count} "
+            f"principles and so only {2**count} constitutions; add principles"
+        )
+    all_of_them = (True,) * count
+    others = [s for s in itertools.product((True, False), repeat=count) if s != all_of_them]
+    generator.shuffle(others)
+    if contrast == "opposite":
+        others.sort(key=lambda stances: any(stances))
+    return [all_of_them, *others[: wanted - 1]]
+
+
+def format_constitution(
+    stances: Sequence[tuple[str, str]],
+    principles: pd.DataFrame,
+    generator: random.Random | None = None,
+) -> str:
+    """Return the statements of a constitution as text, one numbered line each.
+
+    A single statement stands alone, without a number.
+
+    Args:
+        stances: (principle, "principle" | "antithesis") pairs.
+        principles: the rows of one category.
+        generator: shuffles the statements anew, as for training prompts; None keeps the order.
+    """
+    return format_statements(stances, wording(principles), generator)
+
+
+def wording(principles: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Return the statement of each (principle, "principle" | "antithesis") of one category."""
+    return {
+        (name, stance): statement
+        for stance, column in (("principle", "statement"), ("antithesis", "antithesis"))
+        for name, statement in zip(principles["principle"], principles[column], strict=True)
+    }
+
+
+def format_statements(
+    stances: Sequence[tuple[str, str]],
+    words: Mapping[tuple[str, str], str],
+    generator: random.Random | None = None,
+) -> str:
+    """Return what ``format_constitution`` does, from a ``wording`` made once for many."""
+    statements = [words[name, stance] for name, stance in stances]
+    if generator is not None:
+        generator.shuffle(statements)
+    if len(statements) == 1:
+        return statements[0]
+    return "\n".join(f"{number}. {text}" for number, text in enumerate(statements, start=1))

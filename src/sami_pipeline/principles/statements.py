@@ -1,0 +1,126 @@
+"""Check an answer against the statements of its constitution."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from sami_pipeline.principles.checks import Check, parse_check
+from sami_pipeline.principles.degeneration import is_degenerate
+from sami_pipeline.tables import StoredTable, parts_of
+
+STATEMENT_COLUMNS = (
+    "model",
+    "question_id",
+    "category",
+    "turn",
+    "constitution",
+    "principle",
+    "stance",
+    "check",
+    "passed",
+    "degenerate",
+)
+
+_ANSWER_COLUMNS = (*STATEMENT_COLUMNS[:5], "stances", "answer", "finish_reason")
+
+
+class CheckedStatement(NamedTuple):
+    """One statement of a constitution and whether an answer follows it."""
+
+    principle: str
+    stance: str
+    check: str
+    passed: bool
+
+
+class StatementChecks:
+    """The checks of one category's statements, each parsed once.
+
+    Args:
+        principles: the rows of the category, as from ``tabulate_principles``.
+    """
+
+    def __init__(self, principles: pd.DataFrame) -> None:
+        self._checks: dict[tuple[str, str], Check | None] = {
+            (principle, stance): parse_check(json.loads(specification)) if specification else None
+            for stance, column in (("principle", "check"), ("antithesis", "antithesis_check"))
+            for principle, specification in zip(
+                principles["principle"], principles[column], strict=True
+            )
+        }
+
+    def outcomes(
+        self, text: str, stances: Sequence[tuple[str, str]], *, truncated: bool
+    ) -> list[CheckedStatement]:
+        """Return the outcome of every verifiable statement; see ``check_statements``."""
+        return [
+            CheckedStatement(principle, stance, check.name, check.passes(text, truncated=truncated))
+            for principle, stance in stances
+            if (check := self._checks[principle, stance]) is not None
+        ]
+
+
+def checks_by_category(principles: pd.DataFrame) -> dict[str, StatementChecks]:
+    """Return the checks of each category's statements."""
+    return {category: StatementChecks(rows) for category, rows in principles.groupby("category")}
+
+
+def check_statements(
+    text: str,
+    stances: Sequence[tuple[str, str]],
+    principles: pd.DataFrame,
+    *,
+    truncated: bool,
+) -> list[CheckedStatement]:
+    """Return the outcome of every verifiable statement.
+
+    Args:
+        text: the answer.
+        stances: (principle, "principle" | "antithesis") pairs.
+        principles: the rows of the answer's category, as from ``tabulate_principles``.
+        truncated: the answer reached its token limit.
+    """
+    return StatementChecks(principles).outcomes(text, stances, truncated=truncated)
+
+
+def check_answers(answers: pd.DataFrame | StoredTable, principles: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per (answer, statement of its constitution).
+
+    Args:
+        answers: ``model, question_id, category, turn, constitution, stances, answer,
+            finish_reason`` and, where it is known already, ``degenerate``; answers under no
+            constitution have no statements and no rows.
+        principles: as from ``tabulate_principles``.
+
+    Returns:
+        ``model, question_id, category, turn, constitution, principle, stance, check, passed,
+        degenerate``, the input of the checklist judge and of the compliance tables.
+    """
+    checks = checks_by_category(principles)
+    tables = [_tabulated([])]
+    for part in parts_of(answers, [*_ANSWER_COLUMNS, "degenerate"]):
+        if "degenerate" not in part:
+            part = part.assign(degenerate=[is_degenerate(text) for text in part["answer"]])
+        columns = (part[column].tolist() for column in [*_ANSWER_COLUMNS, "degenerate"])
+        tables.append(
+            _tabulated(
+                [
+                    (*key, *statement, degenerate)
+                    for *key, stances, text, reason, degenerate in zip(*columns, strict=True)
+                    for statement in checks[key[2]].outcomes(
+                        text, json.loads(stances), truncated=reason == "length"
+                    )
+                ]
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def _tabulated(rows: list[tuple]) -> pd.DataFrame:
+    dtypes = dict.fromkeys(STATEMENT_COLUMNS, "str")
+    dtypes |= {"turn": int, "passed": bool, "degenerate": bool}
+    return pd.DataFrame(rows, columns=list(STATEMENT_COLUMNS)).astype(dtypes)

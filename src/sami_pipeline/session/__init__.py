@@ -1,0 +1,1 @@
+"""Kedro's session: context, catalog, hooks, input checks, provenance and the lock."""

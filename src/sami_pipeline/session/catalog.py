@@ -1,0 +1,120 @@
+"""The catalog of a run: what is saved is saved whole, and what exists is still right."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from kedro.io import DataCatalog, DatasetError
+from kedro.pipeline import Pipeline
+from kedro.validation import DataValidationError
+
+from sami_pipeline.datasets.whole_files import written_whole
+from sami_pipeline.errors import InputError, storage_fault, writing
+from sami_pipeline.session import provenance
+
+logger = logging.getLogger(__name__)
+
+STATE = "run_state"
+
+
+class RunCatalog(DataCatalog):
+    """Kedro's catalog, with promises about files that hold for every dataset in it.
+
+    * A file that a node saves appears at once and whole, or an earlier one stays as it was.
+    * Beside a run's results it is recorded what each output was made from (``made_from``), after
+      the output is whole. When a run goes on (``--only-missing-outputs``), one that lacks the
+      record, or was made from something else, counts as missing.
+    * What can't be written or read is said in one line with its place and the remedy.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Take what Kedro's catalog takes."""
+        super().__init__(*arguments, **options)
+        self._origins: dict[str, provenance.Origin] = {}
+        self._stale: dict[str, str] = {}
+
+    def follow(self, pipeline: Pipeline, *, going_on: bool) -> None:
+        """Record from now on what this pipeline's outputs are made from.
+
+        Args:
+            pipeline: the nodes that are to run.
+            going_on: outputs that are right already are kept.
+        """
+        self._origins = provenance.origins(pipeline, self, self._recorded)
+        self._stale = {}
+        if not going_on:
+            return
+        for name, origin in self._origins.items():
+            if super().exists(name):
+                fault = provenance.fault(self._recorded(name), origin, self[name])
+                if fault:
+                    self._stale[name] = fault
+        for fault, count in Counter(self._stale.values()).items():
+            logger.info("Outputs that are made again: %d (%s)", count, fault)
+
+    def exists(self, ds_name: str) -> bool:
+        """Return whether a dataset is there and, after ``follow``, as it would be made again."""
+        return ds_name not in self._stale and super().exists(ds_name)
+
+    def save(self, ds_name: str, data: Any) -> None:
+        """Save whole or not at all, and record what it was made from."""
+        dataset, record = self[ds_name], self._record(ds_name)
+        with writing(provenance.place(dataset) or ds_name):
+            if record is not None:
+                record.unlink(missing_ok=True)  # what it says ends here
+            with written_whole(dataset):
+                super().save(ds_name, data)
+            if record is not None:
+                made = provenance.Record(
+                    origin=self._origins[ds_name], size=provenance.size(dataset)
+                )
+                record.parent.mkdir(parents=True, exist_ok=True)
+                partial = record.with_suffix(".partial")
+                partial.write_text(made.model_dump_json(), "utf-8")
+                partial.replace(record)
+        self._stale.pop(ds_name, None)
+
+    def load(self, ds_name: str, version: str | None = None) -> Any:
+        """Load as Kedro does; a file that can't be read is named with the remedy."""
+        try:
+            return super().load(ds_name, version)
+        except DataValidationError:
+            raise
+        except DatasetError as error:
+            cause = _cause(error)
+            if cause is None or isinstance(cause, InputError):
+                raise
+            made = ds_name in self._origins or self._recorded(ds_name) is not None
+            remedy = (
+                "remove it and go on with --only-missing-outputs, which makes it again"
+                if made
+                else "put a whole one there"
+            )
+            what = storage_fault(cause) or (str(cause).splitlines() or [type(cause).__name__])[0]
+            where = provenance.place(self[ds_name])
+            raise DatasetError(f"{ds_name}: {where}: can't be read: {what}; {remedy}") from error
+
+    def _record(self, name: str) -> Path | None:
+        """Return where it is recorded what an output was made from, if this run follows it."""
+        return self._record_path(name) if name in self._origins else None
+
+    def _recorded(self, name: str) -> provenance.Record | None:
+        path = self._record_path(name)
+        return None if path is None else provenance.read_record(path)
+
+    def _record_path(self, name: str) -> Path | None:
+        experiment, separator, _ = name.partition(".")
+        if not separator or (state := self.get(f"{experiment}.{STATE}")) is None:
+            return None
+        return state.load() / "made_from" / f"{name}.json"
+
+
+def _cause(error: DatasetError) -> BaseException | None:
+    """Return what made a dataset fail, or None where it says so itself."""
+    cause: BaseException | None = error
+    while isinstance(cause, DatasetError):
+        cause = cause.__cause__
+    return cause

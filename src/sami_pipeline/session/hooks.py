@@ -1,0 +1,212 @@
+"""Hooks: inputs are checked, runs don't meet, engines end, nodes are recorded, errors are plain."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from contextlib import suppress
+from typing import Any, Literal
+
+from kedro.config import MissingConfigException
+from kedro.framework.cli.utils import KedroCliError
+from kedro.framework.context import KedroContext
+from kedro.framework.hooks import hook_impl
+from kedro.io import CatalogProtocol, DatasetError
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
+
+from sami_pipeline import engines
+from sami_pipeline.engines import credentials
+from sami_pipeline.errors import InputError, storage_fault
+from sami_pipeline.reporting import summary
+from sami_pipeline.reporting.record import RunRecord
+from sami_pipeline.session import experiments, input_checks
+from sami_pipeline.session.catalog import STATE, RunCatalog
+from sami_pipeline.session.run_lock import RunLock
+
+
+class PlainError(KedroCliError):
+    """What the command line prints for an error that the user can mend: its message."""
+
+    def show(self, file: Any = None) -> None:
+        """Print the message, after the traceback where SAMI_TRACEBACK is set.
+
+        ``kedro run`` has no ``--verbose``, which other commands of Kedro have.
+        """
+        if self.VERBOSE_ERROR or os.environ.get("SAMI_TRACEBACK"):
+            traceback.print_exception(self)
+        sys.stderr.write(f"Error: {self.message}\n")
+
+
+class KeysForEngines:
+    """Hands the keys of conf/local/credentials.yml to the engines, past catalog and parameters."""
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Read the credentials of this session's environment, if there are any."""
+        try:
+            credentials.hand_over(context.config_loader["credentials"])
+        except MissingConfigException:
+            credentials.hand_over({})
+
+
+class OneRunAtATime:
+    """Locks the folders that a run writes into, and has the catalog follow what it makes there."""
+
+    def __init__(self) -> None:
+        self._locks: list[RunLock] = []
+
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
+    ) -> None:
+        """Lock each experiment's folder, or refuse to run."""
+        made = {name.partition(".")[0] for name in pipeline.all_outputs() if "." in name}
+        try:
+            for experiment in sorted(made):
+                lock = RunLock(catalog.get(f"{experiment}.{STATE}").load())
+                lock.acquire()
+                self._locks.append(lock)
+            if isinstance(catalog, RunCatalog):
+                catalog.follow(pipeline, going_on=run_params["only_missing_outputs"])
+        except InputError as error:
+            self._release()
+            raise PlainError(str(error)) from error
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """Give the locks back."""
+        self._release()
+
+    @hook_impl(tryfirst=True)
+    def on_pipeline_error(self) -> None:
+        """Give the locks back."""
+        self._release()
+
+    def _release(self) -> None:
+        while self._locks:
+            self._locks.pop().release()
+
+
+class EnginesEnd:
+    """Ends what engines have left running, however a run ends."""
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """Give the memory of idle engines back."""
+        engines.release()
+
+    # An error that another hook raises in the place of this one ends the row of hooks.
+    @hook_impl(tryfirst=True)
+    def on_pipeline_error(self) -> None:
+        """Give the memory of all engines back."""
+        engines.release()
+
+
+class InputsAreChecked:
+    """Ends a run with a wrong input before it has loaded a model or written anything."""
+
+    # First of all: the other hooks begin records.
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
+    ) -> None:
+        """Check what the run will read."""
+        missing = bool(run_params.get("only_missing_outputs"))
+        try:
+            input_checks.check(pipeline, catalog, only_missing_outputs=missing)
+        except (InputError, DatasetError) as error:
+            raise PlainError(input_checks.plain_message(error)) from error
+
+
+class PlainErrors:
+    """Lets what a user can mend end in its message alone; SAMI_TRACEBACK=1 shows the rest."""
+
+    @hook_impl
+    def on_pipeline_error(self, error: Exception) -> None:
+        """Replace an input error by one that the command line prints without a traceback."""
+        if isinstance(error, InputError | DatasetError):
+            raise PlainError(input_checks.plain_message(error)) from error
+        if (fault := storage_fault(error)) is not None:
+            place = getattr(error, "filename", None) or "the run's folders"
+            raise PlainError(f"{place}: {fault}, then go on with --only-missing-outputs") from error
+
+
+class NodesAreRecorded:
+    """Keeps what each node of an experiment ran on and how long it took, for the report."""
+
+    # What of a run says what was asked for; the rest of Kedro's record is empty or a path.
+    _COMMAND = ("env", "pipeline_names", "only_missing_outputs", "runtime_params")
+
+    def __init__(self) -> None:
+        self._command: dict[str, Any] = {}
+        self._started: dict[str, float] = {}
+
+    @hook_impl
+    def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
+        """Keep what the run was asked for."""
+        self._command = {name: run_params[name] for name in self._COMMAND if run_params.get(name)}
+
+    @hook_impl
+    def before_node_run(self, node: Node, catalog: CatalogProtocol, run_id: str) -> None:
+        """Start the node's clock and record its start."""
+        if (experiment := _experiment_of(node)) is not None:
+            record, name = _run_record(experiment, catalog), _name_in(experiment, node)
+            record.start(name, run_id, self._command)
+            self._started[node.name] = time.monotonic()
+
+    @hook_impl
+    def after_node_run(self, node: Node, catalog: CatalogProtocol) -> None:
+        """Record how long the node took."""
+        self._end(node, catalog, "finished")
+
+    @hook_impl
+    def on_node_error(self, node: Node, catalog: CatalogProtocol) -> None:
+        """Record how long the node took until it failed."""
+        with suppress(InputError):  # on a full disk the node's own error is told
+            self._end(node, catalog, "failed")
+
+    def _end(
+        self, node: Node, catalog: CatalogProtocol, outcome: Literal["finished", "failed"]
+    ) -> None:
+        if (started := self._started.pop(node.name, None)) is not None:
+            experiment = _experiment_of(node)
+            record, name = _run_record(experiment, catalog), _name_in(experiment, node)
+            record.end(name, time.monotonic() - started, outcome)
+
+
+def _experiment_of(node: Node) -> str | None:
+    """Return the experiment whose datasets a node makes, or None where it is no experiment's."""
+    name = node.outputs[0].partition(".")[0] if node.outputs else ""
+    return name if name in experiments.EXPERIMENTS else None
+
+
+def _name_in(experiment: str, node: Node) -> str:
+    """Return a node's name within its experiment, which both together put before it."""
+    return node.name.removeprefix(f"{experiment}.")
+
+
+def _run_record(experiment: str, catalog: CatalogProtocol) -> RunRecord:
+    return RunRecord(catalog.get(f"{experiment}.node_records").load())
+
+
+class RunSummary:
+    """Prints what a run made and where it lies."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    @hook_impl
+    def before_pipeline_run(self) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    @hook_impl
+    def after_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
+    ) -> None:
+        """Print the tables and places of this run's results."""
+        sys.stdout.write(summary.of_run(pipeline, catalog, time.monotonic() - self._started))
+        sys.stdout.flush()

@@ -1,0 +1,186 @@
+"""What a run will read from outside, checked before it loads a model or writes anything."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from kedro.io import CatalogProtocol, DatasetError
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
+from kedro.validation import DataValidationError, validate_dataset
+from pydantic import BaseModel
+
+from sami_pipeline import PROJECT_FOLDER
+from sami_pipeline.engines import EngineParameters, credentials, vllm_server
+from sami_pipeline.errors import InputError, one_line
+from sami_pipeline.evaluation import judges
+from sami_pipeline.models.checkpoints import check_source
+from sami_pipeline.models.prompts import PromptTemplate
+from sami_pipeline.parameters import (
+    ExperimentParameters,
+    MtBenchParameters,
+    PrincipleWritingParameters,
+)
+from sami_pipeline.principles.constitutions import parse_principles
+from sami_pipeline.principles.writing import WritingPrompt
+from sami_pipeline.session.experiments import (
+    EXPERIMENTS,
+    experiment_parameters,
+    principle_writing_parameters,
+)
+
+logger = logging.getLogger(__name__)
+
+RAW = "reads_raw_files"
+"""Tag of nodes that make tables of raw files and parameters alone."""
+
+# Raw files that are read late in a run, by the last part of their name in the catalog.
+_TEMPLATES = ("generation_prompt", "training_prompt", "evaluation_prompt")
+
+
+def check(pipeline: Pipeline, catalog: CatalogProtocol, *, only_missing_outputs: bool) -> None:
+    """Check everything from outside that a pipeline's nodes will read, in a few seconds.
+
+    Raw files are read by the very nodes that will read them again, and what these make is held to
+    its schema; nothing is saved.
+
+    Raises:
+        InputError: one line naming the file, the field and the remedy.
+        DatasetError: a file can't be read; see ``plain_message``.
+    """
+    templates = [_template(name, catalog) for name in sorted(pipeline.inputs())]
+    chat = any(template is not None and template.kind == "chat" for template in templates)
+    for name, parameters in _groups(pipeline):
+        for engine in _engines(parameters):
+            _check_engine(engine)
+        for model, source, trusted in _sources(parameters):
+            output = f"{name}.{model}_checkpoint"
+            if output in pipeline.all_outputs() and not (
+                only_missing_outputs and catalog.exists(output)
+            ):
+                check_source(source, PROJECT_FOLDER, trust_remote_code=trusted, chat=chat)
+    made: dict[str, Any] = {}
+    # What the nodes log belongs to the run itself.
+    logging.disable(logging.INFO)
+    try:
+        for node in pipeline.nodes:
+            if RAW in node.tags and not (
+                only_missing_outputs and all(catalog.exists(output) for output in node.outputs)
+            ):
+                made |= _run(node, catalog)
+    finally:
+        logging.disable(logging.NOTSET)
+    _check_judge_prompts(made)
+    logger.info("Inputs are checked: parameters, raw files, models")
+
+
+def plain_message(error: Exception) -> str:
+    """Return the one line that an error of an input is to a user."""
+    root: BaseException = error
+    while isinstance(root, DatasetError) and root.__cause__ is not None:
+        root = root.__cause__
+    if isinstance(root, InputError):
+        return one_line(str(root))
+    if isinstance(error, DataValidationError):
+        reasons = [
+            f"{f.column}: {f.check or f.message}" if f.column else str(f.check or f.message)
+            for f in error.failures
+        ] or [error.message]
+        example = next((f.failure_examples[0] for f in error.failures if f.failure_examples), None)
+        shown = "" if example is None else f", such as {str(example)[:60]!r}"
+        return one_line(
+            f"{error.dataset_name}: {reasons[0]}{shown}; correct what it is made from, or make it "
+            "anew"
+        )
+    text = str(error)
+    place = re.search(r"path=(?:PurePosixPath\()?'?([^,')]+)", text)
+    if root is not error and place is not None:
+        reason = one_line(str(root)) or type(root).__name__
+        text = f"{place.group(1)}: can't be read or written ({reason}); check or replace it"
+    return one_line(text)
+
+
+def _template(name: str, catalog: CatalogProtocol) -> PromptTemplate | None:
+    short = name.rpartition(".")[2]
+    if short in _TEMPLATES:
+        return PromptTemplate.parse(_load(name, catalog), short)
+    if short == "writing_prompt":
+        WritingPrompt.parse(_load(name, catalog))
+    if name == "write_principles.principle_files":
+        files: Mapping[str, Callable[[], Any]] = _load(name, catalog)
+        parse_principles({f"{file}.yml": load() for file, load in files.items()})
+    return None
+
+
+def _load(name: str, catalog: CatalogProtocol) -> Any:
+    try:
+        return catalog.load(name)
+    except DatasetError as error:
+        message = plain_message(error)
+        raise InputError(message if name in message else f"{name}: {message}") from error
+
+
+def _groups(pipeline: Pipeline) -> Iterator[tuple[str, BaseModel]]:
+    names = {name.partition(".")[0] for name in pipeline.datasets()}
+    for name in sorted(names & EXPERIMENTS.keys()):
+        yield name, experiment_parameters(name)
+    if "write_principles" in names:
+        yield "write_principles", principle_writing_parameters("write_principles")
+
+
+def _engines(parameters: BaseModel) -> Iterator[EngineParameters]:
+    """Yield the engines that a group of parameters will open."""
+    for name in type(parameters).model_fields:
+        value = getattr(parameters, name)
+        if isinstance(value, EngineParameters):
+            yield value
+        elif isinstance(value, BaseModel) and getattr(value, "kind", "") != "checklist":
+            yield from _engines(value)
+
+
+def _check_engine(engine: EngineParameters) -> None:
+    if engine.kind == "openai" and engine.openai is not None:
+        credentials.api_key(engine.openai.credentials, engine.openai.api_key_variable)
+    if engine.kind == "vllm":
+        vllm_server.interpreter(engine.vllm.python)
+
+
+def _sources(parameters: BaseModel) -> Iterator[tuple[str, Any, bool]]:
+    if isinstance(parameters, ExperimentParameters):
+        for model, source in parameters.models.sources.items():
+            yield model, source, model in parameters.models.trust_remote_code
+    elif isinstance(parameters, PrincipleWritingParameters) and parameters.source is not None:
+        yield "writer", parameters.source, parameters.trust_remote_code
+
+
+def _run(node: Node, catalog: CatalogProtocol) -> dict[str, Any]:
+    """Return what a node makes, held to its schemas; messages name the file and not its entry."""
+    try:
+        made = node.run({name: _load(name, catalog) for name in node.inputs})
+    except InputError as error:
+        raise InputError(_with_paths(str(error), node, catalog)) from error
+    for name, table in made.items():
+        validate_dataset(catalog, name, table, on="save").raise_if_failed()
+    return made
+
+
+def _with_paths(message: str, node: Node, catalog: CatalogProtocol) -> str:
+    entry, separator, rest = message.partition(": ")
+    for name in node.inputs:
+        path = getattr(catalog.get(name), "_filepath", None)
+        if separator and name.rpartition(".")[2] == entry and path is not None:
+            return f"{path}: {rest}"
+    return message
+
+
+def _check_judge_prompts(made: Mapping[str, Any]) -> None:
+    for name in EXPERIMENTS:
+        prompts, questions = (made.get(f"{name}.{t}") for t in ("judge_prompts", "questions"))
+        if prompts is None or questions is None:
+            continue
+        parameters = experiment_parameters(name)
+        if isinstance(parameters, MtBenchParameters) and parameters.judge.kind != "checklist":
+            judges.check_prompts(parameters.judge.kind, prompts, questions)

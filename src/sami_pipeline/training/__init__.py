@@ -1,0 +1,1 @@
+"""Training: responses, the grids made of them, the student and the baselines."""

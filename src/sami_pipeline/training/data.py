@@ -1,0 +1,186 @@
+"""From the table of responses to grids, and from held-out grids to a table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from sami_pipeline import engines
+from sami_pipeline.errors import InputError, writing
+from sami_pipeline.evaluation.statistics import bootstrap_mean
+from sami_pipeline.models.prompts import Prompt
+from sami_pipeline.training.responses import USABLE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sami_pipeline.core.grid import TextGrid
+    from sami_pipeline.models.checkpoints import Checkpoint
+    from sami_pipeline.parameters import TrainingParameters
+
+logger = logging.getLogger(__name__)
+
+HISTORY_COLUMNS = {
+    "model": "str",
+    "step": int,
+    "loss": float,
+    "gradient_norm": float,
+    "learning_rate": float,
+    "weights_moved": float,
+    "tokens_per_second": float,
+    "peak_memory_bytes": int,
+    "response_tokens": float,
+    "row_accuracy": float,
+    "column_accuracy": float,
+    "mi_lower_bound": float,
+    "kl": float,
+    "preference_accuracy": float,
+    "reward_margin": float,
+}
+HELD_OUT_METRICS = (
+    "loss",
+    "mi_lower_bound",
+    "row_accuracy",
+    "column_accuracy",
+    "response_tokens",
+)
+
+
+def select_grids(
+    responses: pd.DataFrame, split: str, tokenizer: PreTrainedTokenizerBase
+) -> list[TextGrid]:
+    """Return one grid for each usable query of a split, in the order of the query ids."""
+    from sami_pipeline.core.grid import TextGrid
+
+    rows = responses[(responses["status"] == USABLE) & (responses["split"] == split)]
+    return [
+        TextGrid(
+            prompts=[Prompt.from_json(p).render(tokenizer) for p in group["training_prompt"]],
+            responses=group["response"].tolist(),
+            ended=(group["finish_reason"] == "stop").tolist(),
+        )
+        for _, group in rows.sort_values(["query_id", "constitution_index"]).groupby("query_id")
+    ]
+
+
+@dataclass
+class Training:
+    """A student about to be trained.
+
+    Attributes:
+        model: fp32 weights.
+        tokenizer: its own.
+        grids: of the training queries, as text.
+        held_out: see ``held_out_table``; filled when the training is over.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    grids: list[TextGrid]
+    held_out: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+@contextmanager
+def measured_training(
+    name: str, student: Checkpoint, responses: pd.DataFrame, parameters: TrainingParameters
+) -> Iterator[Training]:
+    """Open a student and its grids, and measure SAMI's objective on held-out queries around it.
+
+    Whatever trains the model in between, SAMI or a baseline, is measured alike.
+    """
+    import torch
+
+    from sami_pipeline.core import evaluate_grids
+
+    engines.release()
+    tokenizer = student.load_tokenizer()
+    model = student.load_model(torch.float32)
+    held_out = select_grids(responses, "held_out", tokenizer)
+    training = Training(model, tokenizer, select_grids(responses, "train", tokenizer))
+    logger.info("%d grids to train on, %d held out", len(training.grids), len(held_out))
+    measured: dict[str, pd.DataFrame] = {}
+
+    def measure(stage: str) -> None:
+        if held_out:
+            measured[stage] = evaluate_grids(
+                model, tokenizer, held_out, parameters.sami, description=f"Held-out grids {stage}"
+            )
+
+    measure("before")
+    yield training
+    measure("after")
+    training.held_out = held_out_table(
+        name, measured, resamples=parameters.resamples, seed=parameters.seed
+    )
+
+
+@contextmanager
+def state_kept_in(folder: Path) -> Iterator[None]:
+    """Name the folder of a training's saved states where one can't be written, or is damaged."""
+    from safetensors import SafetensorError
+
+    try:
+        with writing(folder):
+            yield
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise
+        raise InputError(
+            f"{folder}: a saved state can't be read ({str(error).splitlines()[0]}); delete the "
+            "folder to start this training anew"
+        ) from error
+
+
+def history_table(model: str, history: pd.DataFrame) -> pd.DataFrame:
+    """Return a model's history with all columns of the table of histories, empty where unknown."""
+    return (
+        history.assign(model=model)
+        .reindex(columns=list(HISTORY_COLUMNS))
+        .astype(HISTORY_COLUMNS)
+        .reset_index(drop=True)
+    )
+
+
+def held_out_table(
+    model: str, measured: Mapping[str, pd.DataFrame], *, resamples: int, seed: int
+) -> pd.DataFrame:
+    """Return ``model, stage, metric, n, value, ci_low, ci_high``, intervals over held-out queries.
+
+    Args:
+        model: the trained model's name.
+        measured: by stage ("before", "after"), one row per grid; where both are there, the
+            paired difference follows as the stage "difference".
+        resamples: bootstrap samples per interval.
+        seed: of the bootstrap.
+    """
+    stages = dict(measured)
+    if {"before", "after"} <= set(stages):
+        stages["difference"] = stages["after"] - stages["before"]
+    rows = []
+    for stage, table in stages.items():
+        for metric in HELD_OUT_METRICS:
+            interval = bootstrap_mean(
+                table[metric], np.arange(len(table)), resamples=resamples, seed=seed
+            )
+            rows.append(
+                {
+                    "model": model,
+                    "stage": stage,
+                    "metric": metric,
+                    "n": interval.n,
+                    "value": interval.estimate,
+                    "ci_low": interval.low,
+                    "ci_high": interval.high,
+                }
+            )
+    dtypes = {"model": "str", "stage": "str", "metric": "str", "n": int}
+    dtypes |= dict.fromkeys(("value", "ci_low", "ci_high"), float)
+    return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)

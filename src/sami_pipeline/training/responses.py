@@ -1,0 +1,180 @@
+"""Training responses: which are written, and which of them can be used."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pandas as pd
+
+from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
+from sami_pipeline.errors import InputError
+from sami_pipeline.models.prompts import PromptTemplate
+from sami_pipeline.parameters import GenerationParameters
+from sami_pipeline.principles.constitutions import format_statements, wording
+from sami_pipeline.principles.degeneration import is_degenerate
+from sami_pipeline.principles.statements import checks_by_category
+
+USABLE = "usable"
+
+
+def choose_queries(
+    queries: pd.DataFrame, parameters: GenerationParameters, half: int | None = None
+) -> pd.DataFrame:
+    """Return the queries to answer, each with its ``split``: "train" or "held_out".
+
+    A seeded sample of every category; held-out queries are never trained on. With ``half`` (0 or
+    1) only every second training query of a category, so that the halves share none; the
+    held-out queries are the same in both.
+
+    Raises:
+        InputError: a category has fewer queries than asked for.
+    """
+    parts = []
+    for category, table in queries.groupby("category", sort=True):
+        if len(table) < parameters.queries_per_category:
+            raise InputError(
+                f"queries: category {category} has {len(table)}, but "
+                f"generation.queries_per_category is {parameters.queries_per_category}; "
+                "raise queries.per_category (mt_bench) or problems.train (math)"
+            )
+        chosen = table.sample(parameters.queries_per_category, random_state=parameters.seed)
+        held_out = parameters.held_out_per_category
+        splits = ["held_out" if i < held_out else "train" for i in range(len(chosen))]
+        kept = [
+            half is None or i < held_out or (i - held_out) % 2 == half for i in range(len(chosen))
+        ]
+        parts.append(chosen.assign(split=splits)[kept])
+    return pd.concat(parts, ignore_index=True)
+
+
+def generation_requests(
+    queries: pd.DataFrame,
+    constitutions: pd.DataFrame,
+    template: PromptTemplate,
+    sampling: SamplingParameters,
+) -> tuple[pd.DataFrame, list[GenerationRequest]]:
+    """Return the (query, constitution) rows with their prompts, and the requests to send."""
+    rows = queries.merge(constitutions.drop(columns="category"), on="query_id", validate="1:m")
+    prompts = [
+        template.build([query], constitution=text)
+        for query, text in zip(rows["query"], rows["text"], strict=True)
+    ]
+    rows = rows.assign(prompt=[prompt.to_json() for prompt in prompts])
+    return rows, [GenerationRequest(prompt, sampling) for prompt in prompts]
+
+
+def with_completions(rows: pd.DataFrame, completions: list[Completion]) -> pd.DataFrame:
+    """Return the rows with ``response, finish_reason, prompt_tokens, completion_tokens``."""
+    return rows.assign(
+        response=[completion.text for completion in completions],
+        finish_reason=[completion.finish_reason for completion in completions],
+        prompt_tokens=[completion.prompt_tokens for completion in completions],
+        completion_tokens=[completion.completion_tokens for completion in completions],
+    )
+
+
+def mark_usable(generations: pd.DataFrame, parameters: GenerationParameters) -> pd.DataFrame:
+    """Return the generations with ``status``: "usable", or why their query cannot be trained on.
+
+    A grid needs all its responses, so one unusable response makes the whole query unusable; the
+    reason stands in every row of the query. Reasons, the first that applies: failed,
+    prompt_too_long, empty, same_response, truncated, degenerate.
+    """
+    written = generations[["query_id", "finish_reason"]].assign(
+        response=generations["response"].str.strip()
+    )
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for query_id, reason, response in written.itertuples(index=False, name=None):
+        groups.setdefault(query_id, []).append((response, reason))
+    status = {query_id: _status(group, parameters) for query_id, group in groups.items()}
+    return generations.assign(status=generations["query_id"].map(status))
+
+
+def _status(group: list[tuple[str, str]], parameters: GenerationParameters) -> str:
+    responses, reasons = zip(*group, strict=True)
+    for reason in ("failed", "prompt_too_long"):
+        if reason in reasons:
+            return reason
+    if "" in responses:
+        return "empty"
+    if len(set(responses)) < len(responses):
+        return "same_response"
+    if not parameters.keep_truncated and "length" in reasons:
+        return "truncated"
+    if not parameters.keep_degenerate and any(map(is_degenerate, responses)):
+        return "degenerate"
+    return USABLE
+
+
+def teacher_compliance(generations: pd.DataFrame, principles: pd.DataFrame) -> pd.DataFrame:
+    """Return how often responses pass each check when asked to, and when asked the opposite.
+
+    Args:
+        generations: ``query_id, category, stances, response, finish_reason``; those that a server
+            failed to give say nothing about the teacher and are left out.
+        principles: as from ``tabulate_principles``.
+
+    Returns:
+        ``category, principle, stance, n_asked, asked, n_unasked, unasked``; shares in [0, 1],
+        NaN where no response was asked for that stance.
+    """
+    opposite = {"principle": "antithesis", "antithesis": "principle"}
+    checks = checks_by_category(principles)
+    rows = []
+    given = generations[generations["finish_reason"] != "failed"]
+    for category, group in given.groupby("category", sort=True):
+        passed: dict[tuple[str, str], dict[str, list[bool]]] = {}
+        for row in group.itertuples(index=False):
+            stances = json.loads(row.stances)
+            for kind, asked in (
+                ("asked", stances),
+                ("unasked", [(name, opposite[stance]) for name, stance in stances]),
+            ):
+                for statement in checks[category].outcomes(
+                    row.response, asked, truncated=row.finish_reason == "length"
+                ):
+                    key = (statement.principle, statement.stance)
+                    cell = passed.setdefault(key, {"asked": [], "unasked": []})
+                    cell[kind].append(statement.passed)
+        for (principle, stance), cell in sorted(passed.items()):
+            rows.append(
+                {
+                    "category": category,
+                    "principle": principle,
+                    "stance": stance,
+                    "n_asked": len(cell["asked"]),
+                    "asked": float(pd.Series(cell["asked"], dtype=float).mean()),
+                    "n_unasked": len(cell["unasked"]),
+                    "unasked": float(pd.Series(cell["unasked"], dtype=float).mean()),
+                }
+            )
+    dtypes = {"category": "str", "principle": "str", "stance": "str"}
+    dtypes |= {"n_asked": int, "asked": float, "n_unasked": int, "unasked": float}
+    return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
+
+
+def count_statuses(responses: pd.DataFrame) -> pd.DataFrame:
+    """Return ``category, status, queries``: how many queries of each category had each fate."""
+    first = responses.drop_duplicates("query_id")
+    return first.groupby(["category", "status"], sort=True).size().rename("queries").reset_index()
+
+
+def with_training_prompts(
+    rows: pd.DataFrame, principles: pd.DataFrame, template: PromptTemplate, seed: int
+) -> pd.DataFrame:
+    """Return the rows with ``training_prompt``: the prompt each response is trained under.
+
+    It may follow another template than the one the response was written under, and its
+    principles are shuffled anew, alike for all constitutions of a query.
+    """
+    by_category = {name: wording(table) for name, table in principles.groupby("category")}
+    prompts = []
+    for row in rows.itertuples(index=False):
+        text = format_statements(
+            json.loads(row.stances),
+            by_category[row.category],
+            random.Random(f"{seed}/training/{row.query_id}"),
+        )
+        prompts.append(template.build([row.query], constitution=text).to_json())
+    return rows.assign(training_prompt=prompts)

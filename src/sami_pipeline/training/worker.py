@@ -1,0 +1,155 @@
+"""A worker of a training on several processes: ``python -m sami_pipeline.training.worker JOB``.
+
+torch's elastic launcher starts it (``training_launch``), as often as it takes. JOB is a folder::
+
+    job.json       what to train on and how, by ``training_launch``
+    before.json    the student's measures on the held-out grids, which a restart need not take again
+    model/         the trained model, a Hugging Face folder
+    result.json    history and measures; the last to be written
+    failed.json    what the parameters or data did not allow; no restart would help
+
+The first worker writes them. All load the student, train it together (``core.train_sami``) and
+share out the held-out grids. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sami_pipeline.processes import end_with_parent
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from sami_pipeline.models.checkpoints import Checkpoint
+
+
+def train(folder: Path, device: torch.device) -> None:
+    """Train the student of a job as one of the workers of this process's group.
+
+    Raises:
+        ValueError: as ``core.train_sami``.
+        FloatingPointError: as ``core.train_sami``.
+    """
+    import torch
+
+    from sami_pipeline.core import Grid, SamiTrainingConfig, evaluate_grids, train_sami
+    from sami_pipeline.core.distributed import current_workers, shard
+    from sami_pipeline.models.checkpoints import Checkpoint
+
+    job = json.loads((folder / "job.json").read_text())
+    student = Checkpoint(Path(job["student"]), job["trust_remote_code"])
+    config = SamiTrainingConfig.from_fields(job["config"])
+    grids, held_out = ([Grid(**grid) for grid in job[split]] for split in ("train", "held_out"))
+    first = current_workers().is_first
+
+    def measure(model: PreTrainedModel, stage: str) -> list[dict[str, float]]:
+        measured = evaluate_grids(
+            model, None, held_out, config, description=f"Held-out grids {stage}"
+        )
+        return measured.to_dict("records")
+
+    if first:  # a worker alone may have left a note that a restart has overtaken
+        (folder / "failed.json").unlink(missing_ok=True)
+    record = folder / "before.json"
+    known = json.loads(record.read_text()) if record.is_file() else None
+    current_workers().wait()  # all have looked before one writes
+    before = known or []
+    if known is None and held_out:
+        # A student of its own: the one that is trained is cut into shards in its training dtype.
+        model = student.load_model(torch.float32, "cpu")
+        shard(model, device)
+        before = measure(model, "before")
+        del model
+        if first:
+            write_json(record, before)
+
+    result = train_sami(
+        student.load_model(torch.float32, "cpu"),
+        None,
+        grids,
+        config,
+        state_folder=Path(job["state_folder"]),
+        tracker_folder=Path(job["tracker_folder"]),
+        device=device,
+    )
+    after = measure(result.model, "after") if held_out else []
+    _export(result.model, student, folder / "model")
+    if first:
+        history = result.history.to_dict("records")
+        write_json(folder / "result.json", {"history": history, "before": before, "after": after})
+    current_workers().wait()
+
+
+def _export(model: PreTrainedModel, student: Checkpoint, folder: Path) -> None:
+    """Write a model in shards as a Hugging Face folder that exists only when it is whole."""
+    from sami_pipeline.core.distributed import gathered_weights
+
+    weights = gathered_weights(model)
+    if weights is None:
+        return
+    temporary = folder.with_name(f".{folder.name}.partial")
+    for path in (temporary, folder):
+        shutil.rmtree(path, ignore_errors=True)
+    model.save_pretrained(temporary, state_dict=weights, safe_serialization=True)
+    student.load_tokenizer().save_pretrained(temporary)
+    temporary.rename(folder)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file that exists only when it is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content))
+    temporary.replace(path)
+
+
+def main(folder: Path) -> None:
+    """Join the group that the launcher has prepared, and train."""
+    end_with_parent()
+    # Lines of a log, not a bar on a screen.
+    os.environ.setdefault("TQDM_MININTERVAL", "10")
+    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING, format="%(levelname)s %(message)s"
+    )
+    import torch
+
+    if torch.cuda.is_available():
+        device, backend = torch.device("cuda", local), "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(device)
+    else:
+        device, backend = torch.device("cpu"), "gloo"
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(
+                max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"]))
+            )
+    torch.distributed.init_process_group(backend)
+    # One that is refused and leaves at once would fail others that are still coming.
+    torch.distributed.barrier()
+    _until_refused(folder, lambda: train(folder, device))
+    torch.distributed.destroy_process_group()
+
+
+def _until_refused(folder: Path, work: Callable[[], None]) -> None:
+    """Leave a note of an error that would come again, in the place of failing and being restarted.
+
+    All workers compute with the same parameters and come to the same errors.
+    """
+    try:
+        work()
+    except (ValueError, FloatingPointError) as error:
+        traceback.print_exc()
+        write_json(folder / "failed.json", {"message": " ".join(str(error).split())})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

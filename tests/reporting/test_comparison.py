@@ -1,0 +1,118 @@
+"""Runs side by side: the headline figures of each, and nothing of another version."""
+
+import pandas as pd
+import pytest
+
+from sami_pipeline import figures
+from sami_pipeline.errors import InputError
+from sami_pipeline.parameters import CompareRunsParameters
+from sami_pipeline.reporting.comparison import compare_runs
+from sami_pipeline.schemas import Comparison
+
+INTERVAL = {"ci_low": 0.1, "ci_high": 0.9}
+
+
+def accuracy(value: float) -> pd.DataFrame:
+    cells = [("greedy", 1, 0.25), ("pass_at_k", 1, value), ("pass_at_k", 2, 0.6)]
+    cells += [("pass_at_k", 3, 0.75), ("maj_at_k", 3, 0.7), ("mean_tokens", 1, 90.0)]
+    rows = [
+        {"model": model, "metric": metric, "k": k, "n": 8, "value": each, **INTERVAL}
+        for model in ("base", "sft")
+        for metric, k, each in cells
+    ]
+    return pd.DataFrame(rows)
+
+
+def compliance() -> pd.DataFrame:
+    rows = [
+        {
+            "model": "sami", "principle": principle, "category": category, "n": 9,
+            "compliance": value, **INTERVAL,
+        }
+        for principle, category, value in (
+            ("all", "math", 0.2), ("all", "overall", 0.5), ("shows_steps", "overall", 0.3),
+        )
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def win_rates() -> pd.DataFrame:
+    adjusted = {"adjusted_ci_low": 0.3, "adjusted_ci_high": 0.8}
+    counts = {"wins": 2, "ties": 1, "losses": 1, "invalid": 0, "n": 4}
+    rows = [
+        {
+            "model": "sami", "opponent": "base", "category": category, "win_rate": 0.5,
+            "adjusted_win_rate": value, "judge": judge, "turn": turn,
+            **INTERVAL, **adjusted, **counts,
+        }
+        for category, judge, turn, value in (
+            ("overall", "checklist", "both", 0.625), ("overall", "checklist", "1", 0.1),
+            ("overall", "pairwise", "both", 0.4), ("math", "checklist", "both", 0.2),
+        )
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def unreadable() -> pd.DataFrame:
+    raise AssertionError("a table without headline figures is not loaded")
+
+
+RESULTS = {
+    "one/math/accuracy": lambda: accuracy(0.5),
+    "one/math/accuracy_difference": unreadable,
+    "two/math/accuracy": lambda: accuracy(0.4),
+    "two/mt_bench/compliance": compliance,
+    "two/mt_bench/win_rates": win_rates,
+    "two/mt_bench/held_out": unreadable,
+}
+
+
+def values(table: pd.DataFrame) -> dict[tuple[str, str, str], float]:
+    return table.set_index(["run", "model", "metric"])["value"].to_dict()
+
+
+def test_table_holds_the_headline_figures_of_every_run():
+    table = Comparison.validate(compare_runs(RESULTS))
+    assert values(table) == {
+        **{("one", m, "greedy"): 0.25 for m in ("base", "sft")},
+        **{("two", m, "greedy"): 0.25 for m in ("base", "sft")},
+        **{("one", m, "pass_at_1"): 0.5 for m in ("base", "sft")},
+        **{("two", m, "pass_at_1"): 0.4 for m in ("base", "sft")},
+        **{(run, m, "pass_at_3"): 0.75 for run in ("one", "two") for m in ("base", "sft")},
+        ("two", "sami", "compliance"): 0.5,
+        ("two", "sami", "win_rate against base"): 0.625,
+        ("two", "sami", "win_rate against base (pairwise judge)"): 0.4,
+    }
+    # The rate that counts a tie half, with its own interval.
+    row = table[table["metric"] == "win_rate against base"].iloc[0]
+    assert (row["ci_low"], row["ci_high"]) == (0.3, 0.8)
+
+
+def test_chosen_runs_come_in_the_order_they_were_named():
+    assert compare_runs(RESULTS, ["two", "one"])["run"].unique().tolist() == ["two", "one"]
+    assert compare_runs(RESULTS, ["one"])["run"].unique().tolist() == ["one"]
+    assert CompareRunsParameters(runs="two one").runs == ("two", "one")
+
+
+def test_run_without_results_is_named_with_those_that_have_some():
+    with pytest.raises(InputError, match=r"compare_runs.runs: 'three' .* known: one, two"):
+        compare_runs(RESULTS, ["one", "three"])
+    with pytest.raises(InputError, match="none yet; make one with kedro run"):
+        compare_runs({"one/math/attempts": unreadable})
+
+
+def test_table_of_another_version_is_named_with_the_remedy():
+    old = {"one/mt_bench/win_rates": lambda: win_rates().drop(columns="judge")}
+    with pytest.raises(InputError, match=r"one/mt_bench/win_rates.parquet: .*version .*'judge'"):
+        compare_runs(RESULTS | old)
+
+
+def test_figure_has_a_panel_for_each_metric_and_one_colour_for_each_run():
+    table = compare_runs(RESULTS)
+    figure = figures.comparison(table)
+    assert len(figure.layout.annotations) == table.groupby(["experiment", "metric"]).ngroups
+    colours = {trace.name: trace.marker.color for trace in figure.data}
+    assert len(set(colours.values())) == len(colours) == 2
+    assert [trace.name for trace in figure.data if trace.showlegend] == ["one", "two"]
+    drawn = sorted(y for trace in figure.data for y in trace.y)
+    assert drawn == sorted(100 * table["value"])

@@ -1,0 +1,207 @@
+"""DPO and SFT by TRL: the same tokens as SAMI, and going on after a kill."""
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+
+from sami_pipeline.core import Grid, SamiTrainingConfig, StateMismatchError, grid_logprobs
+from sami_pipeline.core.training import batch_schedule, learning_rate_at
+from sami_pipeline.models.checkpoints import ModelSource, import_model
+from sami_pipeline.parameters import (
+    DpoParameters,
+    IterationsParameters,
+    MtBenchParameters,
+    SftParameters,
+)
+from sami_pipeline.session.experiments import _base_parameters
+from sami_pipeline.training import baselines
+
+CONFIG = SamiTrainingConfig(
+    batch_size=2, learning_rate=1e-3, compute_dtype="float32", save_state_every=1, seed=3
+)
+MEASURED = ["tokens_per_second", "peak_memory_bytes"]
+
+
+def make_grids(count: int = 6) -> list[Grid]:
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(3, 250, (length,), generator=generator).tolist()
+
+    return [Grid([ids(5), ids(7)], [ids(4 + i % 3), ids(3)]) for i in range(count)]
+
+
+def make_model():
+    return import_model(ModelSource.model_validate("random:0"), Path())
+
+
+def train(method: str, folder: Path, grids: list[Grid] | None = None, config=CONFIG, **changes):
+    loaded = make_model()
+    function, kind = {
+        "dpo": (baselines.train_dpo, DpoParameters),
+        "sft": (baselines.train_sft, SftParameters),
+    }[method]
+    history = function(
+        loaded.model, loaded.tokenizer, grids or make_grids(), config, kind(**changes), folder
+    )
+    return loaded.model, history
+
+
+def test_all_pairs_hold_what_a_grid_holds_and_desired_ones_only_the_first_constitution():
+    grid = Grid([[1], [2], [3]], [[4], [5], [6]])
+    pairs = baselines.preference_pairs([grid], DpoParameters(pairs="all"))
+    named = [(p["prompt_ids"], p["chosen_ids"], p["rejected_ids"]) for p in pairs]
+    assert named == [
+        ([1], [4], [5]), ([1], [4], [6]),
+        ([2], [5], [4]), ([2], [5], [6]),
+        ([3], [6], [4]), ([3], [6], [5]),
+    ]  # fmt: skip
+    desired = baselines.preference_pairs([grid], DpoParameters())
+    assert desired == pairs[:2]
+
+
+def test_demonstrations_are_the_desired_responses_and_only_their_tokens_count():
+    (example,) = baselines.demonstrations([Grid([[1, 2], [3]], [[4, 5, 6], [7]])])
+    assert example["input_ids"] == [1, 2, 4, 5, 6]
+    assert example["completion_mask"] == [0, 0, 1, 1, 1]
+
+
+def test_dpo_starts_at_chance_and_takes_as_many_steps_as_sami(tmp_path):
+    _, history = train("dpo", tmp_path)
+    assert history["step"].tolist() == [1, 2, 3]
+    assert history["loss"][0] == pytest.approx(math.log(2), abs=1e-5)
+    assert history["reward_margin"][0] == pytest.approx(0, abs=1e-5)
+    assert (history["weights_moved"] > 0).all()
+    assert (history["tokens_per_second"] > 0).all()
+
+
+@pytest.mark.parametrize("weights", ["bfloat16_remainder", "bfloat16"])
+def test_dpo_trains_16_bit_weights_with_samis_optimiser(tmp_path, weights):
+    config = replace(CONFIG, weights=weights, compute_dtype="bfloat16")
+    model, history = train("dpo", tmp_path, config=config)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    # The reference computes in 16 bits too.
+    assert history["reward_margin"][0] == pytest.approx(0, abs=1e-3)
+    assert (history["weights_moved"] > 0).all()
+
+
+def test_dpo_learns_the_difference_of_log_probabilities_that_the_grid_gives(tmp_path):
+    # One step, one query, no clipping in sight: the loss of the next step is DPO's own formula.
+    grid = make_grids(1)[0]
+    model, history = train("dpo", tmp_path, [grid] * 4, beta=0.5, pairs="all")
+    initial = make_model().model
+    with torch.no_grad():
+        before = grid_logprobs(initial, grid).sums
+        after = grid_logprobs(model, grid).sums
+    change = after - before
+    margins = torch.stack([change[0, 0] - change[0, 1], change[1, 1] - change[1, 0]])
+    loss = -F.logsigmoid(0.5 * margins).mean().item()
+    assert loss < history["loss"].iloc[-1] < history["loss"].iloc[0]
+    assert (margins > 0).all()
+
+
+def test_the_loss_of_sft_is_the_mean_over_response_tokens(tmp_path):
+    grid = make_grids(1)[0]
+    _, history = train("sft", tmp_path, [grid, grid])
+    initial = make_model().model
+    with torch.no_grad():
+        result = grid_logprobs(initial, Grid(grid.prompt_ids[:1], grid.response_ids[:1]))
+    assert history["loss"][0] == pytest.approx(-result.means.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_a_killed_training_ends_in_the_same_weights_and_history(method, tmp_path):
+    whole, expected = train(method, tmp_path / "whole")
+    killed = tmp_path / "killed"
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from transformers import Trainer\n"
+        "sys.path.insert(0, sys.argv[3]); import test_baselines as t\n"
+        "save = Trainer._save_checkpoint\n"
+        "def save_and_die(self, *a, **k):\n"
+        "    save(self, *a, **k)\n"
+        "    if self.state.global_step == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Trainer._save_checkpoint = save_and_die\n"
+        "t.train(sys.argv[1], Path(sys.argv[2]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, method, str(killed), str(Path(__file__).parent)],
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    # A checkpoint that was being written when the process died.
+    (killed / "checkpoint-3").mkdir()
+    (killed / "checkpoint-3" / "trainer_state.json").write_text('{"epoch": 1.')
+    resumed, history = train(method, killed)
+    assert history["step"].tolist() == [1, 2, 3]
+    pd.testing.assert_frame_equal(
+        history.drop(columns=MEASURED), expected.drop(columns=MEASURED), check_exact=True
+    )
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_progress_of_another_run_is_refused_unless_it_came_to_its_end(tmp_path):
+    train("dpo", tmp_path)
+    train("dpo", tmp_path, beta=0.3)  # the first is finished: it makes room
+    record = tmp_path / "run.json"
+    record.write_text(record.read_text().replace("true", "false"))
+    with pytest.raises(StateMismatchError, match=r"run.json.*\(parameters changed\)"):
+        train("dpo", tmp_path, beta=0.4)
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_steps_and_learning_rates_are_those_of_sami(method, tmp_path):
+    config = replace(CONFIG, warmup_steps=1, schedule="linear", max_steps=50, epochs=2)
+    _, history = train(method, tmp_path, config=config)
+    total = len(batch_schedule(6, config))
+    assert total == 6, "max_steps cuts and never lengthens"
+    expected = [learning_rate_at(step, total, config) for step in range(total)]
+    assert history["learning_rate"].tolist() == pytest.approx(expected)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_may_change(tmp_path):
+    train("dpo", tmp_path)
+    record = tmp_path / "run.json"
+    record.write_text(record.read_text().replace("true", "false"))
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    _, history = train("dpo", tmp_path, beta=0.4)
+    assert len(history) == 3
+
+
+def test_adapters_which_a_baseline_cannot_follow_are_refused_beside_one():
+    parameters = _base_parameters()["mt_bench"]
+    parameters["training"]["sami"] |= {"lora": {"rank": 2}}
+    with pytest.raises(ValidationError, match="dpo and sft train all weights"):
+        MtBenchParameters.model_validate(parameters)
+    parameters["models"]["under_test"] = ["base", "sami"]
+    MtBenchParameters.model_validate(parameters)
+
+
+def test_a_baseline_takes_the_steps_of_the_last_iteration():
+    iterations = IterationsParameters(count=3, steps=(2, 4, 6))
+    assert iterations.training_config(CONFIG, 3).max_steps == 6
+    assert IterationsParameters().training_config(CONFIG, 1) is CONFIG
+
+
+def test_a_batch_that_cannot_be_split_evenly_is_refused(tmp_path):
+    loaded = make_model()
+    config = SamiTrainingConfig(batch_size=3, grids_per_micro_batch=2)
+    with pytest.raises(ValueError, match="multiple of grids_per_micro_batch"):
+        baselines.train_sft(
+            loaded.model, loaded.tokenizer, make_grids(), config, SftParameters(), tmp_path
+        )

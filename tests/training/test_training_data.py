@@ -1,0 +1,133 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from sami_pipeline.evaluation.statistics import bootstrap_mean
+from sami_pipeline.models.prompts import Prompt
+from sami_pipeline.schemas import HeldOut
+from sami_pipeline.training.data import HELD_OUT_METRICS, held_out_table, select_grids
+
+
+@pytest.fixture(scope="module")
+def tokenizer(random_checkpoint):
+    return random_checkpoint.load_tokenizer()
+
+
+def response_rows(n_constitutions=3) -> pd.DataFrame:
+    """Return responses whose texts say which query and constitution they belong to."""
+    queries = {
+        "a": ("train", "usable"),
+        "b": ("held_out", "usable"),
+        "c": ("train", "empty"),
+        "d": ("train", "usable"),
+        "e": ("held_out", "degenerate"),
+    }
+    return pd.DataFrame(
+        [
+            {
+                "query_id": query_id,
+                "constitution_index": index,
+                "split": split,
+                "status": status,
+                "training_prompt": Prompt(text=f"prompt {query_id}{index}").to_json(),
+                "response": f"response {query_id}{index}",
+                "finish_reason": "stop" if index % 2 else "length",
+            }
+            for query_id, (split, status) in queries.items()
+            for index in range(n_constitutions)
+        ]
+    )
+
+
+@pytest.mark.parametrize(("split", "queries"), [("train", "ad"), ("held_out", "b")])
+def test_grids_are_those_of_the_usable_queries_of_the_split(tokenizer, split, queries):
+    grids = select_grids(response_rows(), split, tokenizer)
+    assert [grid.prompts[0] for grid in grids] == [f"prompt {query}0" for query in queries]
+
+
+def test_response_and_prompt_of_one_constitution_stand_on_the_diagonal(tokenizer):
+    for grid in select_grids(response_rows(), "train", tokenizer):
+        assert len(grid.prompts) == len(grid.responses) == 3
+        for index, (prompt, response) in enumerate(zip(grid.prompts, grid.responses, strict=True)):
+            assert prompt.removeprefix("prompt ") == response.removeprefix("response ")
+            assert prompt.endswith(str(index))
+
+
+def test_order_of_the_rows_in_the_table_changes_nothing(tokenizer):
+    rows = response_rows(n_constitutions=4)
+    expected = select_grids(rows, "train", tokenizer)
+    for seed in range(5):
+        shuffled = rows.sample(frac=1, random_state=seed)
+        assert not shuffled["query_id"].is_monotonic_increasing
+        assert select_grids(shuffled, "train", tokenizer) == expected
+
+
+def test_only_responses_that_ended_by_themselves_have_an_end_to_learn(tokenizer):
+    for grid in select_grids(response_rows(), "train", tokenizer):
+        assert list(grid.ended) == [False, True, False]
+
+
+def test_chat_prompts_are_rendered_by_the_students_tokenizer(tokenizer):
+    rows = response_rows(n_constitutions=2)
+    prompt = Prompt(messages=(("user", "Hi"),))
+    rows["training_prompt"] = prompt.to_json()
+    (grid, _) = select_grids(rows, "train", tokenizer)
+    assert grid.prompts[0] == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_split_without_usable_queries_has_no_grids(tokenizer):
+    rows = response_rows()
+    assert select_grids(rows[rows["status"] != "usable"], "train", tokenizer) == []
+
+
+def measured(shift=0.0, n=6) -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    values = {metric: generator.uniform(0.1, 0.5, n) + shift for metric in HELD_OUT_METRICS}
+    return pd.DataFrame(values)
+
+
+def test_held_out_table_has_every_metric_before_and_after_and_their_difference():
+    table = held_out_table(
+        "sami", {"before": measured(), "after": measured(0.25)}, resamples=200, seed=0
+    )
+    HeldOut.validate(table)
+    assert table[["stage", "metric"]].apply(tuple, axis=1).tolist() == [
+        (stage, metric)
+        for stage in ("before", "after", "difference")
+        for metric in HELD_OUT_METRICS
+    ]
+    assert set(table["n"]) == {6}
+
+
+def test_held_out_values_are_means_over_grids_with_bootstrap_intervals():
+    before = measured()
+    table = held_out_table("sami", {"before": before}, resamples=200, seed=3)
+    for row in table.itertuples():
+        values = before[row.metric]
+        expected = bootstrap_mean(values, range(6), resamples=200, seed=3)
+        assert row.value == pytest.approx(values.mean())
+        assert (row.ci_low, row.ci_high) == (expected.low, expected.high)
+        assert row.ci_low < row.value < row.ci_high
+
+
+def test_difference_is_paired_by_grid():
+    table = held_out_table(
+        "sami", {"before": measured(), "after": measured(0.25)}, resamples=200, seed=0
+    )
+    difference = table[table["stage"] == "difference"]
+    # Every grid moved by the same amount, so there is no uncertainty although grids differ.
+    for column in ("value", "ci_low", "ci_high"):
+        assert difference[column].tolist() == pytest.approx([0.25] * len(HELD_OUT_METRICS))
+
+
+def test_nothing_held_out_gives_an_empty_table_that_the_catalog_accepts():
+    table = held_out_table("sami", {}, resamples=200, seed=0)
+    assert table.empty
+    HeldOut.validate(table)
+
+
+def test_one_held_out_query_has_a_value_and_no_interval():
+    table = held_out_table("sami", {"before": measured(n=1)}, resamples=200, seed=0)
+    HeldOut.validate(table)
+    assert table["value"].notna().all()
+    assert table[["ci_low", "ci_high"]].isna().all(axis=None)
