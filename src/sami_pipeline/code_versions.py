@@ -413,8 +413,9 @@ class _Names(ast.NodeVisitor):
         """Files and folders beside the module that the statement names together with __file__."""
         if not self._reads_files:
             return []
-        named = (self._module.path.parent / text for text in sorted(self._texts) if text)
-        return [path for path in named if re.fullmatch(r"[\w.-]+", path.name) and path.exists()]
+        named = (text for text in sorted(self._texts) if re.fullmatch(r"\w[\w./-]*", text))
+        paths = (self._module.path.parent / text for text in named)
+        return [path for path in paths if path.exists()]
 
     def visit_Name(self, node: ast.Name) -> None:
         self._name(node.id, ())

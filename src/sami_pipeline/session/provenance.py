@@ -131,11 +131,14 @@ def code_of(node: Node, catalog: CatalogProtocol, parameters: Iterable[Any]) -> 
     """
     chosen = list(_engines([*parameters, _bound(node.func)]))
     without = engines.code_not_used(chosen)
-    datasets = [name for name in (*node.inputs, *node.outputs) if not _is_parameter(name)]
+    datasets = {
+        name: catalog.get(name) for name in (*node.inputs, *node.outputs) if not _is_parameter(name)
+    }
+    # Of datasets that follow a pattern they are known once those are made.
     validators = getattr(catalog, "validators", {})
     function = code_versions.of(node.func, without=without)
     stored = code_versions.of(
-        *(catalog.get(name) for name in datasets),
+        *datasets.values(),
         *(_class_path(validators[name]) for name in datasets if name in validators),
         without=(*_PREVIEWS, *without),
     )
