@@ -15,7 +15,7 @@ from kedro.validation import DataValidationError
 from sami_pipeline import code_versions, files
 from sami_pipeline.datasets.whole_files import written_whole
 from sami_pipeline.errors import InputError, storage_fault, writing
-from sami_pipeline.session import provenance
+from sami_pipeline.session import missing_answers, provenance
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ class RunCatalog(DataCatalog):
                 fault = provenance.fault(self._recorded(name), origin, self[name])
                 if fault:
                     self._stale[name] = fault
+        come = missing_answers.ask_again(pipeline, self._missing, self.exists, self.load)
+        self._stale |= dict.fromkeys(come, missing_answers.HAVE_COME)
         for line in self._plan(pipeline):
             logger.info(line)
 
@@ -99,7 +101,9 @@ class RunCatalog(DataCatalog):
                 super().save(ds_name, data)
             if record is not None and self._is_made_by_its_code(ds_name):
                 made = provenance.Record(
-                    origin=self._origins[ds_name], size=provenance.size(dataset)
+                    origin=self._origins[ds_name],
+                    size=provenance.size(dataset),
+                    missing_answers=missing_answers.missing_in(data),
                 )
                 files.write_text(record, made.model_dump_json())
         self._stale.pop(ds_name, None)
@@ -133,6 +137,11 @@ class RunCatalog(DataCatalog):
                 name, ", ".join(changed),
             )  # fmt: skip
         return not changed
+
+    def _missing(self, name: str) -> int:
+        """Return how many answers an output lacks that a server was asked for."""
+        record = self._recorded(name)
+        return 0 if record is None else record.missing_answers
 
     def _record(self, name: str) -> Path | None:
         """Return where it is recorded what an output was made from, if this run follows it."""
