@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from sami_pipeline.parameters import (
     CompareRunsParameters,
     DryRunParameters,
+    HousekeepingParameters,
     PrincipleWritingParameters,
 )
 from sami_pipeline.session.experiments import EXPERIMENTS
@@ -29,6 +30,7 @@ MODELS = EXPERIMENTS | {
     "compare_runs": CompareRunsParameters,
     "write_principles": PrincipleWritingParameters,
     "dry_run_assumptions": DryRunParameters,
+    "top level": HousekeepingParameters,
 }
 
 

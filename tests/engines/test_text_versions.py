@@ -1,0 +1,67 @@
+"""What decides the text of a request is part of the key of stored texts, by a version."""
+
+import hashlib
+
+import pytest
+
+from sami_pipeline.code_versions import project
+from sami_pipeline.engines import GenerationRequest, SamplingParameters, store
+from sami_pipeline.engines.store import completion_key
+from sami_pipeline.models.prompts import Prompt
+
+# From a request to its text: prompt rendering, cutting at stop strings, sampling.
+LOCAL = (
+    "models.prompts:Prompt", "engines.tokens:render_prompts", "engines.tokens:split_too_long",
+    "engines.tokens:end_token_ids", "engines.tokens:read_completion",
+)  # fmt: skip
+DEFINITIONS = {
+    "openai": ("models.prompts:Prompt", "engines.openai_engine:OpenAIEngine"),
+    "transformers": (
+        *LOCAL, "engines.transformers_engine:TransformersEngine",
+        "engines.transformers_engine:_batch_seed",
+    ),
+    "vllm": (*LOCAL, "engines.vllm_engine:VllmEngine", "engines.vllm_worker:Model"),
+}  # fmt: skip
+# By kind of engine, the version in engines/store.py and a hash of its definitions.
+KNOWN = {
+    "openai": (1, "b1f59ac0662f0430"),
+    "transformers": (1, "e56a079557fec2ad"),
+    "vllm": (1, "a2467905b63a18b1"),
+}
+
+
+def hash_of(kind: str) -> str:
+    found = ""
+    for definition in DEFINITIONS[kind]:
+        module, name = definition.split(":")
+        pieces = project().module(f"sami_pipeline.{module}").definitions[name]
+        assert pieces, f"{definition} is gone; name here what took its place"
+        found += "".join(piece.hash for piece in pieces)
+    return hashlib.sha256(found.encode()).hexdigest()[:16]
+
+
+def test_there_is_a_version_of_every_kind_of_engine():
+    assert store.TEXT_VERSIONS.keys() == DEFINITIONS.keys() == KNOWN.keys()
+
+
+@pytest.mark.parametrize("kind", DEFINITIONS)
+def test_a_change_of_what_decides_a_text_raises_its_version(kind):
+    assert (store.TEXT_VERSIONS[kind], hash_of(kind)) == KNOWN[kind], (
+        f"What decides the texts of {kind} has changed. If the same request can have another text "
+        f"now, raise TEXT_VERSIONS[{kind!r}] in engines/store.py, and its stored texts are asked "
+        f"again; either way write its version and hash here: {hash_of(kind)!r}"
+    )
+
+
+def test_another_version_is_another_key_for_its_kind_of_engine_alone(monkeypatch):
+    request = GenerationRequest(Prompt(text="word"), SamplingParameters(8))
+    keys = {kind: completion_key(f"{kind} model", request, 0) for kind in KNOWN}
+    monkeypatch.setitem(store.TEXT_VERSIONS, "vllm", 2)
+    changed = {kind for kind in KNOWN if completion_key(f"{kind} model", request, 0) != keys[kind]}
+    assert changed == {"vllm"}
+
+
+def test_the_first_version_leaves_the_keys_of_earlier_runs_as_they_were():
+    request = GenerationRequest(Prompt(text="word"), SamplingParameters(8))
+    key = "7717ef01723086081be9baedf49389d37057254a5906fb72780830114d0bb858"  # pragma: allowlist secret
+    assert completion_key("openai model", request, 0) == key
