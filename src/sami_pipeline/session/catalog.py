@@ -137,7 +137,7 @@ class RunCatalog(DataCatalog):
         for name, reason in running.items():
             by_reason[provenance.in_words(reason, made)].append(name.rpartition(".")[2])
         for reason, names in by_reason.items():
-            lines.append(f"Plan: {', '.join(sorted(names))}: {reason}")
+            lines.append(f"Plan: {code_versions.listed(sorted(names), 8)}: {reason}")
         return lines
 
     def _reason_to_run(self, node: Node) -> str | provenance.Change | None:
