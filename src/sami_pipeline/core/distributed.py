@@ -115,6 +115,9 @@ def shard(model: PreTrainedModel, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    from sami_pipeline.core.probe import traits_of
+
+    traits_of(model)  # which takes whole weights
     mesh = init_device_mesh(device.type, (current_workers().count,))
     for module in list(model.modules()):
         if isinstance(module, GradientCheckpointingLayer):
