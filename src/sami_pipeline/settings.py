@@ -4,37 +4,36 @@ import warnings
 
 from kedro.config import OmegaConfigLoader
 
+from sami_pipeline.session import configuration
 from sami_pipeline.session.catalog import RunCatalog
 from sami_pipeline.session.context import ExperimentContext
 from sami_pipeline.session.hooks import (
-    EnginesEnd,
-    InputsAreChecked,
-    KeysForEngines,
-    NodesAreRecorded,
-    OneRunAtATime,
-    PlainErrors,
-    RunSummary,
+    CredentialsHook,
+    EngineReleaseHook,
+    ErrorMessageHook,
+    InputCheckHook,
+    NodeRecordHook,
+    RunLockHook,
+    RunSummaryHook,
 )
+from sami_pipeline.session.session import ExperimentSession
 
 # Kedro 1.7 registers its resolvers through a name that OmegaConf has deprecated.
 warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
 # Datasets carry their experiment's name, nodes that of the shared pipeline they fold into.
 warnings.filterwarnings("ignore", message="One or more dataset names contain '.' characters")
 
+SESSION_CLASS = ExperimentSession
 CONTEXT_CLASS = ExperimentContext
 DATA_CATALOG_CLASS = RunCatalog
 CONFIG_LOADER_CLASS = OmegaConfigLoader
-CONFIG_LOADER_ARGS = {
-    "base_env": "base",
-    "default_run_env": "local",
-    "merge_strategy": {"parameters": "soft", "globals": "soft"},
-}
+CONFIG_LOADER_ARGS = configuration.CONFIG_LOADER_ARGS
 HOOKS = (
-    KeysForEngines(),
-    NodesAreRecorded(),
-    RunSummary(),
-    PlainErrors(),
-    EnginesEnd(),
-    OneRunAtATime(),
-    InputsAreChecked(),  # the last one here is asked first
+    CredentialsHook(),
+    NodeRecordHook(),
+    RunSummaryHook(),
+    ErrorMessageHook(),
+    EngineReleaseHook(),
+    RunLockHook(),
+    InputCheckHook(),  # the last one here is asked first
 )

@@ -122,7 +122,7 @@ def _validated(name: str, model: type[_Model], value: Any) -> _Model:
 def _base_parameters() -> Mapping[str, Any]:
     from kedro.config import OmegaConfigLoader
 
-    from sami_pipeline.settings import CONFIG_LOADER_ARGS
+    from sami_pipeline.session.configuration import CONFIG_LOADER_ARGS
 
     loader = OmegaConfigLoader(str(PROJECT_FOLDER / "conf"), env="base", **CONFIG_LOADER_ARGS)
     return loader["parameters"]
