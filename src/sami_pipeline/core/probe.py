@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from sami_pipeline.core.distributed import is_sharded
 from sami_pipeline.core.grid import Grid
 from sami_pipeline.core.model_outputs import (
     LogitForm,
@@ -105,6 +106,8 @@ def traits_of(model: PreTrainedModel) -> Traits:
     known = _known.setdefault(model, {})
     attention = model.config._attn_implementation
     if attention not in known:
+        if is_sharded(model):
+            raise RuntimeError("a model must be tried before it is cut into shards")
         known[attention] = _found_out(model)
     return known[attention]
 
