@@ -4,6 +4,7 @@ import warnings
 
 from kedro.config import OmegaConfigLoader
 
+from sami_pipeline import CONFIG_LOADER_ARGS
 from sami_pipeline.session.catalog import RunCatalog
 from sami_pipeline.session.context import ExperimentContext
 from sami_pipeline.session.hooks import (
@@ -21,14 +22,11 @@ warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is depreca
 # Datasets carry their experiment's name, nodes that of the shared pipeline they fold into.
 warnings.filterwarnings("ignore", message="One or more dataset names contain '.' characters")
 
+__all__ = ["CONFIG_LOADER_ARGS"]  # read by Kedro
+
 CONTEXT_CLASS = ExperimentContext
 DATA_CATALOG_CLASS = RunCatalog
 CONFIG_LOADER_CLASS = OmegaConfigLoader
-CONFIG_LOADER_ARGS = {
-    "base_env": "base",
-    "default_run_env": "local",
-    "merge_strategy": {"parameters": "soft", "globals": "soft"},
-}
 HOOKS = (
     KeysForEngines(),
     NodesAreRecorded(),
