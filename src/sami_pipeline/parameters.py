@@ -344,11 +344,11 @@ class EvaluationParameters(Settings):
     max_new_tokens: Tokens = Field(1024, description="Limit of an answer, in tokens.")
     temperature: NonNegativeFloat = Field(
         0.0,
-        description="Of the answers in categories that temperatures does not name; 0 is greedy.",
+        description="Of answers in categories that temperatures does not name; 0 is greedy.",
     )
     temperatures: dict[str, NonNegativeFloat] = Field(
         {},
-        description="Sampling temperature of each category; MT-Bench needs one for each of its own.",
+        description="Sampling temperature by category; MT-Bench needs one for each of its own.",
     )
     without_constitution: bool = Field(
         False, description="Also answer both turns without any constitution."
