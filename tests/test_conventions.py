@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -249,6 +250,23 @@ def test_only_experiments_and_the_registry_import_pipelines():
         if not above & set(path.parts):
             below = [m for m in imported_modules(path) if m.startswith("sami_pipeline.pipelines")]
             assert below == [], path
+
+
+def test_no_module_imports_itself_through_others():
+    """Imports inside functions count too: a circle is a room that can't be understood alone."""
+    files = {
+        ".".join(("sami_pipeline", *path.relative_to(SOURCE).with_suffix("").parts)): path
+        for path in sorted(SOURCE.rglob("*.py"))
+        if path.name != "__init__.py"
+    }
+    arrows = {
+        name: (imported_modules(path) & files.keys()) - {name} for name, path in files.items()
+    }
+    assert sum(map(len, arrows.values())) > 100
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        pytest.fail(f"circle: {' -> '.join(error.args[1])}")
 
 
 def test_nothing_is_pickled():

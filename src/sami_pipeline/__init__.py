@@ -10,10 +10,3 @@ __version__ = "0.1.0"
 
 PROJECT_FOLDER = Path(__file__).resolve().parents[2]
 """Where conf/ and data/ lie; the package is installed in place."""
-
-CONFIG_LOADER_ARGS = {
-    "base_env": "base",
-    "default_run_env": "local",
-    "merge_strategy": {"parameters": "soft", "globals": "soft"},
-}
-"""How Kedro reads conf/: environments, and that single parameters can be overridden."""

@@ -4,17 +4,17 @@ import warnings
 
 from kedro.config import OmegaConfigLoader
 
-from sami_pipeline import CONFIG_LOADER_ARGS
+from sami_pipeline.session import configuration
 from sami_pipeline.session.catalog import RunCatalog
 from sami_pipeline.session.context import ExperimentContext
 from sami_pipeline.session.hooks import (
-    EnginesEnd,
-    InputsAreChecked,
-    KeysForEngines,
-    NodesAreRecorded,
-    OneRunAtATime,
-    PlainErrors,
-    RunSummary,
+    CredentialsHook,
+    EngineReleaseHook,
+    ErrorMessageHook,
+    InputCheckHook,
+    NodeRecordHook,
+    RunLockHook,
+    RunSummaryHook,
 )
 
 # Kedro 1.7 registers its resolvers through a name that OmegaConf has deprecated.
@@ -22,17 +22,16 @@ warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is depreca
 # Datasets carry their experiment's name, nodes that of the shared pipeline they fold into.
 warnings.filterwarnings("ignore", message="One or more dataset names contain '.' characters")
 
-__all__ = ["CONFIG_LOADER_ARGS"]  # read by Kedro
-
 CONTEXT_CLASS = ExperimentContext
 DATA_CATALOG_CLASS = RunCatalog
 CONFIG_LOADER_CLASS = OmegaConfigLoader
+CONFIG_LOADER_ARGS = configuration.CONFIG_LOADER_ARGS
 HOOKS = (
-    KeysForEngines(),
-    NodesAreRecorded(),
-    RunSummary(),
-    PlainErrors(),
-    EnginesEnd(),
-    OneRunAtATime(),
-    InputsAreChecked(),  # the last one here is asked first
+    CredentialsHook(),
+    NodeRecordHook(),
+    RunSummaryHook(),
+    ErrorMessageHook(),
+    EngineReleaseHook(),
+    RunLockHook(),
+    InputCheckHook(),  # the last one here is asked first
 )

@@ -13,6 +13,13 @@ from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.errors import InputError, one_line
 from sami_pipeline.inputs import yaml_files
 
+# What Kedro's settings give the loader, and whoever reads conf/ without a session.
+CONFIG_LOADER_ARGS = {
+    "base_env": "base",
+    "default_run_env": "local",
+    "merge_strategy": {"parameters": "soft", "globals": "soft"},
+}
+
 _LAYERS = PROJECT_FOLDER / "data"
 
 

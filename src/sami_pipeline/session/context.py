@@ -10,7 +10,7 @@ from kedro.io import CatalogProtocol, DatasetError
 
 from sami_pipeline.errors import InputError, one_line
 from sami_pipeline.session import configuration, experiments
-from sami_pipeline.session.hooks import PlainError
+from sami_pipeline.session.command_line import CommandLineError
 
 
 class ExperimentContext(KedroContext):
@@ -33,11 +33,11 @@ class ExperimentContext(KedroContext):
             pipelines.configure("sami_pipeline.pipeline_registry")
             len(pipelines)
         except InputError as error:
-            raise PlainError(one_line(str(error))) from error
+            raise CommandLineError(one_line(str(error))) from error
 
     def _get_catalog(self, *arguments: Any, **options: Any) -> CatalogProtocol:
         """Return the catalog; what is wrong with an entry is one line."""
         try:
             return super()._get_catalog(*arguments, **options)
         except (DatasetError, ValueError) as error:
-            raise PlainError(f"conf/*/catalog: {one_line(str(error))}") from error
+            raise CommandLineError(f"conf/*/catalog: {one_line(str(error))}") from error

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sami_pipeline import CONFIG_LOADER_ARGS, PROJECT_FOLDER
+from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.errors import InputError, first_fault, one_line
 from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.parameters import (
@@ -122,6 +122,8 @@ def _validated(name: str, model: type[_Model], value: Any) -> _Model:
 
 def _base_parameters() -> Mapping[str, Any]:
     from kedro.config import OmegaConfigLoader
+
+    from sami_pipeline.session.configuration import CONFIG_LOADER_ARGS
 
     loader = OmegaConfigLoader(str(PROJECT_FOLDER / "conf"), env="base", **CONFIG_LOADER_ARGS)
     return loader["parameters"]

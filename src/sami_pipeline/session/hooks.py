@@ -1,16 +1,13 @@
-"""Hooks: inputs are checked, runs don't meet, engines end, nodes are recorded, errors are plain."""
+"""Hooks: credentials, input checks, the run lock, engine release, node records, error messages."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-import traceback
 from contextlib import suppress
 from typing import Any, Literal
 
 from kedro.config import MissingConfigException
-from kedro.framework.cli.utils import KedroCliError
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol, DatasetError
@@ -25,23 +22,11 @@ from sami_pipeline.reporting import summary
 from sami_pipeline.reporting.record import RunRecord
 from sami_pipeline.session import input_checks
 from sami_pipeline.session.catalog import STATE, RunCatalog
+from sami_pipeline.session.command_line import CommandLineError
 from sami_pipeline.session.run_lock import RunLock
 
 
-class PlainError(KedroCliError):
-    """What the command line prints for an error that the user can mend: its message."""
-
-    def show(self, file: Any = None) -> None:
-        """Print the message, after the traceback where SAMI_TRACEBACK is set.
-
-        ``kedro run`` has no ``--verbose``, which other commands of Kedro have.
-        """
-        if self.VERBOSE_ERROR or os.environ.get("SAMI_TRACEBACK"):
-            traceback.print_exception(self)
-        sys.stderr.write(f"Error: {self.message}\n")
-
-
-class KeysForEngines:
+class CredentialsHook:
     """Hands the keys of conf/local/credentials.yml to the engines, past catalog and parameters."""
 
     @hook_impl
@@ -53,7 +38,7 @@ class KeysForEngines:
             credentials.hand_over({})
 
 
-class OneRunAtATime:
+class RunLockHook:
     """Locks the folders that a run writes into, and has the catalog follow what it makes there."""
 
     def __init__(self) -> None:
@@ -74,7 +59,7 @@ class OneRunAtATime:
                 catalog.follow(pipeline, going_on=run_params["only_missing_outputs"])
         except InputError as error:
             self._release()
-            raise PlainError(str(error)) from error
+            raise CommandLineError(str(error)) from error
 
     @hook_impl
     def after_pipeline_run(self) -> None:
@@ -91,7 +76,7 @@ class OneRunAtATime:
             self._locks.pop().release()
 
 
-class EnginesEnd:
+class EngineReleaseHook:
     """Ends what engines have left running, however a run ends."""
 
     @hook_impl
@@ -106,7 +91,7 @@ class EnginesEnd:
         engines.release()
 
 
-class InputsAreChecked:
+class InputCheckHook:
     """Ends a run with a wrong input before it has loaded a model or written anything."""
 
     # First of all: the other hooks begin records.
@@ -119,23 +104,25 @@ class InputsAreChecked:
         try:
             input_checks.check(pipeline, catalog, only_missing_outputs=missing)
         except (InputError, DatasetError) as error:
-            raise PlainError(input_checks.plain_message(error)) from error
+            raise CommandLineError(input_checks.plain_message(error)) from error
 
 
-class PlainErrors:
+class ErrorMessageHook:
     """Lets what a user can mend end in its message alone; SAMI_TRACEBACK=1 shows the rest."""
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
         """Replace an input error by one that the command line prints without a traceback."""
         if isinstance(error, InputError | DatasetError):
-            raise PlainError(input_checks.plain_message(error)) from error
+            raise CommandLineError(input_checks.plain_message(error)) from error
         if (fault := storage_fault(error)) is not None:
             place = getattr(error, "filename", None) or "the run's folders"
-            raise PlainError(f"{place}: {fault}, then go on with --only-missing-outputs") from error
+            raise CommandLineError(
+                f"{place}: {fault}, then go on with --only-missing-outputs"
+            ) from error
 
 
-class NodesAreRecorded:
+class NodeRecordHook:
     """Keeps what each node of an experiment ran on and how long it took, for the report."""
 
     # What of a run says what was asked for; the rest of Kedro's record is empty or a path.
@@ -193,7 +180,7 @@ def _run_record(experiment: str, catalog: CatalogProtocol) -> RunRecord:
     return RunRecord(catalog.get(f"{experiment}.node_records").load())
 
 
-class RunSummary:
+class RunSummaryHook:
     """Prints what a run made and where it lies."""
 
     def __init__(self) -> None:
