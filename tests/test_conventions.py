@@ -100,7 +100,7 @@ def environment(request) -> Environment:
 
 
 def test_every_experiment_is_looked_at_here():
-    others = {"__init__", "assembly", "record", "registry"}
+    others = {"__init__", "record", "registry"}
     modules = {path.stem for path in (SOURCE / "experiments").glob("*.py")} - others
     assert modules == set(EXPERIMENTS)
 

@@ -6,12 +6,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sami_pipeline.experiments.assembly import assemble
+from kedro.pipeline import Pipeline
+
 from sami_pipeline.parameters import ExperimentParameters
+from sami_pipeline.pipelines import (
+    baseline_training,
+    data_ingest,
+    folded,
+    reporting,
+    sami_iterations,
+    training_summary,
+    with_datasets_under,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
-    from kedro.pipeline import Pipeline
 
     from sami_pipeline.reporting.comparison import Headline
     from sami_pipeline.reporting.run import Subject
@@ -55,5 +64,27 @@ class Experiment(Generic[P]):
     check_inputs: Callable[[P, Mapping[str, pd.DataFrame]], None] = _nothing_more
 
     def pipeline(self, parameters: P) -> Pipeline:
-        """Return the whole experiment as these parameters want it."""
-        return assemble(self, parameters)
+        """Return the whole experiment as these parameters want it.
+
+        A node is ``sami_training.train_sami``, a dataset ``mt_bench.responses``.
+        """
+        earlier = {
+            f"{model}_checkpoint": checkpoint
+            for model, checkpoint in parameters.earlier_models().items()
+            if model in parameters.models.under_test
+        }
+        ingest = data_ingest.create_pipeline(parameters, self.categories)
+        baselines = baseline_training.create_pipeline(parameters, self.beside_queries)
+        evaluation = self.evaluation(parameters)
+        stages = (
+            folded(ingest + self.ingest(parameters), "data_ingest")
+            + sami_iterations.create_pipeline(parameters)
+            + folded(baselines, "baseline_training")
+            + folded(training_summary.create_pipeline(parameters), "training_summary")
+            + Pipeline(folded(evaluation, self.evaluation_name), inputs=earlier)
+        )
+        report = folded(
+            reporting.create_pipeline(self.name, self.subject, parameters, stages),
+            "reporting",
+        )
+        return with_datasets_under(self.name, stages + Pipeline(report, inputs=earlier))
