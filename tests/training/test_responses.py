@@ -73,8 +73,9 @@ def generations(*pairs, query_ids=None) -> pd.DataFrame:
                 {
                     "query_id": query_ids[number] if query_ids else f"q{number}",
                     "category": "writing",
+                    "grid": index // 2,
                     "constitution_index": index,
-                    "stances": json.dumps([["yes", ("principle", "antithesis")[index]]]),
+                    "stances": json.dumps([["yes", ("principle", "antithesis")[index % 2]]]),
                     "response": text,
                     "finish_reason": reason,
                 }
@@ -181,6 +182,34 @@ class TestStatus:
         for reason in ("truncated", "degenerate"):
             marked = responses.mark_usable(generations(FAULTS[reason]), lenient)
             assert set(marked["status"]) == {"usable"}, reason
+
+    @pytest.mark.parametrize(
+        ("status", "filters", "responses_"),
+        [
+            ("filter_word", {"words": ["[insert"]}, ("Dear [insert name]", "No.")),
+            ("usable", {"words": ["[insert"]}, ("Dear Ann", "No.")),
+            ("too_short", {"minimum_characters": 5}, ("A long answer.", "Yes.")),
+            ("usable", {"minimum_characters": 4}, ("A long answer.", "Yes.")),
+            ("length_ratio", {"minimum_length_ratio": 3}, ("twelve chars", "fiver")),
+            ("usable", {"minimum_length_ratio": 3}, ("fifteen letters", "fiver")),
+            # Of the four characters "abcd" one differs from the longer one's beginning "abXd".
+            ("too_similar", {"minimum_edit_distance": 0.5}, ("abXd and more", "abcd")),
+            ("usable", {"minimum_edit_distance": 0.25}, ("abXd and more", "abcd")),
+        ],
+    )
+    def test_published_filters_leave_out_what_they_are_told_to(self, status, filters, responses_):
+        pair = tuple((text, "stop") for text in responses_)
+        for rows in (pair, pair[::-1]):
+            marked = responses.mark_usable(generations(rows), parameters(filters=filters))
+            assert set(marked["status"]) == {status}
+            ResponseCounts.validate(responses.count_statuses(marked))
+
+    def test_a_bad_response_spoils_its_own_grid_alone(self):
+        good, bad = FAULTS["usable"], FAULTS["empty"]
+        marked = responses.mark_usable(generations((*good, *bad)), parameters())
+        assert marked["status"].tolist() == ["usable", "usable", "empty", "empty"]
+        counts = responses.count_statuses(marked).set_index("status")["queries"]
+        assert counts.to_dict() == {"usable": 1, "empty": 1}
 
     def test_loop_of_these_tests_is_degenerate(self):
         assert is_degenerate(LOOP)
