@@ -161,6 +161,49 @@ FAULTS = {
 }
 
 
+def pair_rows(*grids: tuple[str, int, str, str], split: str = "train") -> pd.DataFrame:
+    """Return the rows of grids: (query, grid, first constitution, second constitution)."""
+    return pd.DataFrame(
+        [
+            {
+                "query_id": query,
+                "grid": grid,
+                "constitution_index": 2 * grid + place,
+                "constitution": constitution,
+                "split": split,
+                "status": "usable",
+            }
+            for query, grid, *pair in grids
+            for place, constitution in enumerate(pair)
+        ]
+    )
+
+
+class TestDesiredFirst:
+    GRIDS = (
+        ("a", 0, "desired", "contrasting"),
+        ("a", 1, "contrasting", "contrasting"),
+        ("b", 0, "desired", "contrasting"),
+        ("b", 1, "desired", "contrasting"),
+        ("c", 0, "contrasting", "contrasting"),
+    )
+
+    def kept(self, rows, **options) -> list[tuple[str, int]]:
+        table = responses.with_desired_first(rows.sample(frac=1, random_state=0), **options)
+        return sorted(set(zip(table["query_id"], table["grid"], strict=True)))
+
+    def test_only_grids_that_begin_with_the_desired_constitution_are_kept(self):
+        rows = pair_rows(*self.GRIDS)
+        assert self.kept(rows, once=False) == [("a", 0), ("b", 0), ("b", 1)]
+
+    def test_the_desired_response_of_a_query_is_imitated_once(self):
+        assert len(self.kept(pair_rows(*self.GRIDS), once=True)) == 2
+
+    def test_held_out_grids_all_stay(self):
+        rows = pair_rows(*self.GRIDS, split="held_out")
+        assert len(responses.with_desired_first(rows, once=True)) == len(rows)
+
+
 class TestStatus:
     @pytest.mark.parametrize("reason", FAULTS)
     def test_reason_is_the_first_that_applies(self, reason):

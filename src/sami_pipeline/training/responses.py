@@ -13,7 +13,12 @@ from sami_pipeline.engines import Completion, GenerationRequest, SamplingParamet
 from sami_pipeline.errors import InputError
 from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import FiltersParameters, GenerationParameters
-from sami_pipeline.principles.constitutions import choose_wordings, format_statements, wording
+from sami_pipeline.principles.constitutions import (
+    DESIRED,
+    choose_wordings,
+    format_statements,
+    wording,
+)
 from sami_pipeline.principles.degeneration import is_degenerate
 from sami_pipeline.principles.statements import checks_by_category
 
@@ -110,6 +115,27 @@ def _status(group: list[tuple[str, str]], parameters: GenerationParameters) -> s
     if not parameters.keep_degenerate and any(map(is_degenerate, responses)):
         return "degenerate"
     return USABLE
+
+
+def with_desired_first(responses: pd.DataFrame, *, once: bool) -> pd.DataFrame:
+    """Return the responses without training grids whose first constitution isn't the desired one.
+
+    With ``contrast: pairs`` not every grid has the desired constitution, and a method that
+    imitates or prefers its response can use only those that do. Held-out grids all stay.
+
+    Args:
+        responses: ``query_id, grid, constitution_index, constitution, split, status``.
+        once: keep one grid of a query, so that its desired response isn't imitated twice.
+    """
+    train = responses["split"] == "train"
+    first = responses[train & (responses["status"] == USABLE)].sort_values("constitution_index")
+    first = first.drop_duplicates(["query_id", "grid"])
+    wanted = first[first["constitution"] == DESIRED]
+    if once:
+        wanted = wanted.drop_duplicates("query_id")
+    kept = set(zip(wanted["query_id"], wanted["grid"], strict=True))
+    keys = zip(responses["query_id"], responses["grid"], strict=True)
+    return responses[~train | pd.Series([key in kept for key in keys], index=responses.index)]
 
 
 def _filtered(responses: Sequence[str], filters: FiltersParameters) -> str | None:
