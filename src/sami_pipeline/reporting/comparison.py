@@ -11,7 +11,7 @@ from pandera.pandas import DataFrameModel
 from sami_pipeline import schemas
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
-from sami_pipeline.evaluation.statistics import ALL_PRINCIPLES, BOTH_TURNS, OVERALL
+from sami_pipeline.evaluation.statistics import ALL_PRINCIPLES, FIRST_TURN, OVERALL
 
 # Tables by RUN/EXPERIMENT/TABLE, each as a function that loads it.
 Results = Mapping[str, Callable[[], pd.DataFrame]]
@@ -64,23 +64,25 @@ def _checked(
         ) from error
 
 
+def _headline(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["category"] == OVERALL) & (table["turn"] == FIRST_TURN)]
+
+
 def _overall_compliance(table: pd.DataFrame) -> pd.DataFrame:
-    overall = (table["principle"] == ALL_PRINCIPLES) & (table["category"] == OVERALL)
-    rows = table[overall].rename(columns={"compliance": "value"})
-    return rows.assign(metric="compliance")
+    rows = _headline(table[table["principle"] == ALL_PRINCIPLES])
+    names = "compliance, " + rows["constitution"]
+    mixed = rows.duplicated(["model", "constitution"], keep=False)
+    names = names.where(~mixed, names + " " + rows["stance"])
+    return rows.rename(columns={"compliance": "value"}).assign(metric=names)
 
 
 def _overall_win_rates(table: pd.DataFrame) -> pd.DataFrame:
-    rows = table[
-        (table["category"] == OVERALL)
-        & (table["turn"] == BOTH_TURNS)
-        & table["adjusted_win_rate"].notna()
-    ]
+    rows = _headline(table[table["adjusted_win_rate"].notna()])
     judged = rows["judge"].map(lambda judge: "" if judge == CHECKLIST else f" ({judge} judge)")
     return pd.DataFrame(
         {
             "model": rows["model"],
-            "metric": "win_rate against " + rows["opponent"] + judged,
+            "metric": "win_rate against " + rows["opponent"] + ", " + rows["constitution"] + judged,
             "n": rows["n"],
             "value": rows["adjusted_win_rate"],
             "ci_low": rows["adjusted_ci_low"],
