@@ -106,9 +106,14 @@ def project_copy(project_folder, tmp_path_factory) -> Callable[[], ProjectCopy]:
 
     def copy() -> ProjectCopy:
         folder = tmp_path_factory.mktemp("project")
-        made = shutil.ignore_patterns("__pycache__", "*.egg-info", ".ipynb_checkpoints", *LINKED)
+        made = shutil.ignore_patterns("__pycache__", "*.egg-info", ".ipynb_checkpoints")
+        raw = project_folder / "data/01_raw"
+
+        def left_out(parent: str, names: list[str]) -> set[str]:
+            return made(parent, names) | (set(LINKED) if Path(parent) == raw else set())
+
         for name in ("conf", "src", "notebooks", "data/01_raw"):
-            shutil.copytree(project_folder / name, folder / name, ignore=made)
+            shutil.copytree(project_folder / name, folder / name, ignore=left_out)
         for name in LINKED:
             (folder / "data/01_raw" / name).symlink_to(project_folder / "data/01_raw" / name)
         for name in ("pyproject.toml", ".telemetry"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.io import AbstractDataset, DatasetError
 
+from sami_pipeline import files
 from sami_pipeline.models.checkpoints import PROVENANCE_FILE, Checkpoint, LoadedModel, missing_part
 
 if TYPE_CHECKING:
@@ -59,24 +59,8 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
 
     def save(self, data: Checkpoint | LoadedModel) -> None:
         """Write the folder whole, replacing an earlier one."""
-        self._folder.parent.mkdir(parents=True, exist_ok=True)
-        self._recover()
-        for abandoned in self._folder.parent.glob(f".{self._folder.name}.*.partial"):
-            shutil.rmtree(abandoned)
-        temporary = self._folder.parent / f".{self._folder.name}.{os.getpid()}.partial"
-        temporary.mkdir()
-        try:
-            self._write(data, temporary)
-        except BaseException:  # such as a full disk, on which it would only be in the way
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        if self._folder.exists():
-            shutil.rmtree(self._replaced, ignore_errors=True)
-            self._folder.rename(self._replaced)
-            temporary.rename(self._folder)
-            shutil.rmtree(self._replaced)
-        else:
-            temporary.rename(self._folder)
+        with files.whole_folder(self._folder) as partial:
+            self._write(data, partial)
 
     def _write(self, data: Checkpoint | LoadedModel, temporary: Path) -> None:
         trusted = _runs_code_of_its_own(data)
@@ -103,7 +87,7 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
 
     def load(self) -> Checkpoint:
         """Return the folder, once it is known to be whole."""
-        self._recover()
+        files.recover_folder(self._folder)
         fault = missing_part(self._folder)
         if fault:
             raise DatasetError(
@@ -129,17 +113,8 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
         return json.loads(figure.to_json())
 
     def _exists(self) -> bool:
-        self._recover()
+        files.recover_folder(self._folder)
         return missing_part(self._folder) is None
-
-    @property
-    def _replaced(self) -> Path:
-        return self._folder.parent / f".{self._folder.name}.replaced"
-
-    def _recover(self) -> None:
-        """Put the old model back if a kill fell between the two renames of a replacement."""
-        if self._replaced.exists() and not self._folder.exists():
-            self._replaced.rename(self._folder)
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._folder)}

@@ -12,6 +12,8 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 from kedro.io import AbstractDataset
 
+from sami_pipeline import files
+
 
 class WholeFiles(LocalFileSystem):
     """A local file system on which a file that is written appears at once or not at all.
@@ -26,8 +28,7 @@ class WholeFiles(LocalFileSystem):
             return super().open(path, mode, **options)
         target = Path(self._strip_protocol(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        for abandoned in target.parent.glob(f".{target.name}.*.partial"):
-            abandoned.unlink(missing_ok=True)
+        files.remove_abandoned(target)
         file = _WholeFile(target)
         if "b" in mode:
             return file
@@ -38,7 +39,7 @@ class WholeFiles(LocalFileSystem):
 class _WholeFile(io.BufferedWriter):
     def __init__(self, target: Path) -> None:
         self._target = target
-        self._partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        self._partial = files.partial_place(target)
         self._abandoned = False
         super().__init__(io.FileIO(self._partial, "w"))
 
@@ -101,12 +102,12 @@ def written_whole(dataset: AbstractDataset) -> Iterator[None]:
     Those that write files open them through ``_fs``, their fsspec file system. Swapping that, and
     only while they save, keeps their type, versions and previews as Kedro and kedro-viz know them.
     """
-    files = getattr(dataset, "_fs", None)
-    if type(files) is not LocalFileSystem:
+    file_system = getattr(dataset, "_fs", None)
+    if type(file_system) is not LocalFileSystem:
         yield
         return
     dataset._fs = WholeFiles()
     try:
         yield
     finally:
-        dataset._fs = files
+        dataset._fs = file_system

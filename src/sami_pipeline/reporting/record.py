@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sami_pipeline import PROJECT_FOLDER
+from sami_pipeline import PROJECT_FOLDER, files
 from sami_pipeline.errors import writing
 
 # Those that decide numbers or texts; of those installed, the versions are recorded.
@@ -137,11 +137,8 @@ class RunRecord:
     def _write(self, record: NodeRecord) -> None:
         """Replace a record at once, so that a kill leaves the old one or the new one."""
         path = self._path(record.node)
-        partial = path.with_suffix(".partial")
         with writing(path):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
-            partial.replace(path)
+            files.write_text(path, record.model_dump_json(indent=2) + "\n")
 
 
 @cache

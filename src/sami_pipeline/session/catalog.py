@@ -11,6 +11,7 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.validation import DataValidationError
 
+from sami_pipeline import files
 from sami_pipeline.datasets.whole_files import written_whole
 from sami_pipeline.errors import InputError, storage_fault, writing
 from sami_pipeline.session import provenance
@@ -71,10 +72,7 @@ class RunCatalog(DataCatalog):
                 made = provenance.Record(
                     origin=self._origins[ds_name], size=provenance.size(dataset)
                 )
-                record.parent.mkdir(parents=True, exist_ok=True)
-                partial = record.with_suffix(".partial")
-                partial.write_text(made.model_dump_json(), "utf-8")
-                partial.replace(record)
+                files.write_text(record, made.model_dump_json())
         self._stale.pop(ds_name, None)
 
     def load(self, ds_name: str, version: str | None = None) -> Any:

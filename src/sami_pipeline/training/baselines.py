@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from sami_pipeline import files
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.parameters import DpoParameters, SftParameters
 
@@ -306,7 +307,7 @@ def _train(
     if resume_from is not None and saved is not None:
         refuse_mismatch(record, saved["fingerprint"], wanted)
         logger.info("Going on from %s", resume_from)
-    _write(record, {"finished": False, "fingerprint": wanted})
+    files.write_text(record, json.dumps({"finished": False, "fingerprint": wanted}))
     transformers_logging.disable_progress_bar()  # of every file that a checkpoint writes
     # Before the trainer is there: DPO's reference computes as the model does.
     optimiser = _samis_optimiser(model, config, arguments.learning_rate)
@@ -323,17 +324,10 @@ def _train(
     trainer.add_callback(_quiet_progress())
     trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     model.eval()
-    _write(record, {"finished": True, "fingerprint": wanted})
+    files.write_text(record, json.dumps({"finished": True, "fingerprint": wanted}))
     for older in sorted(state_folder.glob("checkpoint-*"), key=_step)[:-1]:
         shutil.rmtree(older)
     return _history(trainer.state.log_history)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(path)
 
 
 def _latest_whole_checkpoint(folder: Path) -> Path | None:

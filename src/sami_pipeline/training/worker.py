@@ -17,13 +17,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sami_pipeline import files
 from sami_pipeline.processes import end_with_parent
 
 if TYPE_CHECKING:
@@ -97,19 +97,14 @@ def _export(model: PreTrainedModel, student: Checkpoint, folder: Path) -> None:
     weights = gathered_weights(model)
     if weights is None:
         return
-    temporary = folder.with_name(f".{folder.name}.partial")
-    for path in (temporary, folder):
-        shutil.rmtree(path, ignore_errors=True)
-    model.save_pretrained(temporary, state_dict=weights, safe_serialization=True)
-    student.load_tokenizer().save_pretrained(temporary)
-    temporary.rename(folder)
+    with files.whole_folder(folder) as partial:
+        model.save_pretrained(partial, state_dict=weights, safe_serialization=True)
+        student.load_tokenizer().save_pretrained(partial)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file that exists only when it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(path)
+    files.write_text(path, json.dumps(content))
 
 
 def main(folder: Path) -> None:

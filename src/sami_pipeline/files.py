@@ -1,0 +1,85 @@
+"""Files and folders that appear under their name when they are whole.
+
+What is written goes to a neighbour of the same file system, reaches the disk, and is renamed. After
+an error or a kill, what had stood there before still stands there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def partial_place(place: Path) -> Path:
+    """Return where this process writes what will stand at ``place``."""
+    return place.with_name(f".{place.name}.{os.getpid()}.partial")
+
+
+def remove_abandoned(place: Path) -> None:
+    """Remove what killed processes had begun to write for ``place``; its folder may be absent."""
+    for abandoned in place.parent.glob(f".{place.name}.*.partial"):
+        if abandoned.is_dir():
+            shutil.rmtree(abandoned)
+        else:
+            abandoned.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(place: Path) -> Iterator[Path]:
+    """Yield a path to write a file to; it stands at ``place`` when the block ends without an error.
+
+    The folder of ``place`` is created if need be.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(place)
+    partial = partial_place(place)
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(place)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(place: Path, text: str) -> None:
+    """Write a UTF-8 text file that appears at once and whole."""
+    with whole_file(place) as partial:
+        partial.write_text(text, "utf-8")
+
+
+@contextmanager
+def whole_folder(place: Path) -> Iterator[Path]:
+    """Yield a new folder to fill; it stands at ``place`` when the block ends without an error.
+
+    An earlier folder is replaced. A kill between the two renames of that leaves the earlier one
+    under another name: call ``recover_folder`` before ``place`` is read.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    recover_folder(place)
+    remove_abandoned(place)
+    partial = partial_place(place)
+    partial.mkdir()
+    try:
+        yield partial
+        if place.exists():
+            shutil.rmtree(_replaced(place), ignore_errors=True)
+            place.rename(_replaced(place))
+        partial.rename(place)
+        shutil.rmtree(_replaced(place), ignore_errors=True)
+    finally:
+        # What failed, such as on a full disk, would only be in the way.
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def recover_folder(place: Path) -> None:
+    """Put an earlier folder back if a kill fell between the two renames of its replacement."""
+    if _replaced(place).exists() and not place.exists():
+        _replaced(place).rename(place)
+
+
+def _replaced(place: Path) -> Path:
+    return place.with_name(f".{place.name}.replaced")
