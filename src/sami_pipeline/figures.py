@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
 from sami_pipeline.evaluation.statistics import BOTH_TURNS, DESIRED, FIRST_TURN
 from sami_pipeline.parameters import PublishedDifference
 
@@ -96,7 +97,7 @@ def _forest(
     height = (14 + 12 * len(matches)) * len(names) + 60
     figure = make_subplots(
         rows=max(1, len(stacks)), cols=max(1, len(keys)), shared_yaxes=True,
-        horizontal_spacing=0.03, vertical_spacing=70 / (height * max(1, len(stacks)) + 200),
+        horizontal_spacing=0.05, vertical_spacing=70 / (height * max(1, len(stacks)) + 200),
         subplot_titles=[
             _panel_title(panels, key) + (f", {stack} {stacked}" if len(stacks) > 1 else "")
             for stack in stacks for key in keys
@@ -110,6 +111,7 @@ def _forest(
         line, column = stacks.index(key[0]), keys.index(key[1 : 1 + len(panels)])
         match = key[1 + len(panels) :]
         offset = _DODGE * ((len(matches) - 1) / 2 - matches.index(match)) / len(matches)
+        offset *= row not in series  # a line for each model needs no room for others
         figure.add_scatter(
             row=line + 1,
             col=column + 1,
@@ -251,12 +253,13 @@ def lengths(table: pd.DataFrame) -> go.Figure:
     """
     rows = _headline_first(first_and_both_turns(table[table["category"] == "overall"]))
     figure = _forest(
-        rows.assign(who=rows["model"]), panels=["constitution", "turn"], row="who",
+        rows, panels=["constitution", "turn"], row="model",
         series=["model"], value="mean_tokens", low="mean_tokens_ci_low",
         high="mean_tokens_ci_high", parity=None, scale=1,
         hover=("truncated_rate", "degeneration_rate"),
     )  # fmt: skip
-    figure.update_xaxes(title="tokens", rangemode="tozero")
+    longest = rows[["mean_tokens", "mean_tokens_ci_high"]].max(axis=None)
+    figure.update_xaxes(title="tokens", range=[0, 1.05 * longest])
     figure.update_layout(
         showlegend=False,
         title={"text": f"Length of answers<br><sup>mean; {_OVER_QUESTIONS}</sup>"},
@@ -271,9 +274,9 @@ def paired_questions(verdicts: pd.DataFrame) -> go.Figure:
     A row of panels is a constitution, on the first turn.
 
     Args:
-        verdicts: as from ``checklist.judge_checklist``; rows without scores are left out.
+        verdicts: of any judges; those of the checklist are drawn.
     """
-    rows = verdicts[(verdicts["turn"] == 1) & verdicts["model_score"].notna()]
+    rows = verdicts[(verdicts["turn"] == 1) & (verdicts["judge"] == CHECKLIST)]
     matches = list(rows[["model", "opponent"]].drop_duplicates().itertuples(index=False, name=None))
     constitutions = rows["constitution"].unique().tolist()
     constitutions.sort(key=lambda name: name != DESIRED)
