@@ -14,7 +14,7 @@ from kedro.validation import DataValidationError
 from sami_pipeline import files
 from sami_pipeline.datasets.whole_files import written_whole
 from sami_pipeline.errors import InputError, storage_fault, writing
-from sami_pipeline.session import provenance
+from sami_pipeline.session import missing_answers, provenance
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class RunCatalog(DataCatalog):
                 fault = provenance.fault(self._recorded(name), origin, self[name])
                 if fault:
                     self._stale[name] = fault
+        come = missing_answers.ask_again(pipeline, self._missing, self.exists, self.load)
+        self._stale |= dict.fromkeys(come, missing_answers.HAVE_COME)
         for fault, count in Counter(self._stale.values()).items():
             logger.info("Outputs that are made again: %d (%s)", count, fault)
 
@@ -70,7 +72,9 @@ class RunCatalog(DataCatalog):
                 super().save(ds_name, data)
             if record is not None:
                 made = provenance.Record(
-                    origin=self._origins[ds_name], size=provenance.size(dataset)
+                    origin=self._origins[ds_name],
+                    size=provenance.size(dataset),
+                    missing_answers=missing_answers.missing_in(data),
                 )
                 files.write_text(record, made.model_dump_json())
         self._stale.pop(ds_name, None)
@@ -94,6 +98,11 @@ class RunCatalog(DataCatalog):
             what = storage_fault(cause) or (str(cause).splitlines() or [type(cause).__name__])[0]
             where = provenance.place(self[ds_name])
             raise DatasetError(f"{ds_name}: {where}: can't be read: {what}; {remedy}") from error
+
+    def _missing(self, name: str) -> int:
+        """Return how many answers an output lacks that a server was asked for."""
+        record = self._recorded(name)
+        return 0 if record is None else record.missing_answers
 
     def _record(self, name: str) -> Path | None:
         """Return where it is recorded what an output was made from, if this run follows it."""

@@ -56,7 +56,7 @@ class RunLockHook:
                 self._locks.append(lock)
             if isinstance(catalog, RunCatalog):
                 catalog.follow(pipeline, going_on=run_params["only_missing_outputs"])
-        except InputError as error:
+        except (InputError, DatasetError) as error:
             self._release()
             raise CommandLineError(str(error)) from error
 

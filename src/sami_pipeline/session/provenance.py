@@ -51,10 +51,12 @@ class Record(BaseModel):
     Attributes:
         origin: what it was made from.
         size: of its files together, in bytes.
+        missing_answers: that a server did not give; an output with some is not complete.
     """
 
     origin: Origin
     size: int
+    missing_answers: int = 0
 
 
 def origins(
