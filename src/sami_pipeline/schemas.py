@@ -13,14 +13,9 @@ from pandera.typing import Series
 
 from sami_pipeline.evaluation import judge_quality, length_control
 from sami_pipeline.evaluation.math_accuracy import METRICS
-from sami_pipeline.evaluation.statistics import (
-    BOTH_TURNS,
-    MT_BENCH_CATEGORIES,
-    OUTCOMES,
-)
+from sami_pipeline.evaluation.statistics import BOTH_TURNS, OUTCOMES
 from sami_pipeline.tables import StoredTable
 
-_CATEGORIES = list(MT_BENCH_CATEGORIES)
 _SPLITS = ["train", "held_out"]
 _STATUSES = [
     "usable",
@@ -60,7 +55,7 @@ class _OnATurn(_Table):
 
     model: Series[str]
     question_id: Series[str]
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     turn: Series[int] = pa.Field(isin=[1, 2])
     constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
 
@@ -89,7 +84,7 @@ class Questions(_Table):
     """One row is one turn of an MT-Bench question."""
 
     question_id: Series[str] = pa.Field(str_length={"min_value": 1})
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     turn: Series[int] = pa.Field(isin=[1, 2])
     question: Series[str] = pa.Field(str_length={"min_value": 1})
     reference: Series[str]
@@ -116,7 +111,7 @@ class Queries(_Table):
     """One row is one training query."""
 
     query_id: Series[str] = pa.Field(unique=True)
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     query: Series[str] = pa.Field(str_length={"min_value": 1})
     source: Series[str]
 
@@ -124,7 +119,7 @@ class Queries(_Table):
 class Principles(_Table):
     """One row is one principle of a category, with its antithesis and both checks as JSON."""
 
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     principle: Series[str]
     statement: Series[str] = pa.Field(str_length={"min_value": 1})
     antithesis: Series[str] = pa.Field(str_length={"min_value": 1})
@@ -145,7 +140,7 @@ class PrincipleWriting(_Table):
     wanted. Status "incomplete" is an answer after which the category still lacks principles.
     """
 
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     attempt: Series[int] = pa.Field(ge=0)
     status: Series[str] = pa.Field(
         isin=["complete", "incomplete", "malformed", "prompt_too_long", "failed"]
@@ -164,7 +159,7 @@ class Constitutions(_Table):
     """One row is one constitution for one query (or question)."""
 
     query_id: Series[str]
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     constitution_index: Series[int] = pa.Field(ge=0)
     constitution: Series[str] = pa.Field(isin=["desired", "contrasting"])
     stances: Series[str]
@@ -202,7 +197,7 @@ class Responses(Generations):
 class ResponseCounts(_Table):
     """One row is how many queries of a category had one status."""
 
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     status: Series[str] = pa.Field(isin=_STATUSES)
     queries: Series[int] = pa.Field(ge=1)
 
@@ -215,7 +210,7 @@ class TeacherCompliance(_Table):
     under the opposite stance: a contrast can be learnt where the two differ.
     """
 
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     principle: Series[str]
     stance: Series[str] = pa.Field(isin=["principle", "antithesis"])
     check: Series[str]
@@ -274,7 +269,7 @@ class HeldOutResponses(_Completed):
 
     model: Series[str]
     query_id: Series[str]
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     constitution_index: Series[int] = pa.Field(ge=0)
     constitution: Series[str] = pa.Field(isin=["desired", "contrasting"])
     response: Series[str]
@@ -613,7 +608,7 @@ class Comparison(_Table):
     """One row is one headline figure of one model in one run."""
 
     run: Series[str]
-    experiment: Series[str] = pa.Field(isin=["mt_bench", "math"])
+    experiment: Series[str] = pa.Field(str_length={"min_value": 1})
     model: Series[str]
     metric: Series[str]
     n: Series[int] = pa.Field(ge=1)

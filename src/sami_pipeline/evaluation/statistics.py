@@ -14,7 +14,7 @@ statements) are not independent. `rows` counts what the mean is over.
 (`with_corrected_p`). A cell with fewer than two questions has no interval (NaN).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -62,6 +62,13 @@ DESIRED = "desired"
 FIRST_TURN = "1"
 
 
+def in_order(categories: Iterable[str]) -> list[str]:
+    """Return the different categories: MT-Bench's first and in its order, others alphabetically."""
+    present = set(categories)
+    known = [category for category in MT_BENCH_CATEGORIES if category in present]
+    return known + sorted(present.difference(known))
+
+
 def by_category(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Split rows by category, then take them together.
 
@@ -79,8 +86,7 @@ def by_category(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     present = set(frame["category"])
     if taken := present & {OVERALL, OVERALL_PAPER}:
         raise ValueError(f"reserved for summaries, no category: {sorted(taken)}")
-    known = [category for category in MT_BENCH_CATEGORIES if category in present]
-    for category in known + sorted(present.difference(known)):
+    for category in in_order(present):
         yield category, frame[frame["category"] == category]
     if present:
         yield OVERALL, frame
