@@ -28,7 +28,7 @@ from sami_pipeline.engines.parameters import Seed, Settings, Tokens, as_written
 from sami_pipeline.errors import one_line
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.checkpoints import ModelSource
-from sami_pipeline.principles.constitutions import Contrast
+from sami_pipeline.principles.constitutions import Contrast, TrainingContrast
 
 Category = Literal[*MT_BENCH_CATEGORIES]
 # What an experiment can train: SAMI, the baselines on the same responses, and SAMI after SFT.
@@ -173,12 +173,41 @@ class ConstitutionsParameters(Settings):
     """How contrasting constitutions are sampled."""
 
     n_constitutions: int = Field(2, ge=2, le=64, description="Constitutions per query.")
-    contrast: Contrast = Field(
+    contrast: TrainingContrast = Field(
         "sampled",
         description="What stands against the desired constitution: opposite takes every "
-        "antithesis, sampled draws from all others.",
+        "antithesis, sampled draws from all others. pairs draws pairs of different constitutions "
+        "from all that there are (arXiv 2410.01704), so that a grid may differ in one principle.",
+    )
+    pairs_per_query: _Count = Field(
+        2, description="Grids of each query with contrast: pairs; published is 2."
     )
     seed: Seed = Field(0, description="Decides the contrasts and the order of the statements.")
+
+
+class FiltersParameters(Settings):
+    """Published filters of training responses (arXiv 2410.01704); each leaves out whole grids.
+
+    Lengths are in characters. Responses that did not end are ``keep_truncated``'s business.
+    """
+
+    words: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (),
+        description="A grid with a response that holds one of these, such as [insert, is left out.",
+    )
+    minimum_characters: NonNegativeInt = Field(
+        0, description="Of a grid's shortest response; published for math is 50."
+    )
+    minimum_length_ratio: float = Field(
+        1.0, ge=1, description="Of a grid's longest response to its shortest; for math 3."
+    )
+    minimum_edit_distance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Levenshtein distance between the shortest response and the beginning of the "
+        "longest, as a share of the shortest's length; published for math is 0.5.",
+    )
 
 
 class GenerationParameters(Settings):
@@ -196,6 +225,7 @@ class GenerationParameters(Settings):
     keep_degenerate: bool = Field(
         False, description="Use responses that mostly repeat themselves; False marks them."
     )
+    filters: FiltersParameters = FiltersParameters()
     queries_per_category: _Count = Field(
         20, description="Of the ingested queries, how many of each category are answered."
     )

@@ -24,6 +24,10 @@ _STATUSES = [
     "empty",
     "same_response",
     "truncated",
+    "filter_word",
+    "too_short",
+    "length_ratio",
+    "too_similar",
     "degenerate",
 ]
 _FINISH_REASONS = ["stop", "length", "prompt_too_long", "failed"]
@@ -123,6 +127,7 @@ class Principles(_Table):
     principle: Series[str]
     statement: Series[str] = pa.Field(str_length={"min_value": 1})
     antithesis: Series[str] = pa.Field(str_length={"min_value": 1})
+    wordings: Series[str]
     check: Series[str]
     antithesis_check: Series[str]
     written_by: Series[str]
@@ -156,10 +161,11 @@ class PrincipleWriting(_Table):
 
 
 class Constitutions(_Table):
-    """One row is one constitution for one query (or question)."""
+    """One row is one constitution of a grid for one query (or question)."""
 
     query_id: Series[str]
     category: Series[str] = pa.Field(str_length={"min_value": 1})
+    grid: Series[int] = pa.Field(ge=0)
     constitution_index: Series[int] = pa.Field(ge=0)
     constitution: Series[str] = pa.Field(isin=["desired", "contrasting"])
     stances: Series[str]
@@ -195,7 +201,7 @@ class Responses(Generations):
 
 
 class ResponseCounts(_Table):
-    """One row is how many queries of a category had one status."""
+    """One row is how many queries of a category had one status, each once for each of its grids."""
 
     category: Series[str] = pa.Field(str_length={"min_value": 1})
     status: Series[str] = pa.Field(isin=_STATUSES)

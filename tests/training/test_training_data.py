@@ -26,6 +26,7 @@ def response_rows(n_constitutions=3) -> pd.DataFrame:
         [
             {
                 "query_id": query_id,
+                "grid": 0,
                 "constitution_index": index,
                 "split": split,
                 "status": status,
@@ -43,6 +44,17 @@ def response_rows(n_constitutions=3) -> pd.DataFrame:
 def test_grids_are_those_of_the_usable_queries_of_the_split(tokenizer, split, queries):
     grids = select_grids(response_rows(), split, tokenizer)
     assert [grid.prompts[0] for grid in grids] == [f"prompt {query}0" for query in queries]
+
+
+def test_each_pair_of_a_query_is_a_grid(tokenizer):
+    rows = response_rows(n_constitutions=4)
+    rows["grid"] = rows["constitution_index"] // 2
+    # One bad response spoils its own pair alone.
+    rows.loc[(rows["query_id"] == "d") & (rows["grid"] == 0), "status"] = "empty"
+    grids = select_grids(rows, "train", tokenizer)
+    assert [grid.prompts for grid in grids] == [
+        [f"prompt {name}" for name in pair] for pair in (("a0", "a1"), ("a2", "a3"), ("d2", "d3"))
+    ]
 
 
 def test_response_and_prompt_of_one_constitution_stand_on_the_diagonal(tokenizer):

@@ -57,7 +57,7 @@ HELD_OUT_METRICS = (
 def select_grids(
     responses: pd.DataFrame, split: str, tokenizer: PreTrainedTokenizerBase
 ) -> list[TextGrid]:
-    """Return one grid for each usable query of a split, in the order of the query ids."""
+    """Return the usable grids of a split, in the order of the query ids."""
     from sami_pipeline.core.grid import TextGrid
 
     rows = responses[(responses["status"] == USABLE) & (responses["split"] == split)]
@@ -67,7 +67,9 @@ def select_grids(
             responses=group["response"].tolist(),
             ended=(group["finish_reason"] == "stop").tolist(),
         )
-        for _, group in rows.sort_values(["query_id", "constitution_index"]).groupby("query_id")
+        for _, group in rows.sort_values(["query_id", "constitution_index"]).groupby(
+            ["query_id", "grid"]
+        )
     ]
 
 

@@ -50,6 +50,7 @@ def constitute_questions(
         n_constitutions=2,
         seed=parameters.seed,
         contrast=parameters.contrast,
+        use="evaluation",
     )
     if parameters.contrasting:
         return constitutions
