@@ -13,25 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from sami_pipeline.parameters import (
-    CompareRunsParameters,
-    DryRunParameters,
-    HousekeepingParameters,
-    PrincipleWritingParameters,
-)
-from sami_pipeline.session.experiments import EXPERIMENTS
+from sami_pipeline.parameters import HousekeepingParameters
+from sami_pipeline.session import experiments
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 PAGE = "configuration"
 PLACE = "<!-- parameter reference -->"
-MODELS = EXPERIMENTS | {
-    "compare_runs": CompareRunsParameters,
-    "write_principles": PrincipleWritingParameters,
-    "dry_run_assumptions": DryRunParameters,
-    "top level": HousekeepingParameters,
-}
+TOP_LEVEL = "top level"  # in conf/*/parameters/run.yml
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ def groups() -> list[Group]:
     """Return all parameter groups; one that is shared is there once."""
     places: dict[str, str] = {}
     found = []
-    for name, model in MODELS.items():
+    for name, model in {**experiments.groups(), TOP_LEVEL: HousekeepingParameters}.items():
         schema = TypeAdapter(model).json_schema()
         found += _groups(name, schema, schema.get("$defs", {}), places)
     return found

@@ -213,7 +213,7 @@ class Sources:
         """Return whether a file differs from what was read in comments and docstrings alone."""
         try:
             now, before = (
-                _dump(ast.parse(text)) for text in (path.read_bytes(), self._texts[path])
+                statement(ast.parse(text)) for text in (path.read_bytes(), self._texts[path])
             )
         except (OSError, SyntaxError):
             return False
@@ -377,7 +377,7 @@ class _Piece:
     def hash(self) -> str:
         """A hash of what it says, and of the files that it reads beside the module."""
         files = [_content(path) for path in self._looked_at.files if path.suffix != ".py"]
-        return _hash(_dump(self._statement) + "".join(files))
+        return _hash(statement(self._statement) + "".join(files))
 
     @cached_property
     def references(self) -> set[_Reference]:
@@ -586,11 +586,11 @@ def _is_text(node: Any) -> bool:
     )
 
 
-def _dump(node: Any) -> str:
+def statement(node: Any) -> str:
     """Return what a part of a program says, the same for every version of Python."""
     if isinstance(node, ast.AST):
         fields = (
-            f"{name}={_dump(value)}"
+            f"{name}={statement(value)}"
             for name in node._fields
             if name not in ("ctx", "kind", "type_comment", "type_ignores")
             and (value := getattr(node, name, None)) not in (None, [])
@@ -599,7 +599,7 @@ def _dump(node: Any) -> str:
         constant = repr(node.value) if isinstance(node, ast.Constant) else ""
         return f"{type(node).__name__}({constant or ','.join(fields)})"
     if isinstance(node, list):
-        return "[" + ",".join(_dump(each) for each in node if not _is_text(each)) + "]"
+        return "[" + ",".join(statement(each) for each in node if not _is_text(each)) + "]"
     return repr(node)
 
 

@@ -15,6 +15,7 @@ from sami_pipeline.engines import (
     completion_key,
     generate,
     model_fingerprint,
+    transformers_engine,
 )
 from sami_pipeline.engines import store as stores
 from sami_pipeline.engines.transformers_engine import TransformersEngine
@@ -45,6 +46,12 @@ class Watched:
             yield piece
 
 
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Hand over every completion as soon as it is there."""
+    monkeypatch.setattr(transformers_engine, "SECONDS_BETWEEN_PIECES", 0.0)
+
+
 @pytest.fixture(scope="module")
 def engine(random_checkpoint) -> TransformersEngine:
     return TransformersEngine(random_checkpoint.folder, dtype="float32", batch_size=2)
@@ -71,9 +78,12 @@ def test_run_that_was_killed_goes_on_and_ends_in_the_same_texts(engine, store, p
     uninterrupted = run(engine)
     with pytest.raises(KeyboardInterrupt):
         run(Watched(engine, pieces), store=store)
+    keys = [completion_key(engine.identity, request, 0) for request in REQUESTS]
+    stored = len(store.find(keys))
+    assert pieces <= stored < len(REQUESTS)
     watched = Watched(engine)
     assert run(watched, store=CompletionStore(store.folder)) == uninterrupted
-    assert len(watched.asked) == len(REQUESTS) - 2 * pieces
+    assert len(watched.asked) == len(REQUESTS) - stored
 
 
 def test_line_that_a_kill_cut_short_is_asked_again(engine, store):
@@ -83,7 +93,7 @@ def test_line_that_a_kill_cut_short_is_asked_again(engine, store):
     path.write_text("".join(lines[:-1]) + lines[-1][:-9])
     watched = Watched(engine)
     assert run(watched, store=CompletionStore(store.folder)) == written
-    assert len(watched.asked) == 2
+    assert len(watched.asked) == len(json.loads(lines[-1]))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +183,8 @@ def test_processes_that_write_at_once_lose_nothing(store):
     assert len(store.find(keys)) == 150
 
 
-PADDING = "engines/transformers_engine.py", "2 * len(encoded[index])"
+ENGINE = "engines/transformers_engine.py", "class TransformersEngine:"
+OTHER_CODE = "@(lambda kind: kind)\nclass TransformersEngine:"
 
 
 @pytest.fixture
@@ -194,10 +205,10 @@ def test_texts_of_earlier_code_are_taken_up_and_counted_in_one_line(
     caplog.set_level("INFO")
     written = run(engine, store=store)
     assert "earlier code" not in caplog.text
-    sources(PADDING[0], "class TransformersEngine", "# a comment\nclass TransformersEngine")
+    sources(*ENGINE, f"# a comment\n{ENGINE[1]}")
     run(engine, store=CompletionStore(store.folder))
     assert "earlier code" not in caplog.text
-    sources(*PADDING, "3 * len(encoded[index])")
+    sources(*ENGINE, OTHER_CODE)
     assert run(engine, store=CompletionStore(store.folder)) == written
     assert caplog.text.count("earlier code") == 1
     assert "12 stored texts come from earlier code" in caplog.text
@@ -208,7 +219,7 @@ def test_texts_of_earlier_code_are_asked_again_once_where_that_is_wanted(
     engine, store, sources, policy, caplog
 ):
     run(engine, store=store)
-    sources(*PADDING, "3 * len(encoded[index])")
+    sources(*ENGINE, OTHER_CODE)
     policy(ask_again=True)
     written = run(engine, store=CompletionStore(store.folder))
     assert asked(store) == 24

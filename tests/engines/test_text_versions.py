@@ -1,10 +1,11 @@
 """What decides the text of a request is part of the key of stored texts, by a version."""
 
+import ast
 import hashlib
 
 import pytest
 
-from sami_pipeline.code_versions import project
+from sami_pipeline.code_versions import PACKAGE_FOLDER, statement
 from sami_pipeline.engines import GenerationRequest, SamplingParameters, store
 from sami_pipeline.engines.store import completion_key
 from sami_pipeline.models.prompts import Prompt
@@ -14,29 +15,39 @@ LOCAL = (
     "models.prompts:Prompt", "engines.tokens:render_prompts", "engines.tokens:split_too_long",
     "engines.tokens:end_token_ids", "engines.tokens:read_completion",
 )  # fmt: skip
+_ENGINE = "engines.transformers_engine:TransformersEngine"
 DEFINITIONS = {
-    "openai": ("models.prompts:Prompt", "engines.openai_engine:OpenAIEngine"),
-    "transformers": (
-        *LOCAL, "engines.transformers_engine:TransformersEngine",
-        "engines.transformers_engine:_batch_seed",
+    "openai": (
+        "models.prompts:Prompt", "engines.openai_engine:OpenAIEngine._completion",
+        "engines.openai_engine:_Choice", "engines.openai_engine:_request_fields",
+        "engines.openai_engine:_extra_fields", "engines.openai_engine:_chosen",
     ),
-    "vllm": (*LOCAL, "engines.vllm_engine:VllmEngine", "engines.vllm_worker:Model"),
+    "transformers": (
+        *LOCAL, f"{_ENGINE}._row", f"{_ENGINE}._extend", f"{_ENGINE}._has_ended",
+        f"{_ENGINE}._completion", f"{_ENGINE}._choose", "engines.transformers_engine:_Drawn",
+        "engines.sampling:uniform_numbers", "engines.sampling:draw_tokens",
+        "engines.sampling:_weights", "engines.sampling:_nucleus", "engines.sampling:_inverse",
+    ),
+    "vllm": (*LOCAL, "engines.vllm_engine:VllmEngine", "engines.vllm_worker:Model.generate"),
 }  # fmt: skip
 # By kind of engine, the version in engines/store.py and a hash of its definitions.
 KNOWN = {
-    "openai": (1, "b1f59ac0662f0430"),
-    "transformers": (1, "e56a079557fec2ad"),
-    "vllm": (1, "a2467905b63a18b1"),
+    "openai": (1, "1ff40924644db775"),
+    "transformers": (1, "76c1da218fb9da71"),
+    "vllm": (1, "03848006410a5709"),
 }
 
 
 def hash_of(kind: str) -> str:
     found = ""
     for definition in DEFINITIONS[kind]:
-        module, name = definition.split(":")
-        pieces = project().module(f"sami_pipeline.{module}").definitions[name]
-        assert pieces, f"{definition} is gone; name here what took its place"
-        found += "".join(piece.hash for piece in pieces)
+        module, _, names = definition.partition(":")
+        node = ast.parse((PACKAGE_FOLDER / f"{module.replace('.', '/')}.py").read_bytes())
+        for name in names.split("."):
+            inner = [each for each in node.body if getattr(each, "name", None) == name]
+            assert inner, f"{definition} is gone; name here what took its place"
+            (node,) = inner
+        found += statement(node)
     return hashlib.sha256(found.encode()).hexdigest()[:16]
 
 

@@ -23,6 +23,12 @@ class Graph:
             self.catalog: DataCatalog = session.load_context().catalog
             self.pipeline: Pipeline = pipelines["mt_bench"]
 
+    def following(self, names: set[str]) -> set[str]:
+        """Return nodes and all that are made from what they make, by their short names."""
+        full = [node.name for node in self.pipeline.nodes if node.name.rpartition(".")[2] in names]
+        chosen = self.pipeline.from_nodes(*full).nodes if full else []
+        return {node.name.rpartition(".")[2] for node in chosen}
+
     def origins(self) -> dict[str, Origin]:
         """Return what each node's outputs are to be made from, by the node's name."""
         found = provenance.origins(self.pipeline, self.catalog, lambda _: None)

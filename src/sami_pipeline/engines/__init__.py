@@ -102,6 +102,7 @@ def open_engine(
         model_folder,
         dtype=parameters.transformers.dtype,
         batch_size=parameters.transformers.batch_size,
+        kept_gib=parameters.transformers.kept_gib,
         trust_remote_code=trust_remote_code,
     )
 

@@ -18,12 +18,14 @@ from kedro.pipeline.node import Node
 from sami_pipeline import engines
 from sami_pipeline.engines import credentials, store
 from sami_pipeline.errors import InputError, storage_fault
+from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.parameters import HousekeepingParameters
 from sami_pipeline.reporting import summary
 from sami_pipeline.reporting.record import RunRecord
-from sami_pipeline.session import experiments, input_checks, provenance
+from sami_pipeline.session import input_checks, provenance
 from sami_pipeline.session.catalog import STATE, RunCatalog
 from sami_pipeline.session.command_line import CommandLineError
+from sami_pipeline.session.experiments import housekeeping
 from sami_pipeline.session.run_lock import RunLock
 
 
@@ -58,13 +60,11 @@ class RunLockHook:
                 lock.acquire()
                 self._locks.append(lock)
             if isinstance(catalog, RunCatalog):
-                housekeeping = experiments.housekeeping()
-                store.hand_over(_store_policy(pipeline, catalog, housekeeping))
+                wanted = housekeeping()
+                store.hand_over(_store_policy(pipeline, catalog, wanted))
                 self._catalog = catalog
                 catalog.follow(
-                    pipeline,
-                    going_on=run_params["only_missing_outputs"],
-                    housekeeping=housekeeping,
+                    pipeline, going_on=run_params["only_missing_outputs"], housekeeping=wanted
                 )
         except (InputError, DatasetError) as error:
             self._release()
@@ -89,16 +89,16 @@ class RunLockHook:
 
 
 def _store_policy(
-    pipeline: Pipeline, catalog: CatalogProtocol, housekeeping: HousekeepingParameters
+    pipeline: Pipeline, catalog: CatalogProtocol, wanted: HousekeepingParameters
 ) -> store.StorePolicy:
     """Return what a run takes of the stored texts of others: RUN/EXPERIMENT/completions."""
     others: dict[Path, list[Path]] = {}
-    for name in pipeline.inputs() if housekeeping.share_between_runs else ():
+    for name in pipeline.inputs() if wanted.share_between_runs else ():
         if name.endswith(provenance.COMPLETIONS):
             own = catalog.get(name).load()
             alike = own.parents[2].glob(f"*/{own.parent.name}/{own.name}")
             others[own] = sorted(folder for folder in alike if folder != own)
-    return store.StorePolicy(housekeeping.completions == "ask_again", others)
+    return store.StorePolicy(wanted.completions == "ask_again", others)
 
 
 class EngineReleaseHook:
@@ -200,7 +200,7 @@ class NodeRecordHook:
 def _experiment_of(node: Node) -> str | None:
     """Return the experiment whose datasets a node makes, or None where it is no experiment's."""
     name = node.outputs[0].partition(".")[0] if node.outputs else ""
-    return name if name in experiments.EXPERIMENTS else None
+    return name if name in experiments() else None
 
 
 def _name_in(experiment: str, node: Node) -> str:
