@@ -74,6 +74,14 @@ LoadingEngine = Annotated[EngineParameters, AfterValidator(_loads_models)]
 _Count = Annotated[int, Field(gt=0, le=1_000_000)]
 
 
+def _refuse_resamples(value: Any) -> Any:
+    if isinstance(value, Mapping) and "resamples" in value:
+        raise ValueError(
+            "resamples: is no parameter any more, since these intervals are no bootstrap; remove it"
+        )
+    return value
+
+
 class RunParameters(Settings):
     """Names of runs, which become names of folders."""
 
@@ -300,8 +308,9 @@ class TrainingParameters(Settings):
     launch: LaunchParameters = LaunchParameters()
     dpo: DpoParameters = DpoParameters()
     sft: SftParameters = SftParameters()
-    resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
-    seed: Seed = Field(0, description="Of the shuffled principles and of the bootstrap.")
+    seed: Seed = Field(0, description="Of the shuffled principles.")
+
+    _no_resamples = model_validator(mode="before")(_refuse_resamples)
 
     @field_validator("sami", mode="before")
     @classmethod
@@ -380,6 +389,11 @@ class EvaluationParameters(Settings):
         {},
         description="Sampling temperature by category; MT-Bench needs one for each of its own.",
     )
+    contrasting: bool = Field(
+        True,
+        description="Also ask the first turn under the contrasting constitution; False leaves it "
+        "out, and with it what is measured by it: steerability.",
+    )
     without_constitution: bool = Field(
         False, description="Also answer both turns without any constitution."
     )
@@ -389,7 +403,11 @@ class EvaluationParameters(Settings):
     questions_per_category: PositiveInt | None = Field(
         None, description="Answer only the first questions of each category; None answers all."
     )
-    resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
+    resamples: _Count = Field(
+        10_000,
+        description="Bootstrap samples per interval of what is no mean: win rates with length held "
+        "equal, and kappa.",
+    )
     seed: Seed = Field(0, description="Of the shuffled principles, sampled answers and bootstrap.")
 
     def temperature_of(self, category: str) -> float:
@@ -478,8 +496,9 @@ class AccuracyParameters(Settings):
     published: tuple[PublishedDifference, ...] = Field(
         (), description="Published gains, a layer of their own in the figures."
     )
-    resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
-    seed: Seed = Field(0, description="Of the samples and the bootstrap.")
+    seed: Seed = Field(0, description="Of the samples.")
+
+    _no_resamples = model_validator(mode="before")(_refuse_resamples)
 
 
 class ReportParameters(Settings):
