@@ -15,6 +15,8 @@ import pandas as pd
 
 from sami_pipeline.errors import InputError, one_line
 from sami_pipeline.evaluation.statistics import OUTCOMES
+from sami_pipeline.parameters import PublishedParameters
+from sami_pipeline.principles.degeneration import is_degenerate
 
 _WIN, _TIE, _LOSS, _INVALID = OUTCOMES
 _ANSWERS = ("model", "question_id", "category", "turn", "constitution", "answer")
@@ -24,6 +26,75 @@ _VERDICTS = (
 # The published judgements are on MT-Bench's first turn under the desired constitution.
 _SETTING = {"turn": 1, "constitution": "desired"}
 _FASTCHAT_WINNERS = {"model_1", "model_2", "tie"}
+
+
+def collect_published(
+    parameters: PublishedParameters, project_folder: Path
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the published answers of all models, and the verdicts on them.
+
+    Args:
+        parameters: where they are.
+        project_folder: what a relative folder is relative to.
+
+    Returns:
+        Answers as ``schemas.PublishedAnswers`` and verdicts as ``schemas.Verdicts``. The published
+        verdicts hold the lengths in tokens. One answer that reaches the limit was cut off.
+
+    Raises:
+        InputError: no folder is named, a file is missing or there twice, or it can't be read.
+    """
+    if parameters.folder is None:
+        raise InputError(
+            "published.folder: is missing; clone github.com/SohamGovande/sami-extension and name "
+            "the clone: --params published.folder=/path/to/clone"
+        )
+    folder = project_folder / Path(parameters.folder).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"published.folder: {folder}: is no folder")
+    answers = pd.concat(
+        [
+            read_published_answers(_found(folder, file), model)
+            for model, file in parameters.answers.items()
+        ],
+        ignore_index=True,
+    )
+    verdicts = pd.concat(
+        [
+            read_published_verdicts(
+                _found(folder, file), answers,
+                model=model, opponent=parameters.baseline, judge=parameters.judge,
+            )
+            for model, file in parameters.verdicts.items()
+        ],
+        ignore_index=True,
+    )  # fmt: skip
+    tokens = {
+        (row[side], row["question_id"]): row[f"{side}_tokens"]
+        for row in verdicts.to_dict("records")
+        for side in ("model", "opponent")
+    }
+    lengths = [
+        tokens.get(key, 0) for key in zip(answers["model"], answers["question_id"], strict=True)
+    ]
+    answers = answers.assign(
+        completion_tokens=lengths,
+        finish_reason=[
+            "length" if count >= parameters.max_new_tokens else "stop" for count in lengths
+        ],
+        degenerate=answers["answer"].map(is_degenerate).astype(bool),
+    )
+    verdicts = verdicts.drop(columns=["model_tokens", "opponent_tokens"])
+    return answers, verdicts.assign(model_score=float("nan"), opponent_score=float("nan"))
+
+
+def _found(folder: Path, name: str) -> Path:
+    """Return the one file of a name in a folder or below."""
+    found = [folder / name] if (folder / name).is_file() else sorted(folder.rglob(name))
+    if len(found) != 1:
+        what = "is not there" if not found else f"is there {len(found)} times"
+        raise InputError(f"published.folder: {folder}: {name} {what}; name it with its folders")
+    return found[0]
 
 
 def read_published_answers(path: Path, model: str) -> pd.DataFrame:
