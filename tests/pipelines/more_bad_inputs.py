@@ -28,12 +28,13 @@ def write_gguf(
     tokenizer: bool = True,
     template: str | None = _CHAT,
     merged: bool = True,
+    blocks: int = 1,
 ) -> Path:
-    """Write a model of one layer with a byte-level tokenizer of 260 tokens."""
+    """Write a model of one layer, whatever it says, with a byte-level tokenizer of 260 tokens."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(context)
     writer.add_embedding_length(32)
-    writer.add_block_count(1)
+    writer.add_block_count(blocks)
     writer.add_feed_forward_length(64)
     writer.add_head_count(2)
     writer.add_head_count_kv(1)
@@ -68,7 +69,7 @@ def write_gguf(
 
 
 def _gguf(name: str, change: Callable[[Path], Any], *named: str, **options: Any) -> None:
-    @_case(f"GGUF: {name}", "model.gguf", *named)
+    @_case(f"GGUF: {name}", *named)
     def bring(workshop: Workshop) -> None:
         path = write_gguf(workshop.folder / "model.gguf", **options)
         change(path)

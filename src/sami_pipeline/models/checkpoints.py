@@ -476,15 +476,21 @@ def _import_gguf(path: Path) -> LoadedModel:
     check_gguf(path)
     tokenizer = load_gguf_tokenizer(path)
     try:
-        quantised = AutoModelForCausalLM.from_pretrained(
-            path.parent, dtype=torch.float32, gguf_file=path.name, trust_remote_code=False
-        )
+        quantised, found = AutoModelForCausalLM.from_pretrained(
+            path.parent, dtype=torch.float32, gguf_file=path.name, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
     # Each architecture has its own ways to fail on tensors that do not fit.
     except Exception as error:
         raise CheckpointError(
             f"model file {path}: can't be loaded ({one_line(str(error))}); take another file, or "
             "a folder with safetensors"
         ) from error
+    if absent := sorted(found["missing_keys"]):
+        raise CheckpointError(
+            f"model file {path}: lacks {absent[0]} ({len(absent)} weights are missing); take "
+            "another file"
+        )
     # The loaded model carries a quantisation marker and refuses save_pretrained: move its
     # weights into a plain model of the same configuration.
     config = quantised.config
