@@ -652,7 +652,7 @@ def accuracy(scale: int) -> Work:
 
 def report_answers(scale: int) -> Work:
     """Choose what a report shows of the answers."""
-    from sami_pipeline.reporting.answers import answers_of
+    from sami_pipeline.reporting.answers import judged_answers
 
     tables = {
         "answers": answers(scale),
@@ -661,7 +661,7 @@ def report_answers(scale: int) -> Work:
         "questions": questions(range(scale)),
         "principles": principles(),
     }
-    return Work(len(tables["answers"]), lambda: answers_of(tables, "base", 100))
+    return Work(len(tables["answers"]), lambda: judged_answers(tables, "base", 100))
 
 
 STAGES: dict[str, Callable[[int], Work]] = {

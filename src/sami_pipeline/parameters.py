@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -338,12 +338,17 @@ class IterationsParameters(Settings):
 
 
 class EvaluationParameters(Settings):
-    """How models under test answer MT-Bench and how their answers are compared."""
+    """How models under test answer questions and how their answers are compared."""
 
     engine: LoadingEngine = EngineParameters()
     max_new_tokens: Tokens = Field(1024, description="Limit of an answer, in tokens.")
-    temperatures: dict[Category, NonNegativeFloat] = Field(
-        description="Sampling temperature of each category; 0 is greedy."
+    temperature: NonNegativeFloat = Field(
+        0.0,
+        description="Of answers in categories that temperatures does not name; 0 is greedy.",
+    )
+    temperatures: dict[str, NonNegativeFloat] = Field(
+        {},
+        description="Sampling temperature by category; MT-Bench needs one for each of its own.",
     )
     without_constitution: bool = Field(
         False, description="Also answer both turns without any constitution."
@@ -357,12 +362,9 @@ class EvaluationParameters(Settings):
     resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
     seed: Seed = Field(0, description="Of the shuffled principles, sampled answers and bootstrap.")
 
-    @model_validator(mode="after")
-    def _every_category_has_a_temperature(self) -> EvaluationParameters:
-        missing = [name for name in MT_BENCH_CATEGORIES if name not in self.temperatures]
-        if missing:
-            raise ValueError(f"temperatures: {', '.join(missing)} missing")
-        return self
+    def temperature_of(self, category: str) -> float:
+        """Return the sampling temperature of a category's answers."""
+        return self.temperatures.get(category, self.temperature)
 
 
 class JudgeParameters(Settings):
@@ -469,6 +471,9 @@ class ReportParameters(Settings):
 class ExperimentParameters(Settings):
     """What every experiment has: models, and how they are trained."""
 
+    # Whether a training response can be told to be right: there are problems with solutions.
+    solutions_are_known: ClassVar[bool] = False
+
     models: ModelsParameters
     constitutions: ConstitutionsParameters
     generation: GenerationParameters
@@ -489,6 +494,15 @@ class ExperimentParameters(Settings):
                 raise ValueError(
                     f"models.under_test: {name!r} is unknown; known: {', '.join(sorted(known))}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _solutions_are_known_where_they_are_asked_for(self) -> ExperimentParameters:
+        if not self.solutions_are_known:
+            if self.models.teacher == WORKED_SOLUTIONS:
+                raise ValueError(f"models.teacher: {WORKED_SOLUTIONS!r} is only there for math")
+            if self.training.sft.only_correct:
+                raise ValueError("training.sft.only_correct: is only there for math")
         return self
 
     @model_validator(mode="after")
@@ -535,15 +549,14 @@ class ExperimentParameters(Settings):
         }
 
 
-class MtBenchParameters(ExperimentParameters):
-    """All parameter groups of the MT-Bench experiment."""
+class JudgedParameters(ExperimentParameters):
+    """What experiments have whose answers are judged: by the checklist, and by a model if asked."""
 
-    queries: QueriesParameters
     evaluation: EvaluationParameters
     judge: JudgeParameters = JudgeParameters()
 
     @model_validator(mode="after")
-    def _the_judge_has_a_model(self) -> MtBenchParameters:
+    def _the_judge_has_a_model(self) -> JudgedParameters:
         judge, known = self.judge, ", ".join(self.models.sources)
         if judge.model is not None and judge.model not in self.models.sources:
             raise ValueError(f"judge.model: {judge.model!r} has no source; known: {known}")
@@ -554,17 +567,29 @@ class MtBenchParameters(ExperimentParameters):
             raise ValueError(f"judge.model: name the model that judges; known: {known}")
         return self
 
+
+class MtBenchParameters(JudgedParameters):
+    """All parameter groups of the MT-Bench experiment."""
+
+    queries: QueriesParameters
+
     @model_validator(mode="after")
-    def _the_teacher_is_a_model(self) -> MtBenchParameters:
-        if self.models.teacher == WORKED_SOLUTIONS:
-            raise ValueError(f"models.teacher: {WORKED_SOLUTIONS!r} is only there for math")
-        if self.training.sft.only_correct:
-            raise ValueError("training.sft.only_correct: is only there for math")
+    def _every_category_has_a_temperature(self) -> MtBenchParameters:
+        given, known = self.evaluation.temperatures, set(MT_BENCH_CATEGORIES)
+        if missing := [name for name in MT_BENCH_CATEGORIES if name not in given]:
+            raise ValueError(f"evaluation.temperatures: {', '.join(missing)} missing")
+        if unknown := sorted(given.keys() - known):
+            raise ValueError(
+                f"evaluation.temperatures: {one_line(unknown[0])!r} is no category; known: "
+                f"{', '.join(MT_BENCH_CATEGORIES)}"
+            )
         return self
 
 
 class MathParameters(ExperimentParameters):
     """All parameter groups of the math experiment."""
+
+    solutions_are_known = True
 
     problems: ProblemsParameters
     accuracy: AccuracyParameters

@@ -13,17 +13,9 @@ from pandera.typing import Series
 
 from sami_pipeline.evaluation import judge_quality, length_control
 from sami_pipeline.evaluation.math_accuracy import METRICS
-from sami_pipeline.evaluation.statistics import (
-    BOTH_TURNS,
-    MT_BENCH_CATEGORIES,
-    OUTCOMES,
-    OVERALL,
-    OVERALL_PAPER,
-)
+from sami_pipeline.evaluation.statistics import BOTH_TURNS, OUTCOMES
 from sami_pipeline.tables import StoredTable
 
-_CATEGORIES = list(MT_BENCH_CATEGORIES)
-_SUMMARISED = [*_CATEGORIES, OVERALL, OVERALL_PAPER]
 _SPLITS = ["train", "held_out"]
 _STATUSES = [
     "usable",
@@ -62,7 +54,7 @@ class _OnATurn(_Table):
 
     model: Series[str]
     question_id: Series[str]
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     turn: Series[int] = pa.Field(isin=[1, 2])
     constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
 
@@ -95,7 +87,7 @@ class Questions(_Table):
     """
 
     question_id: Series[str] = pa.Field(str_length={"min_value": 1})
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     turn: Series[int] = pa.Field(isin=[1, 2])
     question: Series[str] = pa.Field(str_length={"min_value": 1})
     reference: Series[str]
@@ -124,7 +116,7 @@ class Queries(_Table):
     """One row is one training query."""
 
     query_id: Series[str] = pa.Field(unique=True)
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     query: Series[str] = pa.Field(str_length={"min_value": 1})
     source: Series[str]
 
@@ -132,7 +124,7 @@ class Queries(_Table):
 class Principles(_Table):
     """One row is one principle of a category, with its antithesis and both checks as JSON."""
 
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     principle: Series[str]
     statement: Series[str] = pa.Field(str_length={"min_value": 1})
     antithesis: Series[str] = pa.Field(str_length={"min_value": 1})
@@ -153,7 +145,7 @@ class PrincipleWriting(_Table):
     wanted. Status "incomplete" is an answer after which the category still lacks principles.
     """
 
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     attempt: Series[int] = pa.Field(ge=0)
     status: Series[str] = pa.Field(
         isin=["complete", "incomplete", "malformed", "prompt_too_long", "failed"]
@@ -172,7 +164,7 @@ class Constitutions(_Table):
     """One row is one constitution for one query (or question)."""
 
     query_id: Series[str]
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     constitution_index: Series[int] = pa.Field(ge=0)
     constitution: Series[str] = pa.Field(isin=["desired", "contrasting"])
     stances: Series[str]
@@ -210,7 +202,7 @@ class Responses(Generations):
 class ResponseCounts(_Table):
     """One row is how many queries of a category had one status."""
 
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     status: Series[str] = pa.Field(isin=_STATUSES)
     queries: Series[int] = pa.Field(ge=1)
 
@@ -223,7 +215,7 @@ class TeacherCompliance(_Table):
     under the opposite stance: a contrast can be learnt where the two differ.
     """
 
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     principle: Series[str]
     stance: Series[str] = pa.Field(isin=["principle", "antithesis"])
     check: Series[str]
@@ -282,7 +274,7 @@ class HeldOutResponses(_Completed):
 
     model: Series[str]
     query_id: Series[str]
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     constitution_index: Series[int] = pa.Field(ge=0)
     constitution: Series[str] = pa.Field(isin=["desired", "contrasting"])
     response: Series[str]
@@ -393,7 +385,7 @@ class WinRates(_Table):
 
     model: Series[str]
     opponent: Series[str]
-    category: Series[str] = pa.Field(isin=_SUMMARISED)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     n: Series[int] = pa.Field(ge=0)
     win_rate: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
@@ -446,7 +438,7 @@ class JudgeQuality(_Table):
 
     judge: Series[str]
     reference: Series[str]
-    category: Series[str] = pa.Field(isin=_SUMMARISED)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     metric: Series[str] = pa.Field(isin=list(judge_quality.METRICS))
     n: Series[int] = pa.Field(ge=0)
     value: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
@@ -464,7 +456,7 @@ class Ratings(_Table):
 
     model: Series[str]
     constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
-    category: Series[str] = pa.Field(isin=_SUMMARISED)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     turn: Series[str] = pa.Field(isin=[BOTH_TURNS, "1", "2"])
     n: Series[int] = pa.Field(ge=0)
     invalid: Series[int] = pa.Field(ge=0)
@@ -478,7 +470,7 @@ class Compliance(_Table):
 
     model: Series[str]
     principle: Series[str]
-    category: Series[str] = pa.Field(isin=_SUMMARISED)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     n: Series[int] = pa.Field(ge=1)
     compliance: Series[float] = pa.Field(ge=0, le=1)
     ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
@@ -490,7 +482,7 @@ class ComplianceDifference(_Table):
 
     model: Series[str]
     baseline: Series[str]
-    category: Series[str] = pa.Field(isin=_SUMMARISED)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     n: Series[int] = pa.Field(ge=1)
     difference: Series[float] = pa.Field(ge=-1, le=1)
     ci_low: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
@@ -504,7 +496,7 @@ class Degeneration(_Lengths):
     """
 
     model: Series[str]
-    category: Series[str] = pa.Field(isin=_SUMMARISED)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     n: Series[int] = pa.Field(ge=1)
     degeneration_rate: Series[float] = pa.Field(ge=0, le=1)
     ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
@@ -575,7 +567,7 @@ class Comparison(_Table):
     """One row is one headline figure of one model in one run."""
 
     run: Series[str]
-    experiment: Series[str] = pa.Field(isin=["mt_bench", "math"])
+    experiment: Series[str] = pa.Field(str_length={"min_value": 1})
     model: Series[str]
     metric: Series[str]
     n: Series[int] = pa.Field(ge=1)

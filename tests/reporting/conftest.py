@@ -12,10 +12,10 @@ from sami_pipeline.evaluation import judge_quality, length_control, statistics
 from sami_pipeline.evaluation import math_accuracy as math_statistics
 from sami_pipeline.evaluation.checklist import judge_checklist
 from sami_pipeline.evaluation.math_answers import flexible_answer, same_number, strict_answer
+from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.principles.constitutions import sample_constitutions, tabulate_principles
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.reporting import RunDescription, describe_models, write_page
-from sami_pipeline.reporting.answers import answers_of
 from sami_pipeline.session.experiments import experiment_parameters
 
 OPTIONS = {"resamples": 50, "seed": 0}
@@ -150,8 +150,10 @@ def page_of() -> Callable[..., str]:
 
     def write(experiment: str, tables: dict[str, pd.DataFrame]) -> str:
         parameters = experiment_parameters(experiment)
+        subject = experiments()[experiment].subject
         description = RunDescription(
             experiment=experiment,
+            subject=subject,
             run="a run",
             parameters=parameters.model_dump(mode="json"),
             models=describe_models(parameters, {}),
@@ -163,6 +165,6 @@ def page_of() -> Callable[..., str]:
             for name, (table, draw) in drawn.items()
             if table in tables and not tables[table].empty
         }
-        return write_page(description, tables, shown, answers_of(tables, "base", None))
+        return write_page(description, tables, shown, subject.browser(tables, "base", None))
 
     return write

@@ -5,6 +5,7 @@ import pytest
 
 from sami_pipeline import figures
 from sami_pipeline.errors import InputError
+from sami_pipeline.experiments.registry import headlines
 from sami_pipeline.parameters import CompareRunsParameters
 from sami_pipeline.reporting.comparison import compare_runs
 from sami_pipeline.schemas import Comparison
@@ -66,13 +67,15 @@ RESULTS = {
     "two/mt_bench/held_out": unreadable,
 }
 
+HEADLINES = headlines()
+
 
 def values(table: pd.DataFrame) -> dict[tuple[str, str, str], float]:
     return table.set_index(["run", "model", "metric"])["value"].to_dict()
 
 
 def test_table_holds_the_headline_figures_of_every_run():
-    table = Comparison.validate(compare_runs(RESULTS))
+    table = Comparison.validate(compare_runs(RESULTS, HEADLINES))
     assert values(table) == {
         **{("one", m, "greedy"): 0.25 for m in ("base", "sft")},
         **{("two", m, "greedy"): 0.25 for m in ("base", "sft")},
@@ -89,26 +92,29 @@ def test_table_holds_the_headline_figures_of_every_run():
 
 
 def test_chosen_runs_come_in_the_order_they_were_named():
-    assert compare_runs(RESULTS, ["two", "one"])["run"].unique().tolist() == ["two", "one"]
-    assert compare_runs(RESULTS, ["one"])["run"].unique().tolist() == ["one"]
+    assert compare_runs(RESULTS, HEADLINES, ["two", "one"])["run"].unique().tolist() == [
+        "two",
+        "one",
+    ]
+    assert compare_runs(RESULTS, HEADLINES, ["one"])["run"].unique().tolist() == ["one"]
     assert CompareRunsParameters(runs="two one").runs == ("two", "one")
 
 
 def test_run_without_results_is_named_with_those_that_have_some():
     with pytest.raises(InputError, match=r"compare_runs.runs: 'three' .* known: one, two"):
-        compare_runs(RESULTS, ["one", "three"])
+        compare_runs(RESULTS, HEADLINES, ["one", "three"])
     with pytest.raises(InputError, match="none yet; make one with kedro run"):
-        compare_runs({"one/math/attempts": unreadable})
+        compare_runs({"one/math/attempts": unreadable}, HEADLINES)
 
 
 def test_table_of_another_version_is_named_with_the_remedy():
     old = {"one/mt_bench/win_rates": lambda: win_rates().drop(columns="judge")}
     with pytest.raises(InputError, match=r"one/mt_bench/win_rates.parquet: .*version .*'judge'"):
-        compare_runs(RESULTS | old)
+        compare_runs(RESULTS | old, HEADLINES)
 
 
 def test_figure_has_a_panel_for_each_metric_and_one_colour_for_each_run():
-    table = compare_runs(RESULTS)
+    table = compare_runs(RESULTS, HEADLINES)
     figure = figures.comparison(table)
     assert len(figure.layout.annotations) == table.groupby(["experiment", "metric"]).ngroups
     colours = {trace.name: trace.marker.color for trace in figure.data}

@@ -3,8 +3,8 @@ import pytest
 from kedro.config import OmegaConfigLoader
 
 from sami_pipeline import PROJECT_FOLDER
+from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.parameters import JudgeParameters
-from sami_pipeline.pipelines import math, mt_bench
 from sami_pipeline.reporting.contents import (
     CONTENTS,
     SECTIONS,
@@ -27,8 +27,8 @@ def made() -> set[str]:
     parameters = experiment_parameters("mt_bench")
     rated = parameters.model_copy(update={"judge": JudgeParameters(kind="single", model="base")})
     graphs = [
-        mt_bench.create_pipeline(rated),
-        math.create_pipeline(experiment_parameters("math")),
+        experiments()["mt_bench"].pipeline(rated),
+        experiments()["math"].pipeline(experiment_parameters("math")),
     ]
     return {name.partition(".")[2] for graph in graphs for name in graph.all_outputs()}
 

@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from sami_pipeline import code_versions
 from sami_pipeline.core.adapters import add_adapters, merge_adapters, without_adapters
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.core.distributed import (
@@ -115,7 +116,8 @@ def train_sami(
     Raises:
         ValueError: no grids, a grid that is not square, weights of the wrong dtype, or parameters
             that several workers can't follow.
-        StateMismatchError: ``state_folder`` holds the state of another run.
+        StateMismatchError: ``state_folder`` holds the state of another, unfinished run: of other
+            data, parameters or code.
         FloatingPointError: a gradient is not finite; the states on disk are of the steps before.
     """
     token_grids = [
@@ -129,7 +131,11 @@ def train_sami(
     if workers.count > 1:
         check_many_workers(token_grids, config)
     torch.manual_seed(config.seed + workers.rank)
-    run_fingerprint = fingerprint(model, token_grids, config) if state_folder is not None else {}
+    run_fingerprint = (
+        {}
+        if state_folder is None
+        else fingerprint(model, token_grids, config, code_versions.of(train_sami))
+    )
     batches = batch_schedule(len(token_grids), config)
     with prepared(model, config) as reference, _trackers(config, tracker_folder) as log:
         layout, reason = choose_layout(model)

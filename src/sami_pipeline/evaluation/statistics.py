@@ -11,7 +11,7 @@ Each cell uses the seed afresh, so that a number does not depend on which other 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,6 +192,13 @@ def bootstrap_statistic(
 NO_ROWS = Interval(math.nan, math.nan, math.nan, 0)
 
 
+def in_order(categories: Iterable[str]) -> list[str]:
+    """Return the different categories: MT-Bench's first and in its order, others alphabetically."""
+    present = set(categories)
+    known = [category for category in MT_BENCH_CATEGORIES if category in present]
+    return known + sorted(present.difference(known))
+
+
 def by_category(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Split rows by category, then take them together.
 
@@ -209,8 +216,7 @@ def by_category(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     present = set(frame["category"])
     if taken := present & {OVERALL, OVERALL_PAPER}:
         raise ValueError(f"reserved for summaries, no category: {sorted(taken)}")
-    known = [category for category in MT_BENCH_CATEGORIES if category in present]
-    for category in known + sorted(present.difference(known)):
+    for category in in_order(present):
         yield category, frame[frame["category"] == category]
     if present:
         yield OVERALL, frame

@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from sami_pipeline.errors import InputError, first_fault
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
@@ -58,9 +66,10 @@ class CategoryPrinciples(BaseModel):
 
     @field_validator("category")
     @classmethod
-    def _known_category(cls, value: str) -> str:
-        if value not in MT_BENCH_CATEGORIES:
-            raise ValueError(f"unknown category {value!r}; known: {', '.join(MT_BENCH_CATEGORIES)}")
+    def _known_category(cls, value: str, info: ValidationInfo) -> str:
+        known = MT_BENCH_CATEGORIES if info.context is None else info.context["categories"]
+        if known is not None and value not in known:
+            raise ValueError(f"unknown category {value!r}; known: {', '.join(known)}")
         return value
 
     @field_validator("principles")
@@ -73,11 +82,14 @@ class CategoryPrinciples(BaseModel):
         return value
 
 
-def parse_principles(specifications: Mapping[str, Any]) -> dict[str, CategoryPrinciples]:
+def parse_principles(
+    specifications: Mapping[str, Any], categories: Sequence[str] | None = MT_BENCH_CATEGORIES
+) -> dict[str, CategoryPrinciples]:
     """Return the principles of all files by category.
 
     Args:
         specifications: parsed YAML by file name.
+        categories: what principles may be written for; None takes any.
 
     Raises:
         InputError: one line naming the file, the field and what is wrong with it.
@@ -86,7 +98,9 @@ def parse_principles(specifications: Mapping[str, Any]) -> dict[str, CategoryPri
     owners: dict[str, str] = {}
     for file_name in sorted(specifications):
         try:
-            parsed = CategoryPrinciples.model_validate(specifications[file_name])
+            parsed = CategoryPrinciples.model_validate(
+                specifications[file_name], context={"categories": categories}
+            )
         except ValidationError as error:
             raise InputError(f"principles file {file_name}: {first_fault(error)}") from error
         if parsed.category in owners:
@@ -99,11 +113,14 @@ def parse_principles(specifications: Mapping[str, Any]) -> dict[str, CategoryPri
     return by_category
 
 
-def tabulate_principles(specifications: Mapping[str, Any]) -> pd.DataFrame:
+def tabulate_principles(
+    specifications: Mapping[str, Any], categories: Sequence[str] | None = MT_BENCH_CATEGORIES
+) -> pd.DataFrame:
     """Return the principles of all files as one table, one row per principle of a category.
 
     Args:
         specifications: parsed YAML by file name.
+        categories: what principles may be written for; None takes any.
 
     Returns:
         ``category, principle, statement, antithesis, check, antithesis_check, written_by``; the
@@ -122,7 +139,7 @@ def tabulate_principles(specifications: Mapping[str, Any]) -> pd.DataFrame:
             "antithesis_check": json.dumps(item.antithesis_check) if item.antithesis_check else "",
             "written_by": parsed.written_by,
         }
-        for category, parsed in parse_principles(specifications).items()
+        for category, parsed in parse_principles(specifications, categories).items()
         for item in parsed.principles
     ]
     if not rows:

@@ -1,6 +1,6 @@
 """What the models wrote, for the browser of answers: plain data, one entry a question.
 
-Both experiments give the same shape, so that one page shows both::
+All experiments give the same shape, so that one page shows both::
 
     {"note", "total", "models": [...], "categories": [...], "judges": [...],
      "matches": [[model, opponent], ...],
@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from sami_pipeline.evaluation.math_accuracy import GREEDY
-from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
+from sami_pipeline.evaluation.statistics import in_order
 from sami_pipeline.principles.constitutions import format_statements, wording
 
 Tables = Mapping[str, pd.DataFrame]
@@ -50,19 +50,13 @@ _ORDERS = {
 _SETTING = ["question_id", "turn", "constitution"]
 
 
-def answers_of(tables: Tables, baseline: str, questions_shown: int | None) -> Json:
-    """Return what the models of an experiment wrote; see ``mt_bench_answers``, ``math_answers``."""
-    if "attempts" in tables:
-        return math_answers(tables, baseline, questions_shown)
-    return mt_bench_answers(tables, questions_shown)
-
-
-def mt_bench_answers(tables: Tables, questions_shown: int | None) -> Json:
-    """Return MT-Bench's questions with every model's answers, verdicts and what the judges said.
+def judged_answers(tables: Tables, baseline: str, questions_shown: int | None) -> Json:
+    """Return questions with every model's answers, verdicts and what the judges said.
 
     Args:
         tables: ``answers, verdicts, checked, questions, principles`` and, where language models
             judge, ``judgements``; see ``schemas``.
+        baseline: not needed here, the verdicts name who is compared.
         questions_shown: how many of each category; None takes all.
     """
     answers, verdicts = tables["answers"], tables["verdicts"]
@@ -106,7 +100,7 @@ def mt_bench_answers(tables: Tables, questions_shown: int | None) -> Json:
                 ],
             }
         )
-    categories = [name for name in MT_BENCH_CATEGORIES if (kept["category"] == name).any()]
+    categories = in_order(kept["category"])
     return {
         "note": "Every model's answer to a question, side by side, with the verdicts and what they "
         "rest on. An outcome is that of the match's first model.",

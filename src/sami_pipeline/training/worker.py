@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sami_pipeline import files
+from sami_pipeline.process_settings import threads_are_the_users
 from sami_pipeline.processes import end_with_parent
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def main(folder: Path) -> None:
         torch.cuda.set_device(device)
     else:
         device, backend = torch.device("cpu"), "gloo"
-        if "OMP_NUM_THREADS" not in os.environ:
+        if not threads_are_the_users(os.environ):
             torch.set_num_threads(
                 max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"]))
             )

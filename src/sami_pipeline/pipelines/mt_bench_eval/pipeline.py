@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.parameters import JudgeParameters, MtBenchParameters
+from sami_pipeline.parameters import JudgedParameters, JudgeParameters
 from sami_pipeline.pipelines import combine_tables, for_each_model
 from sami_pipeline.pipelines.mt_bench_eval import nodes
 
 
-def create_pipeline(experiment: MtBenchParameters) -> Pipeline:
+def create_pipeline(experiment: JudgedParameters) -> Pipeline:
     """Return the pipeline that evaluates every model under test on MT-Bench."""
     models = experiment.models.under_test
     checklist_alone = experiment.judge.kind == "checklist"
