@@ -28,7 +28,7 @@ from sami_pipeline.engines.parameters import Seed, Settings, Tokens, as_written
 from sami_pipeline.errors import one_line
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.checkpoints import ModelSource
-from sami_pipeline.principles.constitutions import Contrast
+from sami_pipeline.principles.constitutions import Contrast, TrainingContrast
 
 Category = Literal[*MT_BENCH_CATEGORIES]
 # What an experiment can train: SAMI, the baselines on the same responses, and SAMI after SFT.
@@ -72,6 +72,14 @@ LoadingEngine = Annotated[EngineParameters, AfterValidator(_loads_models)]
 
 
 _Count = Annotated[int, Field(gt=0, le=1_000_000)]
+
+
+def _refuse_resamples(value: Any) -> Any:
+    if isinstance(value, Mapping) and "resamples" in value:
+        raise ValueError(
+            "resamples: is no parameter any more, since these intervals are no bootstrap; remove it"
+        )
+    return value
 
 
 class RunParameters(Settings):
@@ -165,12 +173,41 @@ class ConstitutionsParameters(Settings):
     """How contrasting constitutions are sampled."""
 
     n_constitutions: int = Field(2, ge=2, le=64, description="Constitutions per query.")
-    contrast: Contrast = Field(
+    contrast: TrainingContrast = Field(
         "sampled",
         description="What stands against the desired constitution: opposite takes every "
-        "antithesis, sampled draws from all others.",
+        "antithesis, sampled draws from all others. pairs draws pairs of different constitutions "
+        "from all that there are (arXiv 2410.01704), so that a grid may differ in one principle.",
+    )
+    pairs_per_query: _Count = Field(
+        2, description="Grids of each query with contrast: pairs; published is 2."
     )
     seed: Seed = Field(0, description="Decides the contrasts and the order of the statements.")
+
+
+class FiltersParameters(Settings):
+    """Published filters of training responses (arXiv 2410.01704); each leaves out whole grids.
+
+    Lengths are in characters. Responses that did not end are ``keep_truncated``'s business.
+    """
+
+    words: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (),
+        description="A grid with a response that holds one of these, such as [insert, is left out.",
+    )
+    minimum_characters: NonNegativeInt = Field(
+        0, description="Of a grid's shortest response; published for math is 50."
+    )
+    minimum_length_ratio: float = Field(
+        1.0, ge=1, description="Of a grid's longest response to its shortest; for math 3."
+    )
+    minimum_edit_distance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Levenshtein distance between the shortest response and the beginning of the "
+        "longest, as a share of the shortest's length; published for math is 0.5.",
+    )
 
 
 class GenerationParameters(Settings):
@@ -188,6 +225,7 @@ class GenerationParameters(Settings):
     keep_degenerate: bool = Field(
         False, description="Use responses that mostly repeat themselves; False marks them."
     )
+    filters: FiltersParameters = FiltersParameters()
     queries_per_category: _Count = Field(
         20, description="Of the ingested queries, how many of each category are answered."
     )
@@ -270,8 +308,9 @@ class TrainingParameters(Settings):
     launch: LaunchParameters = LaunchParameters()
     dpo: DpoParameters = DpoParameters()
     sft: SftParameters = SftParameters()
-    resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
-    seed: Seed = Field(0, description="Of the shuffled principles and of the bootstrap.")
+    seed: Seed = Field(0, description="Of the shuffled principles.")
+
+    _no_resamples = model_validator(mode="before")(_refuse_resamples)
 
     @field_validator("sami", mode="before")
     @classmethod
@@ -350,6 +389,11 @@ class EvaluationParameters(Settings):
         {},
         description="Sampling temperature by category; MT-Bench needs one for each of its own.",
     )
+    contrasting: bool = Field(
+        True,
+        description="Also ask the first turn under the contrasting constitution; False leaves it "
+        "out, and with it what is measured by it: steerability.",
+    )
     without_constitution: bool = Field(
         False, description="Also answer both turns without any constitution."
     )
@@ -359,7 +403,11 @@ class EvaluationParameters(Settings):
     questions_per_category: PositiveInt | None = Field(
         None, description="Answer only the first questions of each category; None answers all."
     )
-    resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
+    resamples: _Count = Field(
+        10_000,
+        description="Bootstrap samples per interval of what is no mean: win rates with length held "
+        "equal, and kappa.",
+    )
     seed: Seed = Field(0, description="Of the shuffled principles, sampled answers and bootstrap.")
 
     def temperature_of(self, category: str) -> float:
@@ -454,8 +502,9 @@ class AccuracyParameters(Settings):
     published: tuple[PublishedDifference, ...] = Field(
         (), description="Published gains, a layer of their own in the figures."
     )
-    resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
-    seed: Seed = Field(0, description="Of the samples and the bootstrap.")
+    seed: Seed = Field(0, description="Of the samples.")
+
+    _no_resamples = model_validator(mode="before")(_refuse_resamples)
 
 
 class ReportParameters(Settings):
@@ -593,6 +642,48 @@ class MathParameters(ExperimentParameters):
 
     problems: ProblemsParameters
     accuracy: AccuracyParameters
+
+
+class PublishedRate(Settings):
+    """A win rate read off a published figure, drawn beside what its verdicts give."""
+
+    model: ModelName = Field(description="The model whose rate it is.")
+    opponent: ModelName = Field(description="The model that it was compared with.")
+    category: str = Field(description="The category, or overall.")
+    percent: float = Field(ge=0, le=100, description="Of the comparisons, a tie counting half.")
+
+
+class PublishedParameters(Settings):
+    """Where the published answers and verdicts of arXiv 2410.01704 are."""
+
+    folder: str | None = Field(
+        None,
+        description="A clone of github.com/SohamGovande/sami-extension; files are found by their "
+        "name in it or anywhere below.",
+    )
+    answers: dict[ModelName, str] = Field(description="The file of each model's answers.")
+    verdicts: dict[ModelName, str] = Field(
+        description="The file of each model's verdicts against the baseline."
+    )
+    baseline: ModelName = Field(description="The model that the others were compared with.")
+    judge: str = Field(description="What the published judge is called here.")
+    max_new_tokens: Tokens = Field(
+        750, description="The published limit of an answer; one that reaches it was cut off."
+    )
+    rates: tuple[PublishedRate, ...] = Field(
+        (), description="Published win rates, a layer of their own in the figure."
+    )
+    source: str = Field("arXiv 2410.01704", description="What the published rates are called.")
+    resamples: _Count = Field(10_000, description="Bootstrap samples of length control.")
+    seed: Seed = Field(0, description="Of the bootstrap.")
+    report: ReportParameters = ReportParameters(questions_per_category=None)
+
+    @model_validator(mode="after")
+    def _compared_models_have_answers(self) -> PublishedParameters:
+        for name in (self.baseline, *self.verdicts):
+            if name not in self.answers:
+                raise ValueError(f"answers: {name!r} is missing; name its file")
+        return self
 
 
 class DryRunParameters(Settings):

@@ -24,7 +24,7 @@ import pandas as pd
 
 from sami_pipeline.evaluation.math_accuracy import GREEDY
 from sami_pipeline.evaluation.statistics import in_order
-from sami_pipeline.principles.constitutions import format_statements, wording
+from sami_pipeline.principles.constitutions import choose_wordings, format_statements, wording
 
 Tables = Mapping[str, pd.DataFrame]
 Json = dict[str, Any]
@@ -68,7 +68,10 @@ def judged_answers(tables: Tables, baseline: str, questions_shown: int | None) -
         return table[table["question_id"].isin(kept["question_id"])]
 
     texts = shown(asked).set_index(["question_id", "turn"])[["question", "reference"]]
-    words = {name: wording(rows) for name, rows in tables["principles"].groupby("category")}
+    words = {
+        name: choose_wordings(wording(rows, "evaluation"), None)
+        for name, rows in tables["principles"].groupby("category")
+    }
     statements = _statements(shown(tables["checked"]), words)
     judgements = _judgements(shown(tables["judgements"]) if "judgements" in tables else None)
     verdicts_of = dict(list(shown(verdicts).groupby(_SETTING, sort=False)))
@@ -113,6 +116,58 @@ def judged_answers(tables: Tables, baseline: str, questions_shown: int | None) -
                 "category": row.category,
                 "asked": row.question,
                 "settings": settings[row.question_id],
+            }
+            for row in kept.itertuples(index=False)
+        ],
+    }
+
+
+def published_answers(tables: Tables, questions_shown: int | None) -> Json:
+    """Return questions with the answers and verdicts that were published.
+
+    Args:
+        tables: ``answers, verdicts``; see ``schemas.PublishedAnswers``.
+        questions_shown: how many of each category; None takes all.
+    """
+    answers, verdicts = tables["answers"], tables["verdicts"]
+    first = answers.drop_duplicates("question_id")
+    kept = first if questions_shown is None else first.groupby("category").head(questions_shown)
+    answers_to = dict(list(answers.groupby("question_id", sort=False)))
+    verdicts_of = dict(list(verdicts.groupby("question_id", sort=False)))
+    return {
+        "note": "The published answers to a question, side by side, with the published verdicts. "
+        "An outcome is that of the match's first model.",
+        **_common(answers, verdicts),
+        "categories": in_order(kept["category"]),
+        "total": len(first),
+        "questions": [
+            {
+                "id": row.question_id,
+                "category": row.category,
+                "asked": row.question,
+                "settings": [
+                    {
+                        "title": f"Turn {row.turn}, {_CONSTITUTIONS[row.constitution]}",
+                        "asked": row.question,
+                        "constitution": row.text,
+                        "reference": "",
+                        "answers": [
+                            {
+                                "model": given.model,
+                                "texts": [
+                                    {"title": "", "text": given.answer, "facts": _facts(given)}
+                                ],
+                                "statements": [],
+                                "judgements": [],
+                            }
+                            for given in answers_to[row.question_id].itertuples(index=False)
+                        ],
+                        "verdicts": [
+                            _verdict(verdict, [])
+                            for verdict in _rows_of(verdicts_of, row.question_id).itertuples()
+                        ],
+                    }
+                ],
             }
             for row in kept.itertuples(index=False)
         ],
