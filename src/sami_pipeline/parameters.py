@@ -28,7 +28,7 @@ from sami_pipeline.engines.parameters import OpenSettings, Seed, Settings, Token
 from sami_pipeline.errors import one_line
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.checkpoints import ModelSource
-from sami_pipeline.principles.constitutions import Contrast
+from sami_pipeline.principles.constitutions import Contrast, TrainingContrast
 from sami_pipeline.training.baselines.dpo import DpoParameters
 from sami_pipeline.training.baselines.record import NoSettings
 from sami_pipeline.training.baselines.registry import baselines, trained_models
@@ -74,6 +74,14 @@ LoadingEngine = Annotated[EngineParameters, AfterValidator(_loads_models)]
 
 
 _Count = Annotated[int, Field(gt=0, le=1_000_000)]
+
+
+def _refuse_resamples(value: Any) -> Any:
+    if isinstance(value, Mapping) and "resamples" in value:
+        raise ValueError(
+            "resamples: is no parameter any more, since these intervals are no bootstrap; remove it"
+        )
+    return value
 
 
 class RunParameters(Settings):
@@ -167,12 +175,41 @@ class ConstitutionsParameters(Settings):
     """How contrasting constitutions are sampled."""
 
     n_constitutions: int = Field(2, ge=2, le=64, description="Constitutions per query.")
-    contrast: Contrast = Field(
+    contrast: TrainingContrast = Field(
         "sampled",
         description="What stands against the desired constitution: opposite takes every "
-        "antithesis, sampled draws from all others.",
+        "antithesis, sampled draws from all others. pairs draws pairs of different constitutions "
+        "from all that there are (arXiv 2410.01704), so that a grid may differ in one principle.",
+    )
+    pairs_per_query: _Count = Field(
+        2, description="Grids of each query with contrast: pairs; published is 2."
     )
     seed: Seed = Field(0, description="Decides the contrasts and the order of the statements.")
+
+
+class FiltersParameters(Settings):
+    """Published filters of training responses (arXiv 2410.01704); each leaves out whole grids.
+
+    Lengths are in characters. Responses that did not end are ``keep_truncated``'s business.
+    """
+
+    words: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (),
+        description="A grid with a response that holds one of these, such as [insert, is left out.",
+    )
+    minimum_characters: NonNegativeInt = Field(
+        0, description="Of a grid's shortest response; published for math is 50."
+    )
+    minimum_length_ratio: float = Field(
+        1.0, ge=1, description="Of a grid's longest response to its shortest; for math 3."
+    )
+    minimum_edit_distance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Levenshtein distance between the shortest response and the beginning of the "
+        "longest, as a share of the shortest's length; published for math is 0.5.",
+    )
 
 
 class GenerationParameters(Settings):
@@ -190,6 +227,7 @@ class GenerationParameters(Settings):
     keep_degenerate: bool = Field(
         False, description="Use responses that mostly repeat themselves; False marks them."
     )
+    filters: FiltersParameters = FiltersParameters()
     queries_per_category: _Count = Field(
         20, description="Of the ingested queries, how many of each category are answered."
     )
@@ -254,8 +292,9 @@ class TrainingParameters(OpenSettings):
     launch: LaunchParameters = LaunchParameters()
     dpo: DpoParameters = DpoParameters()
     sft: SftParameters = SftParameters()
-    resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
-    seed: Seed = Field(0, description="Of the shuffled principles and of the bootstrap.")
+    seed: Seed = Field(0, description="Of the shuffled principles.")
+
+    _no_resamples = model_validator(mode="before")(_refuse_resamples)
 
     @classmethod
     def further_groups(cls) -> dict[str, type[Settings]]:
@@ -343,6 +382,11 @@ class EvaluationParameters(Settings):
         {},
         description="Sampling temperature by category; MT-Bench needs one for each of its own.",
     )
+    contrasting: bool = Field(
+        True,
+        description="Also ask the first turn under the contrasting constitution; False leaves it "
+        "out, and with it what is measured by it: steerability.",
+    )
     without_constitution: bool = Field(
         False, description="Also answer both turns without any constitution."
     )
@@ -352,7 +396,11 @@ class EvaluationParameters(Settings):
     questions_per_category: PositiveInt | None = Field(
         None, description="Answer only the first questions of each category; None answers all."
     )
-    resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
+    resamples: _Count = Field(
+        10_000,
+        description="Bootstrap samples per interval of what is no mean: win rates with length held "
+        "equal, and kappa.",
+    )
     seed: Seed = Field(0, description="Of the shuffled principles, sampled answers and bootstrap.")
 
     def temperature_of(self, category: str) -> float:
@@ -441,8 +489,9 @@ class AccuracyParameters(Settings):
     published: tuple[PublishedDifference, ...] = Field(
         (), description="Published gains, a layer of their own in the figures."
     )
-    resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
-    seed: Seed = Field(0, description="Of the samples and the bootstrap.")
+    seed: Seed = Field(0, description="Of the samples.")
+
+    _no_resamples = model_validator(mode="before")(_refuse_resamples)
 
 
 class ReportParameters(Settings):

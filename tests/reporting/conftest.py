@@ -89,12 +89,12 @@ def mt_bench_tables(principle_files: dict[str, Any]) -> dict[str, pd.DataFrame]:
         "checked": checked,
         "verdicts": verdicts,
         "judgements": judgements,
-        "win_rates": statistics.win_rates(verdicts, **OPTIONS),
+        "win_rates": statistics.win_rates(verdicts),
         "length_controlled": length_control.length_controlled(verdicts, answers, **OPTIONS),
         "judge_quality": judge_quality.judge_quality(verdicts, answers, **OPTIONS),
-        "compliance": statistics.compliance(checked, **OPTIONS),
-        "compliance_difference": statistics.compliance_difference(checked, "base", **OPTIONS),
-        "degeneration": statistics.degeneration(answers, **OPTIONS),
+        "compliance": statistics.compliance(checked, "base"),
+        "compliance_difference": statistics.compliance_difference(checked, "base"),
+        "degeneration": statistics.degeneration(answers),
     }
 
 
@@ -129,7 +129,7 @@ def math_tables() -> dict[str, pd.DataFrame]:
             "reference", "finish_reason", "prompt_tokens", "completion_tokens",
         ],
     )  # fmt: skip
-    options = {**OPTIONS, "extraction": "flexible"}
+    options = {"extraction": "flexible"}
     return {
         "problems": problems,
         "attempts": attempts,
@@ -144,6 +144,8 @@ def page_of() -> Callable[..., str]:
     drawn = {
         "figure_win_rates": ("win_rates", figures.win_rates),
         "figure_compliance": ("compliance", figures.compliance),
+        "figure_questions": ("verdicts", figures.paired_questions),
+        "figure_lengths": ("degeneration", figures.lengths),
         "figure_accuracy": ("accuracy", figures.accuracy),
         "figure_attempts": ("accuracy", figures.accuracy_by_attempts),
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.math_answers import flexible_answer, reference_answer, same_number
 from sami_pipeline.inputs.records import MathProblem, read_records
 from sami_pipeline.parameters import ProblemsParameters
-from sami_pipeline.training.baselines.sft import SftParameters
 from sami_pipeline.training.responses import USABLE
 
 logger = logging.getLogger(__name__)
@@ -226,21 +225,6 @@ def rightly_solved(responses: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFr
     if len(wrong) == len(desired):
         raise InputError("math.training.sft.only_correct: no training solution has a right answer")
     return responses[~(train & responses["query_id"].isin(wrong))]
-
-
-def solutions_to_imitate(
-    responses: pd.DataFrame, settings: SftParameters, known: Mapping[str, pd.DataFrame]
-) -> pd.DataFrame:
-    """Return the responses that SFT imitates: all, or those with a right answer if it is asked so.
-
-    Args:
-        responses: as from ``responses.with_training_prompts``.
-        settings: of SFT.
-        known: the table of problems, in an experiment that has some.
-    """
-    if settings.only_correct and "problems" in known:
-        return rightly_solved(responses, known["problems"])
-    return responses
 
 
 def solution_by_stances(solution: str, answer: str, stances: Sequence[tuple[str, str]]) -> str:

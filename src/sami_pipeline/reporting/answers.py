@@ -24,7 +24,7 @@ import pandas as pd
 
 from sami_pipeline.evaluation.math_accuracy import GREEDY
 from sami_pipeline.evaluation.statistics import in_order
-from sami_pipeline.principles.constitutions import format_statements, wording
+from sami_pipeline.principles.constitutions import choose_wordings, format_statements, wording
 
 Tables = Mapping[str, pd.DataFrame]
 Json = dict[str, Any]
@@ -68,7 +68,10 @@ def judged_answers(tables: Tables, baseline: str, questions_shown: int | None) -
         return table[table["question_id"].isin(kept["question_id"])]
 
     texts = shown(asked).set_index(["question_id", "turn"])[["question", "reference"]]
-    words = {name: wording(rows) for name, rows in tables["principles"].groupby("category")}
+    words = {
+        name: choose_wordings(wording(rows, "evaluation"), None)
+        for name, rows in tables["principles"].groupby("category")
+    }
     statements = _statements(shown(tables["checked"]), words)
     judgements = _judgements(shown(tables["judgements"]) if "judgements" in tables else None)
     verdicts_of = dict(list(shown(verdicts).groupby(_SETTING, sort=False)))

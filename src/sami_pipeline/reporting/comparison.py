@@ -11,7 +11,7 @@ from pandera.pandas import DataFrameModel
 
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
-from sami_pipeline.evaluation.statistics import ALL_PRINCIPLES, BOTH_TURNS, OVERALL
+from sami_pipeline.evaluation.statistics import ALL_PRINCIPLES, FIRST_TURN, OVERALL
 
 
 @dataclass(frozen=True)
@@ -81,25 +81,27 @@ def _checked(
         ) from error
 
 
+def _headline(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["category"] == OVERALL) & (table["turn"] == FIRST_TURN)]
+
+
 def overall_compliance(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the share of all statements that each model follows."""
-    overall = (table["principle"] == ALL_PRINCIPLES) & (table["category"] == OVERALL)
-    rows = table[overall].rename(columns={"compliance": "value"})
-    return rows.assign(metric="compliance")
+    """Return the share of statements followed at the first turn, by constitution."""
+    rows = _headline(table[table["principle"] == ALL_PRINCIPLES])
+    names = "compliance, " + rows["constitution"]
+    mixed = rows.duplicated(["model", "constitution"], keep=False)
+    names = names.where(~mixed, names + " " + rows["stance"])
+    return rows.rename(columns={"compliance": "value"}).assign(metric=names)
 
 
 def overall_win_rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Return each pair's win rate over both turns and all categories, by judge."""
-    rows = table[
-        (table["category"] == OVERALL)
-        & (table["turn"] == BOTH_TURNS)
-        & table["adjusted_win_rate"].notna()
-    ]
+    """Return each pair's win rate at the first turn, by constitution and judge."""
+    rows = _headline(table[table["adjusted_win_rate"].notna()])
     judged = rows["judge"].map(lambda judge: "" if judge == CHECKLIST else f" ({judge} judge)")
     return pd.DataFrame(
         {
             "model": rows["model"],
-            "metric": "win_rate against " + rows["opponent"] + judged,
+            "metric": "win_rate against " + rows["opponent"] + ", " + rows["constitution"] + judged,
             "n": rows["n"],
             "value": rows["adjusted_win_rate"],
             "ci_low": rows["adjusted_ci_low"],

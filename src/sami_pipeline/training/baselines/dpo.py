@@ -118,6 +118,7 @@ DPO = Baseline(
     name="dpo",
     method="sami_pipeline.training.baselines.dpo:train_dpo",
     settings=DpoParameters,
+    choose="sami_pipeline.training.baseline_responses:to_prefer",
     rows=rows,
     passes=4,  # the reference once more
 )

@@ -73,5 +73,5 @@ SFT = Baseline(
     name="sft",
     method="sami_pipeline.training.baselines.sft:train_sft",
     settings=SftParameters,
-    choose="sami_pipeline.inputs.problems:solutions_to_imitate",
+    choose="sami_pipeline.training.baseline_responses:to_imitate",
 )
