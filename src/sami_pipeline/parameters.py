@@ -636,6 +636,48 @@ class MathParameters(ExperimentParameters):
     accuracy: AccuracyParameters
 
 
+class PublishedRate(Settings):
+    """A win rate read off a published figure, drawn beside what its verdicts give."""
+
+    model: ModelName = Field(description="The model whose rate it is.")
+    opponent: ModelName = Field(description="The model that it was compared with.")
+    category: str = Field(description="The category, or overall.")
+    percent: float = Field(ge=0, le=100, description="Of the comparisons, a tie counting half.")
+
+
+class PublishedParameters(Settings):
+    """Where the published answers and verdicts of arXiv 2410.01704 are."""
+
+    folder: str | None = Field(
+        None,
+        description="A clone of github.com/SohamGovande/sami-extension; files are found by their "
+        "name in it or anywhere below.",
+    )
+    answers: dict[ModelName, str] = Field(description="The file of each model's answers.")
+    verdicts: dict[ModelName, str] = Field(
+        description="The file of each model's verdicts against the baseline."
+    )
+    baseline: ModelName = Field(description="The model that the others were compared with.")
+    judge: str = Field(description="What the published judge is called here.")
+    max_new_tokens: Tokens = Field(
+        750, description="The published limit of an answer; one that reaches it was cut off."
+    )
+    rates: tuple[PublishedRate, ...] = Field(
+        (), description="Published win rates, a layer of their own in the figure."
+    )
+    source: str = Field("arXiv 2410.01704", description="What the published rates are called.")
+    resamples: _Count = Field(10_000, description="Bootstrap samples of length control.")
+    seed: Seed = Field(0, description="Of the bootstrap.")
+    report: ReportParameters = ReportParameters(questions_per_category=None)
+
+    @model_validator(mode="after")
+    def _compared_models_have_answers(self) -> PublishedParameters:
+        for name in (self.baseline, *self.verdicts):
+            if name not in self.answers:
+                raise ValueError(f"answers: {name!r} is missing; name its file")
+        return self
+
+
 class DryRunParameters(Settings):
     """What ``dry_run=true`` assumes: the machine, and what it can't know without the data."""
 

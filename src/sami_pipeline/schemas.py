@@ -317,6 +317,26 @@ class Answers(_OnATurn, _Completed):
         unique = ("model", "question_id", "turn", "constitution")
 
 
+class PublishedAnswers(_OnATurn):
+    """One row is a published model's answer to one turn of a question.
+
+    ``text`` is the constitution as it was asked; what the published verdicts don't tell of a length
+    is counted in their tokens.
+    """
+
+    question: Series[str]
+    text: Series[str]
+    answer: Series[str]
+    completion_tokens: Series[int] = pa.Field(ge=0)
+    finish_reason: Series[str] = pa.Field(isin=["stop", "length"])
+    degenerate: Series[bool]
+
+    class Config(_Table.Config):
+        """Together these name a row."""
+
+        unique = ("model", "question_id", "turn", "constitution")
+
+
 class Checked(_OnATurn):
     """One row is one statement of the constitution an answer was given under.
 

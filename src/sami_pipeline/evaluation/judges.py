@@ -147,11 +147,22 @@ def check_prompts(kind: JudgeKind, prompts: pd.DataFrame, questions: pd.DataFram
     Raises:
         InputError: what ``plan_judgements`` would raise once the answers are there.
     """
+    plan_blank(kind, questions, prompts, constrained=False)
+
+
+def plan_blank(
+    kind: JudgeKind, questions: pd.DataFrame, prompts: pd.DataFrame, *, constrained: bool
+) -> pd.DataFrame:
+    """Return what a judge would be asked of two models that answer nothing.
+
+    See ``plan_judgements``.
+    """
     answers = questions.assign(model="a", constitution="desired", answer="-")
     answers = pd.concat([answers, answers.assign(model="b")], ignore_index=True)
     rules = questions.drop_duplicates("question_id").rename(columns={"question_id": "query_id"})
     rules = rules.assign(constitution="desired", text="-")
-    plan_judgements(kind, answers, questions, rules, prompts, [("a", "b")], constrained=False)
+    pairs = [("a", "b")]
+    return plan_judgements(kind, answers, questions, rules, prompts, pairs, constrained=constrained)
 
 
 def _calls(
