@@ -5,7 +5,7 @@ arXiv 2306.05685; 80 questions, 10 in each of 8 categories.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
