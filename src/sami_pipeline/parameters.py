@@ -426,6 +426,12 @@ class JudgeParameters(Settings):
     model: ModelName | None = Field(
         None, description="One of models.sources; None where the engine is a server."
     )
+    references: Literal["corrected", "published"] = Field(
+        "corrected",
+        description="What the judge sees in math, reasoning and coding: the question file's own "
+        "reference answers and GPT-4's where it has none, or, published, GPT-4's throughout, of "
+        "which 13 of 30 are wrong (FastChat's pull request 3158).",
+    )
     max_new_tokens: Tokens = Field(2048, description="Limit of a judgement in text.")
     temperature: NonNegativeFloat = Field(0.0, description="Of judgements in text; 0 is greedy.")
     seed: Seed = Field(0, description="Of sampled judgements.")
