@@ -1,6 +1,7 @@
 """Steerability and controls on answers whose worth is known."""
 
 import json
+from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,14 @@ from sami_pipeline.evaluation.statistics import (
     degeneration,
     win_rates,
 )
+from sami_pipeline.pipelines import mt_bench_eval
+from sami_pipeline.pipelines.mt_bench_eval.nodes import constitute_questions
 from sami_pipeline.principles.constitutions import tabulate_principles
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.reporting.outcome import outcome
 from sami_pipeline.result_tables import controls, steerability
 from sami_pipeline.result_tables.registry import RESULT_TABLES
+from sami_pipeline.session.experiments import experiment_parameters
 
 QUESTIONS = 24
 PRINCIPLES = tabulate_principles(
@@ -262,10 +266,22 @@ def test_verdicts_of_length_alone_are_no_win():
 
 
 def test_every_table_is_in_the_file_of_its_name_with_its_contract():
-    from importlib import import_module
-
     for table in RESULT_TABLES:
         module = import_module(f"sami_pipeline.result_tables.{table.name}")
         assert module.TABLE is table
         assert module.Contract.__doc__.startswith("One row is ")
         assert table.shown.name == table.name
+
+
+def test_without_the_contrasting_constitution_no_question_is_asked_under_it():
+    parameters = experiment_parameters("mt_bench")
+    evaluation = parameters.evaluation.model_copy(update={"contrasting": False})
+    questions = ASKED.assign(category="math")
+    asked = constitute_questions(questions, PRINCIPLES, evaluation)
+    assert set(asked["constitution"]) == {"desired"}
+    assert asked["query_id"].nunique() == QUESTIONS
+    both = constitute_questions(questions, PRINCIPLES, parameters.evaluation)
+    assert set(both["constitution"]) == {"desired", "contrasting"}
+    graph = mt_bench_eval.create_pipeline(parameters.model_copy(update={"evaluation": evaluation}))
+    assert "steerability" not in graph.all_outputs() and "controls" in graph.all_outputs()
+    assert "steerability" in mt_bench_eval.create_pipeline(parameters).all_outputs()
