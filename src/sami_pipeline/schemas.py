@@ -85,13 +85,19 @@ class _Lengths(_Table):
 
 
 class Questions(_Table):
-    """One row is one turn of an MT-Bench question."""
+    """One row is one turn of an MT-Bench question.
+
+    ``reference`` is the question file's own answer, else GPT-4's unless it is known to be wrong;
+    ``published_reference`` is always GPT-4's.
+    """
 
     question_id: Series[str] = pa.Field(str_length={"min_value": 1})
     category: Series[str] = pa.Field(str_length={"min_value": 1})
     turn: Series[int] = pa.Field(isin=[1, 2])
     question: Series[str] = pa.Field(str_length={"min_value": 1})
     reference: Series[str]
+    # Absent in tables of questions that earlier versions stored.
+    published_reference: Series[str] | None
 
     class Config(_Table.Config):
         """Together these name a row."""
@@ -317,6 +323,26 @@ class Answers(_OnATurn, _Completed):
         unique = ("model", "question_id", "turn", "constitution")
 
 
+class PublishedAnswers(_OnATurn):
+    """One row is a published model's answer to one turn of a question.
+
+    ``text`` is the constitution as it was asked; what the published verdicts don't tell of a length
+    is counted in their tokens.
+    """
+
+    question: Series[str]
+    text: Series[str]
+    answer: Series[str]
+    completion_tokens: Series[int] = pa.Field(ge=0)
+    finish_reason: Series[str] = pa.Field(isin=["stop", "length"])
+    degenerate: Series[bool]
+
+    class Config(_Table.Config):
+        """Together these name a row."""
+
+        unique = ("model", "question_id", "turn", "constitution")
+
+
 class Checked(_OnATurn):
     """One row is one statement of the constitution an answer was given under.
 
@@ -351,7 +377,9 @@ class Judgements(_OnATurn):
     order: Series[str] = pa.Field(isin=["model_first", "opponent_first", "single"])
     prompt: Series[str]
     text: Series[str]
-    verdict: Series[str] = pa.Field(str_matches=r"^(A|B|C|[1-9](\.[0-9]+)?|10|invalid)$")
+    verdict: Series[str] = pa.Field(
+        str_matches=r"^(A|B|C|[1-9](\.[0-9]+)?|10|invalid|contradictory)$"
+    )
     prompt_tokens: Series[int] = pa.Field(ge=0)
     completion_tokens: Series[int] = pa.Field(ge=0)
     finish_reason: Series[str] = pa.Field(isin=[*_FINISH_REASONS, "failed"])

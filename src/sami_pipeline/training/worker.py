@@ -45,6 +45,7 @@ def train(folder: Path, device: torch.device) -> None:
 
     from sami_pipeline.core import Grid, SamiTrainingConfig, evaluate_grids, train_sami
     from sami_pipeline.core.distributed import current_workers, shard
+    from sami_pipeline.core.probe import choose_layout
     from sami_pipeline.models.checkpoints import Checkpoint
 
     job = json.loads((folder / "job.json").read_text())
@@ -68,6 +69,7 @@ def train(folder: Path, device: torch.device) -> None:
     if known is None and held_out:
         # A student of its own: the one that is trained is cut into shards in its training dtype.
         model = student.load_model(torch.float32, "cpu")
+        choose_layout(model)  # tried while its weights are whole
         shard(model, device)
         before = measure(model, "before")
         del model
