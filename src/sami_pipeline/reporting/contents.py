@@ -142,6 +142,19 @@ _CONTENTS: tuple[Table | Figure, ...] = (
         estimate=Estimate("difference", signed=True, parity=0.0, other_units=("mean_tokens",)),
         ends="k",
     ),
+    Table(
+        "accuracy_breakdown",
+        "results",
+        "Problems solved, by reading and family",
+        "In percent. answer is what a careful reader takes (after ####, in a box, after “the "
+        "answer is”, the last number) and is judged everywhere else; strict is what stands after "
+        "####, "
+        "flexible the last number, the other two are lm-evaluation-harness's. " + _OVER_PROBLEMS,
+        rows=("family", "reading", "metric", "k"),
+        columns=("model",),
+        estimate=Estimate("value"),
+        ends="k",
+    ),
     Figure(
         "figure_attempts",
         "results",
