@@ -12,7 +12,8 @@ import pandera.pandas as pa
 from pandera.typing import Series
 
 from sami_pipeline.evaluation import judge_quality, length_control
-from sami_pipeline.evaluation.math_accuracy import METRICS
+from sami_pipeline.evaluation.math_accuracy import JUDGED_READINGS, METRICS
+from sami_pipeline.evaluation.math_readings import READINGS
 from sami_pipeline.evaluation.statistics import BOTH_TURNS, OUTCOMES
 from sami_pipeline.tables import StoredTable
 
@@ -591,13 +592,16 @@ class Problems(_Table):
 class Attempts(_Completed):
     """One row is one attempt of a model at a test problem; attempt 0 is greedy.
 
-    ``correct`` judges the flexible answer.
+    ``answer`` is what a careful reader takes, ``reading`` where in the text it stood, and
+    ``correct`` judges it. The other readings stand beside it.
     """
 
     model: Series[str]
     problem_id: Series[str]
     attempt: Series[int] = pa.Field(ge=0)
     text: Series[str]
+    answer: Series[str]
+    reading: Series[str] = pa.Field(isin=list(READINGS))
     strict: Series[str]
     flexible: Series[str]
     correct: Series[bool]
@@ -622,6 +626,29 @@ class Accuracy(_Table):
     value: Series[float] = pa.Field(ge=0)
     ci_low: Series[float] = pa.Field(nullable=True)
     ci_high: Series[float] = pa.Field(nullable=True)
+
+
+class AccuracyBreakdown(_Table):
+    """One row is the share of problems that a model solves, by reading, family and attempts.
+
+    ``reading`` names the column of `Attempts` that was judged; ``family`` is one of the generated
+    families, a data set, or "all". Correct as lm-evaluation-harness has it for its two readings.
+    """
+
+    model: Series[str]
+    reading: Series[str] = pa.Field(isin=list(JUDGED_READINGS))
+    family: Series[str] = pa.Field(str_length={"min_value": 1})
+    metric: Series[str] = pa.Field(isin=["greedy", "pass_at_k", "maj_at_k"])
+    k: Series[int] = pa.Field(ge=1)
+    n: Series[int] = pa.Field(ge=1)
+    value: Series[float] = pa.Field(ge=0, le=1)
+    ci_low: Series[float] = pa.Field(nullable=True)
+    ci_high: Series[float] = pa.Field(nullable=True)
+
+    class Config(_Table.Config):
+        """Together these name a row."""
+
+        unique = ("model", "reading", "family", "metric", "k")
 
 
 class AccuracyDifference(_Tested):
