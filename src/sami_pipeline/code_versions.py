@@ -15,7 +15,9 @@ Stated once, as it decides what is followed:
   reaches the module or one below it.
 * ``"sami_pipeline.training.worker"`` as a string stands for that module, and a definition with
   ``__file__`` reads the files and folders beside it that its strings name.
-* What is called by a name that is put together at run time is not seen; there is none of it here.
+* ``import_module(f"{__name__}.…")`` stands for all modules of the package, and a function that a
+  node's function holds (as one that was found by its name) counts. Names that are put together at
+  run time in other ways are not seen.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import re
 import sysconfig
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,10 @@ class Sources:
     def has(self, module: str) -> bool:
         """Return whether there is a module of that full name."""
         return module in self._paths
+
+    def below(self, package: str) -> list[str]:
+        """Return the full names of the modules within a package."""
+        return [name for name in self._paths if name.startswith(f"{package}.")]
 
     def module(self, name: str) -> _Module:
         """Return a module by its full name."""
@@ -342,6 +348,10 @@ class _Module:
             if not (simple and names):
                 self.when_imported.append(piece)
 
+    def inner(self) -> list[str]:
+        """Return the full names of the modules within, where this is a package."""
+        return self.sources.below(self.name)
+
     def imported(self, statement: ast.Import | ast.ImportFrom) -> dict[str, _Reference | str]:
         """Return what an import binds, by name."""
         found: dict[str, _Reference | str] = {}
@@ -443,6 +453,17 @@ class _Names(ast.NodeVisitor):
                 names = (last, *names)
             if names == () or module != sources.package:
                 self.references.add((module, names))
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if ast.unparse(node.func).endswith("import_module") and any(
+            ast.unparse(each) == "__name__"
+            for part in node.args
+            if isinstance(part, ast.JoinedStr)
+            for each in [part.values[0].value]
+            if isinstance(part.values[0], ast.FormattedValue)
+        ):
+            self.references |= {(name, ()) for name in self._module.inner()}
+        self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         arguments = node.args
@@ -652,6 +673,9 @@ def _places(thing: Any, seen: frozenset[int] = frozenset()) -> Iterator[tuple[st
             yield from _places(part, seen)
         return
     elif not inspect.isclass(thing):
+        if is_dataclass(thing):  # such as a record with functions
+            for each in fields(thing):
+                yield from _places(getattr(thing, each.name), seen)
         thing = type(thing)
     module = getattr(thing, "__module__", None)
     name = getattr(thing, "__qualname__", "").partition(".")[0]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 LOSS = "core/objective.py", "0.5 * (F.cross_entropy(logprobs, target) +"
-BETA = "training/baselines.py", "beta=parameters.beta"
+BETA = "training/baselines/dpo.py", "beta=parameters.beta"
 MODELS = ("sami", "dpo")
 
 

@@ -18,7 +18,7 @@ CHANGES = {
     "a docstring": ("core/objective.py", "Return the two-sided SAMI loss", "Give the loss", ()),
     "the sign of the loss": ("core/objective.py", FLIPPED[1:], FLIPPED, (TRAINING,)),
     "what is DPO's own": (
-        "training/baselines.py",
+        "training/baselines/dpo.py",
         "beta=parameters.beta",
         "beta=2 * parameters.beta",
         ("train_dpo",),
@@ -42,6 +42,12 @@ CHANGES = {
         '["model", "opponent"], "tie")',
         '["opponent", "model"], "tie")',
         ("judge_answers",),
+    ),
+    "a check that principles name": (
+        "principles/checks/letters.py",
+        "from __future__ import annotations\n",
+        "from __future__ import annotations\nprint\n",
+        ("check_answers", "build_principles", "measure_teacher"),
     ),
     "another engine": (
         "engines/vllm_engine.py",

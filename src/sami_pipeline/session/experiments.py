@@ -17,6 +17,7 @@ from sami_pipeline.parameters import (
     ExperimentParameters,
     HousekeepingParameters,
     PrincipleWritingParameters,
+    PublishedParameters,
     RunParameters,
 )
 
@@ -24,6 +25,7 @@ from sami_pipeline.parameters import (
 _OTHER_GROUPS: dict[str, type[BaseModel]] = {
     "compare_runs": CompareRunsParameters,
     "write_principles": PrincipleWritingParameters,
+    "published": PublishedParameters,
     "dry_run_assumptions": DryRunParameters,
 }
 
