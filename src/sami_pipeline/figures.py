@@ -14,8 +14,8 @@ from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
 from sami_pipeline.evaluation.statistics import BOTH_TURNS, DESIRED, FIRST_TURN
 from sami_pipeline.parameters import PublishedDifference, PublishedRate
 
-# Okabe & Ito's palette, told apart with colour-blind eyes too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe & Ito's palette, told apart with colour-blind eyes too; grey for black, for dark pages.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _LAYOUT = {
     "template": "plotly_white",
     "font": {"family": "system-ui, sans-serif", "size": 14},
