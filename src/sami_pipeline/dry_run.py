@@ -364,8 +364,11 @@ class _Plan:
             )  # fmt: skip
 
     def _queries(self) -> int:
+        asked = self.experiment.generation.queries_per_category
+        if asked is None and isinstance(self.experiment, MtBenchParameters):
+            return self.experiment.queries.most
         categories = self.principles["category"].nunique()
-        return self.experiment.generation.queries_per_category * categories
+        return (asked or self.experiment.problems.train) * categories
 
     def _constitutions(self) -> int:
         return self.experiment.constitutions.n_constitutions

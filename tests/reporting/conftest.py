@@ -23,6 +23,7 @@ from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.principles.constitutions import sample_constitutions, tabulate_principles
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.reporting import RunDescription, describe_models, write_page
+from sami_pipeline.result_tables import controls, steerability
 from sami_pipeline.session.experiments import experiment_parameters
 
 OPTIONS = {"resamples": 50, "seed": 0}
@@ -101,6 +102,8 @@ def mt_bench_tables(principle_files: dict[str, Any]) -> dict[str, pd.DataFrame]:
         "judge_quality": judge_quality.judge_quality(verdicts, answers, **OPTIONS),
         "compliance": statistics.compliance(checked, "base"),
         "compliance_difference": statistics.compliance_difference(checked, "base"),
+        "steerability": steerability.steerability(answers, principles, "base"),
+        "controls": controls.controls(answers, questions, principles, "base"),
         "degeneration": statistics.degeneration(answers),
     }
 

@@ -93,7 +93,7 @@ def build_queries(
     Args:
         specifications: loaders of the project's own template files, by file name.
         parameters: how many, and which categories come from tables instead.
-        tables: for each of those, its table, named query_table_<category>.
+        tables: for each of those, its table, named query_table_<name>.
     """
     loaded = {f"{name}.yml": load() for name, load in specifications.items()}
     written = (
@@ -101,12 +101,13 @@ def build_queries(
             {
                 name: content
                 for name, content in loaded.items()
-                if not isinstance(content, dict) or content.get("category") not in parameters.tables
+                if not isinstance(content, dict)
+                or content.get("category") not in parameters.tabulated
             },
             parameters.per_category,
             parameters.seed,
         )
-        if len(parameters.tables) < len(MT_BENCH_CATEGORIES)
+        if parameters.templates and len(parameters.tabulated) < len(MT_BENCH_CATEGORIES)
         else None
     )
     from_tables = queries_from_tables(
