@@ -12,7 +12,7 @@ from sami_pipeline.models.prompts import Prompt
 
 # From a request to its text: prompt rendering, cutting at stop strings, sampling.
 LOCAL = (
-    "models.prompts:Prompt", "engines.tokens:render_prompts", "engines.tokens:split_too_long",
+    "models.prompts:Prompt", "models.prompts:_templated", "engines.tokens:render_prompts", "engines.tokens:split_too_long",
     "engines.tokens:end_token_ids", "engines.tokens:read_completion",
 )  # fmt: skip
 _ENGINE = "engines.transformers_engine:TransformersEngine"
@@ -32,9 +32,9 @@ DEFINITIONS = {
 }  # fmt: skip
 # By kind of engine, the version in engines/store.py and a hash of its definitions.
 KNOWN = {
-    "openai": (1, "1ff40924644db775"),
-    "transformers": (1, "76c1da218fb9da71"),
-    "vllm": (1, "03848006410a5709"),
+    "openai": (1, "35de8b61737a5b56"),
+    "transformers": (1, "1ec8fd7507061ccc"),
+    "vllm": (2, "870b868ef38ac2aa"),
 }
 
 
@@ -67,7 +67,7 @@ def test_a_change_of_what_decides_a_text_raises_its_version(kind):
 def test_another_version_is_another_key_for_its_kind_of_engine_alone(monkeypatch):
     request = GenerationRequest(Prompt(text="word"), SamplingParameters(8))
     keys = {kind: completion_key(f"{kind} model", request, 0) for kind in KNOWN}
-    monkeypatch.setitem(store.TEXT_VERSIONS, "vllm", 2)
+    monkeypatch.setitem(store.TEXT_VERSIONS, "vllm", 99)
     changed = {kind for kind in KNOWN if completion_key(f"{kind} model", request, 0) != keys[kind]}
     assert changed == {"vllm"}
 

@@ -41,13 +41,19 @@ CHANGES = {
         "evaluation/checklist.py",
         '["model", "opponent"], "tie")',
         '["opponent", "model"], "tie")',
-        ("judge_answers",),
+        ("judge_answers", "tabulate_controls", *REPORT),
     ),
     "a check that principles name": (
         "principles/checks/letters.py",
         "from __future__ import annotations\n",
         "from __future__ import annotations\nprint\n",
-        ("check_answers", "build_principles", "measure_teacher"),
+        (
+            "check_answers",
+            "build_principles",
+            "measure_teacher",
+            r"tabulate_(steerability|controls)",
+            *REPORT,
+        ),
     ),
     "another engine": (
         "engines/vllm_engine.py",
