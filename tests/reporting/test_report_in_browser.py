@@ -9,8 +9,10 @@ from examples import HOSTILE, QUESTIONS
 
 PHONE = {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
 MARKS = {
-    "figure_win_rates": ".barlayer .point path",
-    "figure_compliance": ".barlayer .point path",
+    "figure_win_rates": ".scatterlayer path.point",
+    "figure_compliance": ".scatterlayer path.point",
+    "figure_questions": ".scatterlayer path.point",
+    "figure_lengths": ".scatterlayer path.point",
     "figure_accuracy": ".errorbar path",
     "figure_attempts": ".scatterlayer path.point",
 }
