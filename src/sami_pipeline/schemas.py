@@ -372,15 +372,13 @@ class Judgements(_OnATurn):
     rating has one, and no opponent.
     """
 
-    judge: Series[str] = pa.Field(isin=["pairwise", "constitution", "single"])
+    judge: Series[str] = pa.Field(str_length={"min_value": 1})
     judge_model: Series[str]
     opponent: Series[str]
     order: Series[str] = pa.Field(isin=["model_first", "opponent_first", "single"])
     prompt: Series[str]
     text: Series[str]
-    verdict: Series[str] = pa.Field(
-        str_matches=r"^(A|B|C|[1-9](\.[0-9]+)?|10|invalid|contradictory)$"
-    )
+    verdict: Series[str] = pa.Field(str_length={"min_value": 1})
     prompt_tokens: Series[int] = pa.Field(ge=0)
     completion_tokens: Series[int] = pa.Field(ge=0)
     finish_reason: Series[str] = pa.Field(isin=[*_FINISH_REASONS, "failed"])
