@@ -208,9 +208,13 @@ class Responses(Generations):
 
 
 class ResponseCounts(_Table):
-    """One row is how many queries of a category had one status, each once for each of its grids."""
+    """One row is how many queries of a category and split had one status.
+
+    A query counts once for each of its grids.
+    """
 
     category: Series[str] = pa.Field(str_length={"min_value": 1})
+    split: Series[str] = pa.Field(isin=["train", "held_out"])
     status: Series[str] = pa.Field(isin=_STATUSES)
     queries: Series[int] = pa.Field(ge=1)
 
