@@ -472,10 +472,19 @@ class EvaluationParameters(Settings):
         return self.temperatures.get(category, self.temperature)
 
 
+def _known_judge(kind: str) -> str:
+    from sami_pipeline.evaluation.judge_kinds import KINDS
+
+    known = ["checklist", *(each.name for each in KINDS)]
+    if kind not in known:
+        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(known)}")
+    return kind
+
+
 class JudgeParameters(Settings):
     """A judge beside the checklist, and the model that it asks. It decides the graph."""
 
-    kind: Literal["checklist", "pairwise", "constitution", "single"] = Field(
+    kind: Annotated[str, AfterValidator(_known_judge)] = Field(
         "checklist",
         description="The checklist judges every run and needs no model. A model judges too with "
         "pairwise (which answer is better), constitution (which follows the constitution better) "

@@ -170,7 +170,7 @@ def accuracy(
         The last two are of the greedy attempts where there are no samples.
 
     Raises:
-        ValueError: If the table is incomplete (`statistics.require_rows`) or resamples < 1.
+        ValueError: If the table is incomplete (`statistics.require_rows`).
         InputError: If problems of a model differ in their attempts, samples are not numbered from
             1 on, or `correct` contradicts the answers.
     """
