@@ -342,13 +342,12 @@ def test_greedy_attempts_alone_have_their_own_invalid_rate_and_length():
 
 def test_only_the_numbers_of_attempts_that_are_asked_for_are_reported():
     rows = pd.concat([attempts({m: {"p1": "18 18 7 18 7", "p2": "7 18 7 7 7"}}) for m in "ab"])
-    options = {"extraction": SETTINGS["extraction"]}
-    whole, part = accuracy(rows, **options), accuracy(rows, ks=(1, 4), **options)
+    whole, part = accuracy(rows), accuracy(rows, ks=(1, 4))
     sampled = part[part["metric"].isin(["pass_at_k", "maj_at_k"])]
     assert set(sampled["k"]) == {1, 4}
     kept = whole[~whole["metric"].isin(["pass_at_k", "maj_at_k"]) | whole["k"].isin([1, 4])]
     pd.testing.assert_frame_equal(part, kept.reset_index(drop=True))
-    differences = accuracy_difference(rows, "a", ks=(1, 4), **options)
+    differences = accuracy_difference(rows, "a", ks=(1, 4))
     sampled = differences[differences["metric"].isin(["pass_at_k", "maj_at_k"])]
     assert set(sampled["k"]) == {1, 4}
 
