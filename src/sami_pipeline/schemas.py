@@ -581,12 +581,15 @@ class Degeneration(_Asked, _Lengths):
 
 
 class Problems(_Table):
-    """One row is one math problem."""
+    """One row is one math problem.
+
+    ``answer`` is empty where the solution of a training problem names no number.
+    """
 
     split: Series[str] = pa.Field(isin=["train", "test"])
     problem_id: Series[str] = pa.Field(unique=True)
     question: Series[str] = pa.Field(unique=True, str_length={"min_value": 1})
-    answer: Series[str] = pa.Field(str_length={"min_value": 1})
+    answer: Series[str]
     solution: Series[str]
     template: Series[str]
 
@@ -606,6 +609,7 @@ class Attempts(_Completed):
     reading: Series[str] = pa.Field(isin=list(READINGS))
     strict: Series[str]
     flexible: Series[str]
+    published: Series[str]
     correct: Series[bool]
     strict_correct: Series[bool]
     harness_strict: Series[str]
