@@ -13,7 +13,8 @@ from sami_pipeline.models.prompts import Prompt
 # From a request to its text: prompt rendering, cutting at stop strings, sampling.
 LOCAL = (
     "models.prompts:Prompt", "models.prompts:_templated", "engines.tokens:render_prompts",
-    "engines.tokens:split_too_long", "engines.tokens:end_token_ids", "engines.tokens:read_completion",
+    "engines.tokens:split_too_long", "engines.tokens:end_token_ids",
+    "engines.tokens:read_completion",
 )  # fmt: skip
 _ENGINE = "engines.transformers_engine:TransformersEngine"
 DEFINITIONS = {
