@@ -59,6 +59,12 @@ class Environment:
         self.parameters = loader["parameters"]
         self.entries = loader["catalog"]
         self.catalog = DataCatalog.from_config(self.entries)
+        for name, experiment in EXPERIMENTS.items():
+            files = experiment.raw_files(
+                experiment.parameters.model_validate(self.parameters[name])
+            )
+            for dataset, file in files.items():
+                self.catalog[f"{name}.{dataset}"] = file
         for experiment, groups in self.parameters.items():
             self.catalog[f"params:{experiment}"] = groups
             for group, value in groups.items():

@@ -81,7 +81,7 @@ def answer_questions(
     *,
     without_constitution: bool,
 ) -> pd.DataFrame:
-    """Return a model's answers to both turns of every question.
+    """Return a model's answers to the turns of every question, of which there are one or two.
 
     Args:
         model: its name.
@@ -95,9 +95,11 @@ def answer_questions(
         One row per (question, turn, constitution) with ``ANSWER_COLUMNS``.
     """
     planned = plan_first_turn(questions, constitutions, without_constitution=without_constitution)
-    first = generate(planned, f"{model}: MT-Bench turn 1")
-    second = generate(plan_second_turn(first, questions), f"{model}: MT-Bench turn 2")
-    answers = pd.concat([first, second], ignore_index=True).assign(model=model)
+    answers = generate(planned, f"{model}: turn 1")
+    if (questions["turn"] == 2).any():
+        second = generate(plan_second_turn(answers, questions), f"{model}: turn 2")
+        answers = pd.concat([answers, second], ignore_index=True)
+    answers = answers.assign(model=model)
     answers["degenerate"] = [is_degenerate(text) for text in answers["answer"]]
     answers = answers.sort_values(["question_id", "turn", "constitution"], ignore_index=True)
     return answers[list(ANSWER_COLUMNS)]

@@ -21,11 +21,17 @@ from sami_pipeline.pipelines import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from kedro.io import AbstractDataset
 
     from sami_pipeline.reporting.comparison import Headline
     from sami_pipeline.reporting.run import Subject
 
 P = TypeVar("P", bound=ExperimentParameters)
+
+
+def _none(parameters: Any) -> Mapping[str, AbstractDataset]:
+    """Return no raw files."""
+    return {}
 
 
 def _nothing_more(parameters: Any, made: Mapping[str, pd.DataFrame]) -> None:
@@ -44,10 +50,12 @@ class Experiment(Generic[P]):
             added to those that import models and principles.
         evaluation: the nodes that measure and compare the models under test.
         evaluation_name: the pipeline that ``evaluation`` folds into.
-        categories: what principles may be written for; None takes any that the data has.
+        categories: what the principles of the catalog's ``principle_files`` may be written for;
+            None for an experiment whose ``ingest`` makes ``principles`` itself.
         headlines: the figures that ``compare_runs`` shows, by the table that holds them.
         beside_queries: datasets of ``ingest`` that training may read besides the queries, such as
             the problems that tell a right solution from a wrong one.
+        raw_files: datasets of ``ingest`` that the parameters name and not the catalog, by name.
         check_inputs: raises InputError where the tables that ``ingest`` makes do not go together
             with the parameters; tables by name, as far as they are made in this run.
     """
@@ -61,6 +69,7 @@ class Experiment(Generic[P]):
     categories: tuple[str, ...] | None = None
     headlines: Mapping[str, Headline] = field(default_factory=dict)
     beside_queries: tuple[str, ...] = ()
+    raw_files: Callable[[P], Mapping[str, AbstractDataset]] = _none
     check_inputs: Callable[[P, Mapping[str, pd.DataFrame]], None] = _nothing_more
 
     def pipeline(self, parameters: P) -> Pipeline:
