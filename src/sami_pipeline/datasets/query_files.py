@@ -34,11 +34,12 @@ class _NamedFile(AbstractDataset[NoReturn, Any]):
         """Take where the file lies; nothing is read yet."""
         self._protocol, path = get_protocol_and_path(location)
         self._location, self._parameter = location, parameter
-        self._filepath = str(project / Path(path).expanduser()) if self._is_local else location
+        self._filepath = str(project / Path(path).expanduser()) if self.is_local else location
         self.metadata = {"kedro-viz": {"layer": "raw"}}
 
     @property
-    def _is_local(self) -> bool:
+    def is_local(self) -> bool:
+        """Whether it lies on this machine."""
         return self._protocol == "file"
 
     def save(self, data: NoReturn) -> None:
@@ -46,7 +47,7 @@ class _NamedFile(AbstractDataset[NoReturn, Any]):
         raise DatasetError(f"{self._filepath}: is an input only")
 
     def _exists(self) -> bool:
-        return not self._is_local or Path(self._filepath).exists()
+        return not self.is_local or Path(self._filepath).exists()
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": self._filepath}
@@ -55,9 +56,9 @@ class _NamedFile(AbstractDataset[NoReturn, Any]):
         return InputError(f"{self._parameter}: {self._filepath}: {what}")
 
     def _bytes(self) -> bytes:
-        if self._is_local and not Path(self._filepath).exists():
+        if self.is_local and not Path(self._filepath).exists():
             raise self._fault(f"does not exist; correct the path in {self._parameter}")
-        if self._is_local and Path(self._filepath).is_dir():
+        if self.is_local and Path(self._filepath).is_dir():
             raise self._fault("is a folder; name a file")
         try:
             with fsspec.open(self._filepath, "rb") as file:
@@ -126,7 +127,7 @@ class PrinciplesSource(_NamedFile):
     def load(self) -> Any:
         """Return the YAML file's content, or that of every JSON file of a folder by its name."""
         path = Path(self._filepath)
-        if not (self._is_local and path.is_dir()):
+        if not (self.is_local and path.is_dir()):
             return yaml_files.parse(self._bytes(), f"{self._parameter}: {self._filepath}")
         files = sorted(path.glob("*.json"))
         if not files:

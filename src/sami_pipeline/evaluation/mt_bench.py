@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from sami_pipeline.parameters import EvaluationParameters
 from sami_pipeline.principles.degeneration import is_degenerate
 
 ANSWER_COLUMNS = (
@@ -71,6 +72,17 @@ def plan_second_turn(first_turn: pd.DataFrame, questions: pd.DataFrame) -> pd.Da
     return followed[[*columns, "first_question", "first_answer"]].merge(
         second, on="question_id", validate="m:1"
     )
+
+
+def requests_per_question(parameters: EvaluationParameters, turns: int) -> int:
+    """Return how many answers a model gives to a question; see the plans of both turns.
+
+    Args:
+        parameters: under which constitutions is asked.
+        turns: of the question, 1 or 2.
+    """
+    bare = int(parameters.without_constitution)
+    return 1 + int(parameters.contrasting) + bare + (turns - 1) * (1 + bare)
 
 
 def answer_questions(

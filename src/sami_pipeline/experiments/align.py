@@ -12,7 +12,10 @@ from sami_pipeline import PROJECT_FOLDER, schemas
 from sami_pipeline.datasets import PrinciplesSource, QueryTableFile
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation import judges
+from sami_pipeline.evaluation.mt_bench import first_questions
+from sami_pipeline.evaluation.workload import Workload, judged
 from sami_pipeline.experiments.record import Experiment
+from sami_pipeline.inputs.own_queries import read_queries, split_queries
 from sami_pipeline.parameters import AlignParameters
 from sami_pipeline.pipelines import mt_bench_eval
 from sami_pipeline.pipelines.data_ingest import nodes
@@ -64,6 +67,39 @@ def check_inputs(parameters: AlignParameters, made: Mapping[str, pd.DataFrame]) 
         judges.check_prompts(parameters.judge.kind, made["judge_prompts"], made["questions"])
 
 
+def workload(parameters: AlignParameters) -> Workload:
+    """Return what is trained on and written.
+
+    Queries that lie on another machine are not fetched; so many are assumed as ``split.most`` says.
+    """
+    table = raw_files(parameters)["query_table"]
+    if isinstance(table, QueryTableFile) and not table.is_local:
+        if parameters.split.most is None:
+            raise InputError(
+                f"align.split.most: say how many queries of {parameters.queries} are drawn, so "
+                "that a dry run need not fetch them"
+            )
+        queries = pd.DataFrame(
+            {"query_id": map(str, range(parameters.split.most)), "category": "", "query": ""}
+        )
+    else:
+        queries = read_queries(table.load(), parameters.columns)
+    trained, questions = split_queries(queries, parameters.split)
+    asked = first_questions(questions, parameters.evaluation.questions_per_category)
+    return judged(
+        parameters,
+        train=int((trained["split"] == "train").sum()),
+        held_out=int((trained["split"] == "held_out").sum()),
+        questions=len(asked),
+        turns=1,
+    )
+
+
+def principles_alone() -> Node:
+    """Return the node that reads the principles without the queries, as for one category."""
+    return Node(nodes.read_own_principles, inputs="principle_source", outputs="principles")
+
+
 EXPERIMENT = Experiment(
     name="align",
     parameters=AlignParameters,
@@ -76,6 +112,8 @@ EXPERIMENT = Experiment(
     ingest=ingest,
     evaluation=mt_bench_eval.create_pipeline,
     evaluation_name="mt_bench_eval",
+    workload=workload,
+    principles_alone=principles_alone,
     headlines={
         "compliance": Headline(schemas.Compliance, overall_compliance),
         "win_rates": Headline(schemas.WinRates, overall_win_rates),

@@ -11,7 +11,12 @@ import pandas as pd
 from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
-from sami_pipeline.inputs.own_queries import read_principles, read_queries, split_queries
+from sami_pipeline.inputs.own_queries import (
+    ONE_CATEGORY,
+    read_principles,
+    read_queries,
+    split_queries,
+)
 from sami_pipeline.inputs.problems import load_problems, queries_of
 from sami_pipeline.inputs.queries import queries_from_tables
 from sami_pipeline.inputs.query_templates import build_training_prompts
@@ -145,6 +150,12 @@ def read_own_queries(
         read_principles(principles, queries["category"]),
         *split_queries(queries, split),
     )
+
+
+def read_own_principles(principles: Any) -> pd.DataFrame:
+    """Return the principles of a file for all of its categories, whatever the queries are."""
+    lists = principles.get("categories") if isinstance(principles, dict) else None
+    return read_principles(principles, lists if isinstance(lists, dict) else [ONE_CATEGORY])
 
 
 def collect_problems(parameters: ProblemsParameters) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -29,11 +29,15 @@ def create_pipeline(experiment: ExperimentParameters, categories: Sequence[str] 
     ]
     if categories is None:
         return Pipeline(models)
-    principles = Node(
+    return Pipeline([*models, principles_node(categories)])
+
+
+def principles_node(categories: Sequence[str]) -> Node:
+    """Return the node that reads the principles of the catalog's files."""
+    return Node(
         build_principles_for(categories),
         inputs="principle_files",
         outputs="principles",
         name="build_principles",
         tags=RAW,
     )
-    return Pipeline([*models, principles])
