@@ -153,22 +153,83 @@ class ModelsParameters(Settings):
 
 
 class QueryTableParameters(Settings):
-    """How a category's queries are read from a table of the catalog."""
+    """How queries are read from a table of the catalog.
 
-    query: str = Field(description="Name of the column that holds the query.")
+    The text is cut first (``between``, then ``before``), then limited, then lengthened.
+    """
+
+    query: str = Field(
+        description="Column that holds the query; with dots a place within it, such as "
+        "conversation.0.content."
+    )
+    category: Category | None = Field(
+        None, description="Whose queries they are; null is the table's name."
+    )
     where: dict[str, Any] = Field({}, description="Keep rows whose columns have these values.")
+    first_rows: PositiveInt | None = Field(
+        None, description="Look at the first rows of the table only; null looks at all."
+    )
+    between: tuple[str, str] | None = Field(
+        None,
+        description="Take the text between two markers, the first of each; rows without both are "
+        "left out.",
+    )
+    before: str | None = Field(
+        None, description="Cut the text before a marker, where it holds one."
+    )
+    max_non_ascii: NonNegativeInt | None = Field(
+        None, description="Leave out queries with more characters beyond ASCII; null keeps all."
+    )
+    prefix: str = Field("", description="Put before every query.")
+    suffix: str = Field("", description="Put after every query.")
+    at_most: _Count | None = Field(
+        None,
+        description="Draw up to so many; null draws queries.per_category and refuses fewer.",
+    )
 
 
 class QueriesParameters(Settings):
     """Where the training queries come from."""
 
     per_category: _Count = Field(40, description="Queries of each category.")
-    seed: Seed = Field(0, description="Decides which queries are drawn.")
-    tables: dict[Category, QueryTableParameters] = Field(
-        {},
-        description="Categories whose queries come from the catalog entry query_table_<category> "
-        "and not from the project's own templates.",
+    templates: bool = Field(
+        True,
+        description="Write queries of categories without a table from the project's own templates; "
+        "false leaves these categories without.",
     )
+    seed: Seed = Field(0, description="Decides which queries are drawn.")
+    tables: dict[ModelName, QueryTableParameters] = Field(
+        {},
+        description="Tables that take the place of a category's templates, by name: the catalog "
+        "entry is query_table_<name>. Several tables may be of one category.",
+    )
+
+    @model_validator(mode="after")
+    def _tables_have_categories(self) -> QueriesParameters:
+        for name, table in self.tables.items():
+            if table.category is None and name not in MT_BENCH_CATEGORIES:
+                raise ValueError(
+                    f"tables.{name}.category: is missing; known: {', '.join(MT_BENCH_CATEGORIES)}"
+                )
+        if not (self.templates or self.tables):
+            raise ValueError("templates: false needs tables; name some, or set it to true")
+        return self
+
+    def category_of(self, table: str) -> str:
+        """Return whose queries a table holds."""
+        return self.tables[table].category or table
+
+    @property
+    def most(self) -> int:
+        """How many queries there are at most."""
+        written = len(set(MT_BENCH_CATEGORIES) - self.tabulated) if self.templates else 0
+        drawn = (table.at_most or self.per_category for table in self.tables.values())
+        return written * self.per_category + sum(drawn)
+
+    @property
+    def tabulated(self) -> set[str]:
+        """The categories whose queries come from tables."""
+        return {self.category_of(name) for name in self.tables}
 
 
 class ConstitutionsParameters(Settings):
@@ -228,8 +289,10 @@ class GenerationParameters(Settings):
         False, description="Use responses that mostly repeat themselves; False marks them."
     )
     filters: FiltersParameters = FiltersParameters()
-    queries_per_category: _Count = Field(
-        20, description="Of the ingested queries, how many of each category are answered."
+    queries_per_category: _Count | None = Field(
+        20,
+        description="Of the ingested queries, how many of each category are answered; null "
+        "answers all that there are.",
     )
     held_out_per_category: int = Field(
         4, ge=0, description="Of those, how many are kept from training to measure on."
@@ -238,7 +301,8 @@ class GenerationParameters(Settings):
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> GenerationParameters:
-        if self.held_out_per_category >= self.queries_per_category:
+        asked = self.queries_per_category
+        if asked is not None and self.held_out_per_category >= asked:
             raise ValueError("held_out_per_category: must be below queries_per_category")
         return self
 
@@ -408,10 +472,19 @@ class EvaluationParameters(Settings):
         return self.temperatures.get(category, self.temperature)
 
 
+def _known_judge(kind: str) -> str:
+    from sami_pipeline.evaluation.judge_kinds import KINDS
+
+    known = ["checklist", *(each.name for each in KINDS)]
+    if kind not in known:
+        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(known)}")
+    return kind
+
+
 class JudgeParameters(Settings):
     """A judge beside the checklist, and the model that it asks. It decides the graph."""
 
-    kind: Literal["checklist", "pairwise", "constitution", "single"] = Field(
+    kind: Annotated[str, AfterValidator(_known_judge)] = Field(
         "checklist",
         description="The checklist judges every run and needs no model. A model judges too with "
         "pairwise (which answer is better), constitution (which follows the constitution better) "
@@ -425,6 +498,12 @@ class JudgeParameters(Settings):
     engine: EngineParameters = EngineParameters()
     model: ModelName | None = Field(
         None, description="One of models.sources; None where the engine is a server."
+    )
+    references: Literal["corrected", "published"] = Field(
+        "corrected",
+        description="What the judge sees in math, reasoning and coding: the question file's own "
+        "reference answers and GPT-4's where it has none, or, published, GPT-4's throughout, of "
+        "which 13 of 30 are wrong (FastChat's pull request 3158).",
     )
     max_new_tokens: Tokens = Field(2048, description="Limit of a judgement in text.")
     temperature: NonNegativeFloat = Field(0.0, description="Of judgements in text; 0 is greedy.")

@@ -121,7 +121,7 @@ def attempted(parameters: MathParameters) -> Workload:
     settings, held_out = parameters.accuracy, parameters.generation.held_out_per_category
     problems = parameters.problems.test or GSM8K_TEST_PROBLEMS
     return Workload(
-        parameters.generation.queries_per_category - held_out,
+        (parameters.generation.queries_per_category or parameters.problems.train) - held_out,
         held_out,
         tuple(
             Writing(

@@ -26,8 +26,7 @@ _QUESTIONS = 10  # MT-Bench's own, of each category
 def ingest(parameters: MtBenchParameters) -> Pipeline:
     """Return the nodes that make MT-Bench's questions and the training queries."""
     query_tables = {
-        f"query_table_{category}": f"query_table_{category}"
-        for category in sorted(parameters.queries.tables)
+        f"query_table_{name}": f"query_table_{name}" for name in sorted(parameters.queries.tables)
     }
     return Pipeline(
         [
@@ -69,11 +68,13 @@ def check_inputs(parameters: MtBenchParameters, made: Mapping[str, pd.DataFrame]
 def workload(parameters: MtBenchParameters) -> Workload:
     """Return what is trained on and written: queries of eight categories, ten questions of each."""
     categories, generation = len(MT_BENCH_CATEGORIES), parameters.generation
-    held_out = generation.held_out_per_category
+    chosen = generation.queries_per_category
+    queries = parameters.queries.most if chosen is None else categories * chosen
+    held_out = categories * generation.held_out_per_category
     return judged(
         parameters,
-        train=categories * (generation.queries_per_category - held_out),
-        held_out=categories * held_out,
+        train=queries - held_out,
+        held_out=held_out,
         questions=categories * (parameters.evaluation.questions_per_category or _QUESTIONS),
         turns=2,
     )

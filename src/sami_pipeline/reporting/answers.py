@@ -328,7 +328,7 @@ def _attempts(rows: pd.DataFrame) -> list[Json]:
                 "text": row.text,
                 "right": bool(row.correct),
                 "facts": [
-                    f"answer {row.flexible}" if row.flexible else "no answer found",
+                    f"answer {row.answer} ({row.reading})" if row.answer else "no answer found",
                     f"strictly read {row.strict}" if row.strict else "strictly read, none",
                     *_facts(row),
                 ],

@@ -114,6 +114,8 @@ def origins(
         return record.origin.digest if record else _content(catalog.get(name))
 
     for node in pipeline.nodes:
+        if not node.outputs:
+            continue  # such as a dry run, which needs none of the packages that would compute
         parameters = {name: catalog.get(name).load() for name in node.inputs if _is_parameter(name)}
         code = code_of(node, catalog, parameters.values())
         origin = Origin(

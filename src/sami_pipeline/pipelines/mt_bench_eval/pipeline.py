@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
+from sami_pipeline.evaluation.judge_kinds import judge_kind
 from sami_pipeline.parameters import JudgedParameters, JudgeParameters
 from sami_pipeline.pipelines import combine_tables, for_each_model
 from sami_pipeline.pipelines.mt_bench_eval import nodes
+from sami_pipeline.result_tables.registry import RESULT_TABLES
 
 
 def create_pipeline(experiment: JudgedParameters) -> Pipeline:
@@ -105,6 +107,16 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 outputs="degeneration",
                 name="tabulate_degeneration",
             ),
+            *(
+                Node(
+                    table.make,
+                    inputs=dict(table.inputs),
+                    outputs=table.name,
+                    name=f"tabulate_{table.name}",
+                )
+                for table in RESULT_TABLES
+                if table.wanted(experiment)
+            ),
             Node(
                 nodes.draw_win_rates,
                 inputs="win_rates",
@@ -170,5 +182,5 @@ def _judging(judge: JudgeParameters) -> list[Node]:
             outputs="verdicts",
             name="combine_verdicts",
         ),
-        *([ratings] if judge.kind == "single" else []),
+        *([ratings] if judge_kind(judge.kind).rates else []),
     ]
