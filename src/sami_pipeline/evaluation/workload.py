@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sami_pipeline.engines import EngineParameters
+from sami_pipeline.evaluation.judge_kinds import judge_kind
 from sami_pipeline.evaluation.math_attempts import requests_per_problem
 from sami_pipeline.evaluation.mt_bench import requests_per_question
 from sami_pipeline.parameters import ExperimentParameters, JudgedParameters, MathParameters
@@ -101,16 +102,16 @@ def judged(
         )  # fmt: skip
     judge = parameters.judge
     if judge.kind != "checklist":
-        # A judge of constitutions is not asked about answers under none.
-        bare = turns if judge.kind == "constitution" and settings.without_constitution else 0
-        calls = len(models) if judge.kind == "single" else 2 * len(parameters.models.pairs())
-        shown = 1 if judge.kind == "single" else 2
+        kind = judge_kind(judge.kind)
+        # A judge that sees the constitution is not asked about answers under none.
+        bare = turns if kind.sees_constitution and settings.without_constitution else 0
+        calls = sum(1 for _ in kind.calls(parameters.models.pairs()))
         writings.append(
             Writing(
                 "judge", judge.judge_model, "judge", judge.engine,
                 questions * (per_question - bare) * calls,
                 1 if judge.answer_format == "choice" else judge.max_new_tokens,
-                "", turns, _JUDGE_INSTRUCTIONS + shown * turns * settings.max_new_tokens,
+                "", turns, _JUDGE_INSTRUCTIONS + kind.sides * turns * settings.max_new_tokens,
             )
         )  # fmt: skip
     return Workload(train, held_out, tuple(writings))
