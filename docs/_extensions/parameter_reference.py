@@ -82,7 +82,7 @@ def _groups(
             )
             continue
         many = "items" in field
-        below = f"{name}.{key}" + (".<category>" if "propertyNames" in field else "")
+        below = f"{name}.{key}{_placeholder(field)}"
         place = places.setdefault(definition, below)
         if place == below:
             inner.append((below, nested))
@@ -104,10 +104,18 @@ def _groups(
         yield from _groups(below, nested, definitions, places)
 
 
+def _placeholder(field: dict[str, Any]) -> str:
+    """Return what stands for the keys of a mapping of groups, or nothing for a single group."""
+    if "patternProperties" in field:
+        return ".<name>"
+    return ".<category>" if "propertyNames" in field else ""
+
+
 def _definition(field: dict[str, Any]) -> str | None:
     """Return the definition that a field holds, alone, or null, or one for each key or item."""
     candidates = [field, *field.get("anyOf", [])]
     candidates += [field.get("additionalProperties"), field.get("items")]
+    candidates += field.get("patternProperties", {}).values()
     for candidate in candidates:
         if isinstance(candidate, dict) and "$ref" in candidate:
             return candidate["$ref"].rsplit("/", 1)[-1]
@@ -129,6 +137,8 @@ def _type(field: dict[str, Any], definitions: dict[str, Any]) -> str:
         case "null":
             return "`null`"
         case "array":
+            if "prefixItems" in field:
+                return f"list of {len(field['prefixItems'])}"
             return f"list of {_type(field['items'], definitions)}"
         case "object":
             values = next(iter(field.get("patternProperties", {}).values()), None)

@@ -357,7 +357,7 @@ class _Plan:
                 settings, group = self.experiment.accuracy, "accuracy"
                 prompt, _ = self.prompt_tokens(model, "evaluation_prompt")
                 problems = self.experiment.problems.test or _GSM8K_TEST_PROBLEMS
-                requests = problems * (settings.attempts + 1)
+                requests = problems * (settings.samples + 1)
             self._writing(
                 f"evaluation ({name})", group, model, settings.engine, prompt,
                 settings.max_new_tokens, requests,

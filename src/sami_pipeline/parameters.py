@@ -472,10 +472,19 @@ class EvaluationParameters(Settings):
         return self.temperatures.get(category, self.temperature)
 
 
+def _known_judge(kind: str) -> str:
+    from sami_pipeline.evaluation.judge_kinds import KINDS
+
+    known = ["checklist", *(each.name for each in KINDS)]
+    if kind not in known:
+        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(known)}")
+    return kind
+
+
 class JudgeParameters(Settings):
     """A judge beside the checklist, and the model that it asks. It decides the graph."""
 
-    kind: Literal["checklist", "pairwise", "constitution", "single"] = Field(
+    kind: Annotated[str, AfterValidator(_known_judge)] = Field(
         "checklist",
         description="The checklist judges every run and needs no model. A model judges too with "
         "pairwise (which answer is better), constitution (which follows the constitution better) "
@@ -515,6 +524,17 @@ class ProblemsParameters(Settings):
         "its original jsonl, {split} in LOCATION standing for train and test, such as "
         "gsm8k:hf://datasets/openai/gsm8k/main/{split}-00000-of-00001.parquet.",
     )
+    training_source: Annotated[str, Field(pattern=r"^math:.+$")] | None = Field(
+        None,
+        description="Other problems to train on: math:LOCATION reads the columns problem and "
+        "solution of any parquet or jsonl, such as MATH's (arXiv 2103.03874). null trains on the "
+        "source's own.",
+    )
+    test_split: Literal["test", "train"] = Field(
+        "test",
+        description="Which of GSM8K's splits is tested on. arXiv 2410.01704 tests on train; that "
+        "needs a training_source.",
+    )
     families: dict[Literal["gsm_symbolic", "chain_sum"], PositiveInt] = Field(
         {"gsm_symbolic": 1},
         description="Generated families, and how many parts of the problems each gives.",
@@ -533,6 +553,12 @@ class ProblemsParameters(Settings):
             raise ValueError("test: say how many problems to generate")
         if self.source != "reasoning_gym" and "{split}" not in self.source:
             raise ValueError("source: {split} is missing; it stands for train and test")
+        if self.test_split == "train" and self.training_source is None:
+            raise ValueError(
+                "test_split: train would test on what is trained on; name a training_source"
+            )
+        if self.test_split == "train" and self.source == "reasoning_gym":
+            raise ValueError("test_split: train is there for gsm8k; generated problems have none")
         return self
 
 
@@ -551,7 +577,11 @@ class AccuracyParameters(Settings):
 
     engine: LoadingEngine = EngineParameters()
     max_new_tokens: Tokens = Field(256, description="Limit of an attempt, in tokens.")
-    attempts: _Count = Field(10, description="Sampled attempts at each problem.")
+    attempts: _Count | tuple[_Count, ...] = Field(
+        10,
+        description="Sampled attempts at each problem. A list such as [1, 10, 32] samples as many "
+        "as its greatest and reports accuracy with each of these numbers alone.",
+    )
     temperature: PositiveFloat = Field(0.7, description="Of the samples; one more is greedy.")
     top_p: float = Field(
         1.0, gt=0, le=1, description="Nucleus sampling; 1 keeps the whole distribution."
@@ -562,6 +592,25 @@ class AccuracyParameters(Settings):
     seed: Seed = Field(0, description="Of the samples.")
 
     _no_resamples = model_validator(mode="before")(_refuse_resamples)
+
+    @field_validator("attempts")
+    @classmethod
+    def _some_attempts(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if not value:
+            raise ValueError("name at least one number of attempts")
+        return value if isinstance(value, int) else tuple(sorted(set(value)))
+
+    @property
+    def samples(self) -> int:
+        """Sampled attempts at each problem."""
+        return self.attempts if isinstance(self.attempts, int) else max(self.attempts)
+
+    @property
+    def reported(self) -> tuple[int, ...]:
+        """Numbers of attempts that accuracy is reported with."""
+        if isinstance(self.attempts, int):
+            return tuple(range(1, self.attempts + 1))
+        return self.attempts
 
 
 class ReportParameters(Settings):

@@ -208,9 +208,13 @@ class Responses(Generations):
 
 
 class ResponseCounts(_Table):
-    """One row is how many queries of a category had one status, each once for each of its grids."""
+    """One row is how many queries of a category and split had one status.
+
+    A query counts once for each of its grids.
+    """
 
     category: Series[str] = pa.Field(str_length={"min_value": 1})
+    split: Series[str] = pa.Field(isin=["train", "held_out"])
     status: Series[str] = pa.Field(isin=_STATUSES)
     queries: Series[int] = pa.Field(ge=1)
 
@@ -372,15 +376,13 @@ class Judgements(_OnATurn):
     rating has one, and no opponent.
     """
 
-    judge: Series[str] = pa.Field(isin=["pairwise", "constitution", "single"])
+    judge: Series[str] = pa.Field(str_length={"min_value": 1})
     judge_model: Series[str]
     opponent: Series[str]
     order: Series[str] = pa.Field(isin=["model_first", "opponent_first", "single"])
     prompt: Series[str]
     text: Series[str]
-    verdict: Series[str] = pa.Field(
-        str_matches=r"^(A|B|C|[1-9](\.[0-9]+)?|10|invalid|contradictory)$"
-    )
+    verdict: Series[str] = pa.Field(str_length={"min_value": 1})
     prompt_tokens: Series[int] = pa.Field(ge=0)
     completion_tokens: Series[int] = pa.Field(ge=0)
     finish_reason: Series[str] = pa.Field(isin=[*_FINISH_REASONS, "failed"])
@@ -579,12 +581,15 @@ class Degeneration(_Asked, _Lengths):
 
 
 class Problems(_Table):
-    """One row is one math problem."""
+    """One row is one math problem.
+
+    ``answer`` is empty where the solution of a training problem names no number.
+    """
 
     split: Series[str] = pa.Field(isin=["train", "test"])
     problem_id: Series[str] = pa.Field(unique=True)
     question: Series[str] = pa.Field(unique=True, str_length={"min_value": 1})
-    answer: Series[str] = pa.Field(str_length={"min_value": 1})
+    answer: Series[str]
     solution: Series[str]
     template: Series[str]
 
@@ -604,6 +609,7 @@ class Attempts(_Completed):
     reading: Series[str] = pa.Field(isin=list(READINGS))
     strict: Series[str]
     flexible: Series[str]
+    published: Series[str]
     correct: Series[bool]
     strict_correct: Series[bool]
     harness_strict: Series[str]

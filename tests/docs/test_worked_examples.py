@@ -59,6 +59,16 @@ def test_a_model_that_judges_stands_beside_the_checklist(worked_example):
     assert set(win_rates["judge"]) == {"checklist", "constitution"}
 
 
+def test_a_kind_of_judge_that_was_added_judges_every_pair_in_both_orders(worked_example):
+    project = worked_example("add_judge")
+    judgements = read(project, "07_model_output/plain/mt_bench/judgements")
+    assert set(judgements["judge"]) == {"plain"}
+    assert set(judgements["order"]) == {"model_first", "opponent_first"}
+    assert judgements["prompt"].str.contains("easier to understand").all()
+    win_rates = read(project, "08_reporting/plain/mt_bench/win_rates")
+    assert set(win_rates["judge"]) == {"checklist", "plain"}
+
+
 def test_queries_of_a_data_set_that_was_added_take_the_place_of_templates(worked_example):
     project = worked_example("add_data_set")
     queries = read(project, "03_primary/letters/mt_bench/queries")

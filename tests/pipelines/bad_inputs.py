@@ -387,7 +387,7 @@ _jsonl(
     *_R,
     "lacks what the judge needs",
     lambda rows: rows.clear() or rows.append({"question_id": 1, "choices": [{"turns": ["", ""]}]}),
-    "ref_answer_1",
+    "ref_answer_",
     "reference_answer",
     judge=True,
 )

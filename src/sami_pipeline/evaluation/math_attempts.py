@@ -29,7 +29,7 @@ def attempt_requests(
     rows, requests = [], []
     for problem in test.itertuples(index=False):
         prompt = template.build([problem.question], constitution=constitution)
-        for attempt in range(parameters.attempts + 1):
+        for attempt in range(parameters.samples + 1):
             rows.append(
                 {
                     "problem_id": problem.problem_id,
@@ -74,6 +74,7 @@ def tabulate_attempts(
         reading=[reading.place for reading in readings],
         strict=strict,
         flexible=read(math_answers.flexible_answer),
+        published=read(math_answers.published_answer),
         correct=judged(answers),
         strict_correct=judged(strict),
         harness_strict=read(math_answers.harness_answer),
@@ -86,6 +87,6 @@ def tabulate_attempts(
 
 ATTEMPT_COLUMNS = (
     "model", "problem_id", "attempt", "text", "answer", "reading", "strict", "flexible",
-    "correct",    "strict_correct", "harness_strict", "harness_flexible", "reference", "prompt",
-    "finish_reason", "prompt_tokens", "completion_tokens",
+    "published", "correct", "strict_correct", "harness_strict", "harness_flexible", "reference",
+    "prompt", "finish_reason", "prompt_tokens", "completion_tokens",
 )  # fmt: skip

@@ -16,6 +16,7 @@ import pandas as pd
 from sami_pipeline.engines import EngineParameters
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation import judges, mt_bench
+from sami_pipeline.evaluation.judge_kinds import judge_kind
 from sami_pipeline.models import hub
 from sami_pipeline.models.checkpoints import (
     ModelSource,
@@ -186,7 +187,7 @@ def _judged(
     constrained = judge.answer_format == "choice"
     planned = judges.plan_blank(judge.kind, questions, prompts, constrained=constrained)
     verdict = 16 if constrained else judge.max_new_tokens
-    sides = 1 if judge.kind == "single" else 2
+    sides = judge_kind(judge.kind).sides
     for turn, rows in planned.groupby("turn"):
         texts = _spread(rows["prompt"].drop_duplicates().tolist())
         yield [Prompt.from_json(text) for text in texts], verdict + sides * turn * answer
