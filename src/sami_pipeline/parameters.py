@@ -797,6 +797,80 @@ class PublishedParameters(Settings):
         return self
 
 
+class QueryColumnsParameters(Settings):
+    """How queries are read from a table of any shape."""
+
+    query: str = Field(
+        "query",
+        description="Column of the queries; info.post is the field post of a column info.",
+    )
+    category: str | None = Field(
+        None, description="Column of the categories; null puts all queries into one."
+    )
+    where: dict[str, Any] = Field({}, description="Keep rows whose columns have these values.")
+    starts_after: str = Field(
+        "", description="The query is what follows this text; empty begins with the first letter."
+    )
+    ends_before: str = Field(
+        "", description="The query ends where this text comes next; empty takes all."
+    )
+    wording: str = Field(
+        "{query}", description="What is asked of a query, such as 'Summarise this: {query}'."
+    )
+    duplicates: Literal["refuse", "drop"] = Field(
+        "refuse", description="What is done about a query that stands twice; drop keeps the first."
+    )
+
+    @field_validator("wording")
+    @classmethod
+    def _holds_the_query(cls, value: str) -> str:
+        if "{query}" not in value:
+            raise ValueError("must hold {query}, which stands for the query")
+        return value
+
+
+class QuerySplitParameters(Settings):
+    """How queries are split: each is trained on, held out to measure the objective, or asked."""
+
+    test: float = Field(
+        0.3, gt=0, lt=1, description="Share that models under test answer, of each category."
+    )
+    held_out: float = Field(
+        0.1, ge=0, lt=1, description="Share that the objective is measured on, of each category."
+    )
+    most: _Count | None = Field(
+        None, description="Draw at most so many queries of each category; null takes all."
+    )
+    seed: Seed = Field(0, description="Decides which query is in which part.")
+
+    @model_validator(mode="after")
+    def _leaves_queries_to_train_on(self) -> QuerySplitParameters:
+        if self.test + self.held_out >= 1:
+            raise ValueError("test: with held_out, must be below 1; the rest is trained on")
+        return self
+
+
+class AlignParameters(JudgedParameters):
+    """All parameter groups of the experiment on one's own queries and principles.
+
+    Of ``generation``, ``queries_per_category`` and ``held_out_per_category`` are not read here:
+    ``split`` decides.
+    """
+
+    queries: str = Field(
+        min_length=1,
+        description="Table of queries: a path or address of .csv, .tsv, .jsonl or .parquet, such "
+        "as hf://datasets/OWNER/NAME/FILE.parquet; .gz is unpacked.",
+    )
+    principles: str = Field(
+        min_length=1,
+        description="YAML file of principles, or the folder of constitutions of a clone of "
+        "github.com/janphilippfranken/sami.",
+    )
+    columns: QueryColumnsParameters = QueryColumnsParameters()
+    split: QuerySplitParameters = QuerySplitParameters()
+
+
 class DryRunParameters(Settings):
     """What ``dry_run=true`` assumes: the machine, and what it can't know without the data."""
 

@@ -119,12 +119,13 @@ class JudgePrompts(_Table):
 
 
 class Queries(_Table):
-    """One row is one training query."""
+    """One row is one query that is trained on or held out; without ``split`` it is drawn later."""
 
     query_id: Series[str] = pa.Field(unique=True)
     category: Series[str] = pa.Field(str_length={"min_value": 1})
     query: Series[str] = pa.Field(str_length={"min_value": 1})
     source: Series[str]
+    split: Series[str] | None = pa.Field(isin=_SPLITS)
 
 
 class Principles(_Table):

@@ -12,6 +12,11 @@ from sami_pipeline.parameters import AccuracyParameters
 from sami_pipeline.principles.constitutions import format_constitution
 
 
+def requests_per_problem(parameters: AccuracyParameters) -> int:
+    """Return how many attempts a model has at a problem: the samples, and a greedy one."""
+    return parameters.samples + 1
+
+
 def attempt_requests(
     problems: pd.DataFrame,
     principles: pd.DataFrame,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -27,6 +27,9 @@ _OTHER_GROUPS: dict[str, type[BaseModel]] = {
     "published": PublishedParameters,
     "dry_run_assumptions": DryRunParameters,
 }
+
+if TYPE_CHECKING:
+    from kedro.io import AbstractDataset
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -86,6 +89,15 @@ def experiment_parameters(name: str) -> ExperimentParameters:
         ParameterError: one line with the full name of the first wrong parameter.
     """
     return _checked(name, experiments()[name].parameters)
+
+
+def raw_files() -> dict[str, AbstractDataset]:
+    """Return the raw files that parameters name and not the catalog, by full name."""
+    return {
+        f"{name}.{dataset}": file
+        for name, experiment in experiments().items()
+        for dataset, file in experiment.raw_files(experiment_parameters(name)).items()
+    }
 
 
 def principle_writing_parameters(name: str) -> PrincipleWritingParameters:

@@ -46,7 +46,8 @@ def choose_queries(
 ) -> pd.DataFrame:
     """Return the queries to answer, each with its ``split``: "train" or "held_out".
 
-    A seeded sample of every category; held-out queries are never trained on. With ``half`` (0 or
+    A seeded sample of every category; held-out queries are never trained on. Where the queries have
+    their ``split`` already, all are answered. With ``half`` (0 or
     1) only every second training query of a category, so that the halves share none; the
     held-out queries are the same in both.
 
@@ -54,6 +55,11 @@ def choose_queries(
         InputError: a category has fewer queries than asked for.
     """
     parts = []
+    if "split" in queries:
+        train = queries["split"] == "train"
+        number = train.groupby(queries["category"]).cumsum() - 1
+        kept = ~train | (half is None) | (number % 2 == half)
+        return queries[kept].reset_index(drop=True)
     for category, table in queries.groupby("category", sort=True):
         wanted = parameters.queries_per_category or len(table)
         if len(table) < wanted:
