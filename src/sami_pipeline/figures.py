@@ -466,7 +466,10 @@ def accuracy_by_attempts(
             "text": "Math problems solved by number of attempts<br>"
             "<sup>bands: 95 % intervals over problems</sup>"
         },
-        xaxis={"title": "attempts k", "dtick": 1},
+        xaxis={
+            "title": "attempts k",
+            "tickvals": table["k"].drop_duplicates().sort_values().tolist(),
+        },
         yaxis={"title": "accuracy, %", "rangemode": "tozero"},
     )
     return figure

@@ -119,12 +119,13 @@ class JudgePrompts(_Table):
 
 
 class Queries(_Table):
-    """One row is one training query."""
+    """One row is one query that is trained on or held out; without ``split`` it is drawn later."""
 
     query_id: Series[str] = pa.Field(unique=True)
     category: Series[str] = pa.Field(str_length={"min_value": 1})
     query: Series[str] = pa.Field(str_length={"min_value": 1})
     source: Series[str]
+    split: Series[str] | None = pa.Field(isin=_SPLITS)
 
 
 class Principles(_Table):
@@ -208,9 +209,13 @@ class Responses(Generations):
 
 
 class ResponseCounts(_Table):
-    """One row is how many queries of a category had one status, each once for each of its grids."""
+    """One row is how many queries of a category and split had one status.
+
+    A query counts once for each of its grids.
+    """
 
     category: Series[str] = pa.Field(str_length={"min_value": 1})
+    split: Series[str] = pa.Field(isin=["train", "held_out"])
     status: Series[str] = pa.Field(isin=_STATUSES)
     queries: Series[int] = pa.Field(ge=1)
 
@@ -577,12 +582,15 @@ class Degeneration(_Asked, _Lengths):
 
 
 class Problems(_Table):
-    """One row is one math problem."""
+    """One row is one math problem.
+
+    ``answer`` is empty where the solution of a training problem names no number.
+    """
 
     split: Series[str] = pa.Field(isin=["train", "test"])
     problem_id: Series[str] = pa.Field(unique=True)
     question: Series[str] = pa.Field(unique=True, str_length={"min_value": 1})
-    answer: Series[str] = pa.Field(str_length={"min_value": 1})
+    answer: Series[str]
     solution: Series[str]
     template: Series[str]
 
@@ -602,6 +610,7 @@ class Attempts(_Completed):
     reading: Series[str] = pa.Field(isin=list(READINGS))
     strict: Series[str]
     flexible: Series[str]
+    published: Series[str]
     correct: Series[bool]
     strict_correct: Series[bool]
     harness_strict: Series[str]

@@ -79,6 +79,21 @@ def test_queries_of_a_data_set_that_was_added_take_the_place_of_templates(worked
     assert queries["category"].nunique() == 8
 
 
+def test_own_queries_and_principles_are_taught_and_measured(worked_example):
+    project = worked_example("align")
+    principles = read(project, "03_primary/letters/align/principles")
+    assert set(principles["category"]) == {"delivery", "refund"}
+    trained = read(project, "03_primary/letters/align/queries")
+    asked = read(project, "03_primary/letters/align/questions")
+    assert len(trained) + len(asked) == 10
+    assert not set(trained["query"]) & set(asked["question"])
+    for run, judges in (("letters", {"checklist"}), ("polite", {"constitution"})):
+        win_rates = read(project, f"08_reporting/{run}/align/win_rates")
+        assert set(win_rates["judge"]) == judges
+        assert {"sami", "dpo", "base"} == {*win_rates["model"], *win_rates["opponent"]}
+        assert (project.folder / f"data/08_reporting/{run}/align/report.html").is_file()
+
+
 def test_a_table_of_results_that_was_added_is_made_and_shown(worked_example):
     project = worked_example("add_table")
     table = read(project, "08_reporting/with_sentences/mt_bench/sentences")

@@ -181,9 +181,9 @@ def test_math_shows_each_attempt_with_its_answer_and_whether_it_is_right(open_re
     page = open_report("math").page
     sft = page.locator("#shown .answer").nth(1)
     assert sft.locator("summary").all_text_contents() == [
-        "✓ right Greedy attempt: answer 2",
-        "✓ right Attempt 1: answer 2",
-        "✓ right Attempt 2: answer 2",
+        "✓ right Greedy attempt: answer 2 (marked)",
+        "✓ right Attempt 1: answer 2 (marked)",
+        "✓ right Attempt 2: answer 2 (marked)",
     ]
     page.select_option("#filter-result", "win")
     assert shown_questions(page) == ["sums-test-1"]

@@ -30,6 +30,7 @@ from sami_pipeline.evaluation.statistics import (
 )
 from sami_pipeline.reporting.contents import CONTENTS
 from sami_pipeline.result_tables.shown import Estimate, Table, decided
+from sami_pipeline.training.responses import shortage
 
 NO_DIFFERENCE = "no difference can be seen"
 _ESTIMATES = {
@@ -323,6 +324,7 @@ def _caveats(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
                 )
     if "response_counts" in tables:
         counts = tables["response_counts"]
+        found += shortage(counts)
         dropped = counts.loc[counts["status"] != "usable", "queries"].sum()
         if dropped:
             found.append(

@@ -27,9 +27,9 @@ from sami_pipeline.models.checkpoints import (
 from sami_pipeline.models.prompts import Prompt, PromptTemplate
 from sami_pipeline.parameters import (
     ExperimentParameters,
+    JudgedParameters,
     JudgeParameters,
     MathParameters,
-    MtBenchParameters,
 )
 from sami_pipeline.principles.constitutions import format_constitution, sample_constitutions
 
@@ -114,11 +114,12 @@ def _asked(
         if trained is not None:
             prompts = [trained.build([row.text], constitution=row.rules) for row in rows]
             yield models.student, Asked("models.student", None, prompts, room, remedy)
-    if isinstance(parameters, MtBenchParameters) and questions is not None:
+    if isinstance(parameters, JudgedParameters) and questions is not None:
         evaluation = parameters.evaluation
         remedy = "evaluation.max_new_tokens"
         asked_first = mt_bench.first_questions(questions, evaluation.questions_per_category)
-        for turn in (1, 2) if evaluated is not None and principles is not None else ():
+        turns_asked = range(1, int(questions["turn"].max()) + 1)
+        for turn in turns_asked if evaluated is not None and principles is not None else ():
             turns = asked_first.groupby("question_id", sort=False)["question"].agg(list)
             known = asked_first.drop_duplicates("question_id").assign(text=list(turns))
             prompts = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -73,6 +73,19 @@ def select_grids(
     ]
 
 
+def require_grids(name: str, grids: Sequence[object]) -> None:
+    """Refuse to train a model on nothing.
+
+    Raises:
+        InputError: there is no grid.
+    """
+    if not grids:
+        raise InputError(
+            f"{name}: none of the training queries is left for it; look at the status of the "
+            "responses, or take it out of models.under_test"
+        )
+
+
 @dataclass
 class Training:
     """A student about to be trained.
@@ -107,6 +120,7 @@ def measured_training(
     model = student.load_model(torch.float32)
     held_out = select_grids(responses, "held_out", tokenizer)
     training = Training(model, tokenizer, select_grids(responses, "train", tokenizer))
+    require_grids(name, training.grids)
     logger.info("%d grids to train on, %d held out", len(training.grids), len(held_out))
     measured: dict[str, pd.DataFrame] = {}
 
