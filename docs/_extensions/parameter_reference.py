@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from sami_pipeline.parameters import HousekeepingParameters
 from sami_pipeline.session import experiments
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 PAGE = "configuration"
 PLACE = "<!-- parameter reference -->"
+TOP_LEVEL = "top level"  # in conf/*/parameters/run.yml
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def groups() -> list[Group]:
     """Return all parameter groups; one that is shared is there once."""
     places: dict[str, str] = {}
     found = []
-    for name, model in experiments.groups().items():
+    for name, model in {**experiments.groups(), TOP_LEVEL: HousekeepingParameters}.items():
         schema = TypeAdapter(model).json_schema()
         found += _groups(name, schema, schema.get("$defs", {}), places)
     return found

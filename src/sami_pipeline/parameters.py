@@ -84,8 +84,27 @@ def _refuse_resamples(value: Any) -> Any:
     return value
 
 
-class RunParameters(Settings):
-    """Names of runs, which become names of folders."""
+class HousekeepingParameters(Settings):
+    """What a run takes from earlier ones and what it leaves; they stand at the top level."""
+
+    completions: Literal["take_up", "ask_again"] = Field(
+        "take_up",
+        description="Of texts that earlier code has asked for: take them up, or ask again.",
+    )
+    share_between_runs: bool = Field(
+        True,
+        description="Take over from other runs what they made from the same: model folders with "
+        "the tables of their training, as hard links, and the texts of the same requests.",
+    )
+    keep_training_states: bool = Field(
+        False,
+        description="Keep the last state of a training whose results are saved: weights and what "
+        "the optimiser keeps, with AdamW three times the model.",
+    )
+
+
+class RunParameters(HousekeepingParameters):
+    """Names of runs, which become names of folders, and what belongs to a run as a whole."""
 
     run_name: RunName = Field(description="Part of every path that a run writes.")
     completions_of: RunName | None = Field(

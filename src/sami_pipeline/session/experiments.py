@@ -15,6 +15,7 @@ from sami_pipeline.parameters import (
     CompareRunsParameters,
     DryRunParameters,
     ExperimentParameters,
+    HousekeepingParameters,
     PrincipleWritingParameters,
     PublishedParameters,
     RunParameters,
@@ -74,7 +75,7 @@ def check(parameters: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         if name in parameters:
             _validated(name, model, parameters[name])
     try:
-        RunParameters.model_validate(run)
+        RunParameters.model_validate({**_housekeeping(parameters), **run})
     except ValidationError as error:
         raise ParameterError(f"conf/*/globals, --params: {first_fault(error)}") from error
 
@@ -103,6 +104,16 @@ def raw_files() -> dict[str, AbstractDataset]:
 def principle_writing_parameters(name: str) -> PrincipleWritingParameters:
     """Return the checked parameters of the principle writer; see ``experiment_parameters``."""
     return _checked(name, PrincipleWritingParameters)
+
+
+def housekeeping() -> HousekeepingParameters:
+    """Return what this run takes from earlier ones and what it leaves."""
+    return HousekeepingParameters.model_validate(_housekeeping(_active_parameters or {}))
+
+
+def _housekeeping(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: parameters[name] for name in HousekeepingParameters.model_fields
+            if name in parameters}  # fmt: skip
 
 
 def is_dry_run() -> bool:
