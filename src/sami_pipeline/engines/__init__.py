@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from sami_pipeline.engines import registry
 from sami_pipeline.engines.base import (
     Completion,
     Engine,
@@ -36,6 +37,7 @@ __all__ = [
     "TransformersParameters",
     "VllmParameters",
     "code_not_used",
+    "code_used",
     "complete",
     "completion_key",
     "generate",
@@ -45,20 +47,6 @@ __all__ = [
     "packages_outside",
     "release",
 ]
-
-# By kind, the code that only this kind of engine runs, as ``code_versions.of`` takes it.
-_OWN_CODE = {
-    "openai": (
-        "engines.openai_engine", "engines.credentials", "engines.parameters:OpenAIParameters",
-    ),
-    "transformers": (
-        "engines.transformers_engine", "engines.parameters:TransformersParameters",
-    ),
-    "vllm": (
-        "engines.vllm_engine", "engines.vllm_server", "engines.vllm_worker",
-        "engines.parameters:VllmParameters",
-    ),
-}  # fmt: skip
 
 
 def open_engine(
@@ -79,32 +67,17 @@ def open_engine(
     Raises:
         InputError: a folder for a server, which has its model already, or none for another engine.
     """
-    if parameters.openai is not None and parameters.kind == "openai":
-        if model_folder is not None:
-            raise InputError(
-                f"engine.kind: openai asks a server and can't load {model_folder}; choose another "
-                "kind for models of this project"
-            )
-        from sami_pipeline.engines.openai_engine import OpenAIEngine
-
-        return OpenAIEngine(parameters.openai)
-    if model_folder is None:
+    kind = registry.engine_kinds()[parameters.kind]
+    if kind.asks_server and model_folder is not None:
         raise InputError(
-            f"engine.kind: {parameters.kind} needs a model folder; only openai has none"
+            f"engine.kind: {kind.name} asks a server and can't load {model_folder}; choose another "
+            "kind for models of this project"
         )
-    if parameters.kind == "vllm":
-        from sami_pipeline.engines.vllm_engine import VllmEngine
-
-        return VllmEngine(model_folder, parameters.vllm, trust_remote_code=trust_remote_code)
-    from sami_pipeline.engines.transformers_engine import TransformersEngine
-
-    return TransformersEngine(
-        model_folder,
-        dtype=parameters.transformers.dtype,
-        batch_size=parameters.transformers.batch_size,
-        kept_gib=parameters.transformers.kept_gib,
-        trust_remote_code=trust_remote_code,
-    )
+    if not kind.asks_server and model_folder is None:
+        raise InputError(
+            f"engine.kind: {kind.name} needs a model folder; one that asks a server has none"
+        )
+    return kind.open(parameters.settings, model_folder, trust_remote_code)
 
 
 def open_model(parameters: EngineParameters, checkpoint: Checkpoint | None = None) -> Engine:
@@ -152,8 +125,19 @@ def release() -> None:
 def code_not_used(chosen: Iterable[EngineParameters]) -> tuple[str, ...]:
     """Return the code of engines that none of these settings chooses; see ``code_versions.of``."""
     kinds = {engine.kind for engine in chosen}
-    unused = [each for kind, code in _OWN_CODE.items() if kind not in kinds for each in code]
+    unused = [
+        each
+        for name, kind in registry.engine_kinds().items()
+        if name not in kinds
+        for each in kind.own_code
+    ]
     return (*unused, *([] if kinds else ["engines.parameters:EngineParameters"]))
+
+
+def code_used(chosen: Iterable[EngineParameters]) -> list[Callable[..., Engine]]:
+    """Return what opens the engines that these settings choose; see ``code_versions.of``."""
+    kinds = {engine.kind for engine in chosen}
+    return [kind.open for name, kind in registry.engine_kinds().items() if name in kinds]
 
 
 def packages_outside(chosen: Iterable[EngineParameters]) -> dict[str, str]:
