@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from sami_pipeline.engines import registry
 from sami_pipeline.engines.base import (
     Completion,
     Engine,
@@ -21,6 +20,7 @@ from sami_pipeline.engines.parameters import (
     TransformersParameters,
     VllmParameters,
 )
+from sami_pipeline.engines.registry import ENGINES, engine_kinds
 from sami_pipeline.engines.store import CompletionStore, completion_key
 from sami_pipeline.errors import InputError
 from sami_pipeline.models.checkpoints import Checkpoint
@@ -37,7 +37,7 @@ __all__ = [
     "TransformersParameters",
     "VllmParameters",
     "code_not_used",
-    "code_used",
+    "code_outside",
     "complete",
     "completion_key",
     "generate",
@@ -67,7 +67,7 @@ def open_engine(
     Raises:
         InputError: a folder for a server, which has its model already, or none for another engine.
     """
-    kind = registry.engine_kinds()[parameters.kind]
+    kind = engine_kinds()[parameters.kind]
     if kind.asks_server and model_folder is not None:
         raise InputError(
             f"engine.kind: {kind.name} asks a server and can't load {model_folder}; choose another "
@@ -126,18 +126,18 @@ def code_not_used(chosen: Iterable[EngineParameters]) -> tuple[str, ...]:
     """Return the code of engines that none of these settings chooses; see ``code_versions.of``."""
     kinds = {engine.kind for engine in chosen}
     unused = [
-        each
-        for name, kind in registry.engine_kinds().items()
-        if name not in kinds
-        for each in kind.own_code
+        each for name, kind in engine_kinds().items() if name not in kinds for each in kind.own_code
     ]
     return (*unused, *([] if kinds else ["engines.parameters:EngineParameters"]))
 
 
-def code_used(chosen: Iterable[EngineParameters]) -> list[Callable[..., Engine]]:
-    """Return what opens the engines that these settings choose; see ``code_versions.of``."""
-    kinds = {engine.kind for engine in chosen}
-    return [kind.open for name, kind in registry.engine_kinds().items() if name in kinds]
+def code_outside(chosen: Iterable[EngineParameters]) -> list[Callable[..., Engine]]:
+    """Return what opens the chosen engines that were registered from outside this package.
+
+    Those of this package are found by following the code; see ``code_versions.of``.
+    """
+    kinds = {engine.kind for engine in chosen}.difference(kind.name for kind in ENGINES)
+    return [engine_kinds()[name].open for name in sorted(kinds)]
 
 
 def packages_outside(chosen: Iterable[EngineParameters]) -> dict[str, str]:

@@ -9,8 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sami_pipeline.engines.base import Engine
-
 
 def _nothing(settings: Any) -> None:
     """Check nothing."""
@@ -27,8 +25,8 @@ class EngineKind:
     Attributes:
         name: in ``engine.kind``, and the group of ``engine`` with its settings.
         settings: the model of that group.
-        open: makes the engine of its settings, the folder of a model (None for one that asks a
-            server) and whether Python code of the folder may run.
+        open: makes the ``base.Engine`` of its settings, the folder of a model (None for one that
+            asks a server) and whether Python code of the folder may run.
         asks_server: it loads no model: the server has its own, whose name is ``settings.model``.
         own_code: what only this kind runs, as ``code_versions.of`` takes it; outputs that other
             kinds have written do not depend on it.
@@ -38,7 +36,7 @@ class EngineKind:
 
     name: str
     settings: type[BaseModel]
-    open: Callable[[Any, Path | None, bool], Engine]
+    open: Callable[[Any, Path | None, bool], Any]
     asks_server: bool = False
     own_code: tuple[str, ...] = ()
     check: Callable[[Any], None] = _nothing

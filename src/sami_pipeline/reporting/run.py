@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from sami_pipeline.engines.registry import engine_kinds
+from sami_pipeline.engines.kinds import engine_kinds
 from sami_pipeline.models.checkpoints import Checkpoint
 from sami_pipeline.parameters import (
     HOSTED,
