@@ -19,13 +19,10 @@ from transformers import (
 
 from sami_pipeline.engines.base import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.engines.generation import model_fingerprint
-from sami_pipeline.engines.tokens import (
-    end_token_ids,
-    read_completion,
-    render_prompts,
-    split_too_long,
-)
+from sami_pipeline.engines.tokens import encode_prompts, read_completion, split_too_long
 from sami_pipeline.models.checkpoints import load_causal_model, load_tokenizer
+from sami_pipeline.models.prompts import ChatParameters
+from sami_pipeline.models.tokens import EncodedPrompt, TextEncoder, end_token_ids
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -74,6 +71,7 @@ class TransformersEngine:
         batch_size: prompts generated together. A larger batch is faster and takes more memory:
             on two CPU cores SmolLM2-135M gave 84, 210, 338 and 435 tokens/s at 4, 16, 40 and 80.
         trust_remote_code: let Python code run that the folder brings.
+        chat: how the chat template is rendered.
     """
 
     def __init__(
@@ -83,6 +81,7 @@ class TransformersEngine:
         dtype: Dtype = "auto",
         batch_size: int = 64,
         trust_remote_code: bool = False,
+        chat: ChatParameters | None = None,
     ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         resolved = fastest_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
@@ -91,20 +90,23 @@ class TransformersEngine:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         model = load_causal_model(model_folder, resolved, trust_remote_code)
         self.model = model.to(self.device).eval()
-        self._ends = end_token_ids(model_folder, self.tokenizer)
+        self._ends = end_token_ids(model_folder, self.tokenizer, chat)
+        self.encoder = TextEncoder(self.tokenizer, chat, self._ends)
         self.model.generation_config = GenerationConfig(
             eos_token_id=sorted(self._ends), pad_token_id=self.tokenizer.pad_token_id
         )
         self.batch_size = batch_size
         self.identity = f"transformers {resolved} {model_fingerprint(model_folder)}"
+        self.identity += self.encoder.chat.identity
 
     def stream(
         self, requests: Sequence[GenerationRequest], *, seed: int
     ) -> Iterator[dict[int, Completion]]:
         """Yield the completions batch by batch; see ``Engine.stream``."""
-        rendered, encoded = render_prompts(self.tokenizer, requests)
+        prompts = encode_prompts(self.encoder, requests)
+        encoded = [prompt.ids for prompt in prompts]
         context = getattr(self.model.config, "max_position_embeddings", sys.maxsize)
-        too_long, fitting = split_too_long(requests, encoded, context)
+        too_long, fitting = split_too_long(requests, prompts, context)
         if too_long:
             yield too_long
         groups: dict[SamplingParameters, list[int]] = defaultdict(list)
@@ -114,17 +116,17 @@ class TransformersEngine:
             # Longest first: neighbours pad little, and too large a batch fails at once.
             order = sorted(
                 groups[sampling],
-                key=lambda i: (-len(encoded[i]), rendered[i], requests[i].sample),
+                key=lambda i: (-len(encoded[i]), prompts[i].text, requests[i].sample),
             )
             for batch in self._batches(order, encoded):
-                prompts = [encoded[i] for i in batch]
+                asked = [prompts[i] for i in batch]
                 if sampling.choices:
-                    outputs = self._choose(prompts, sampling)
+                    outputs = self._choose(asked, sampling)
                 else:
                     # A batch draws from a seed of its own: it does not matter what was drawn
                     # before, by this process or by one that was killed.
-                    drawn = [(rendered[i], requests[i].sample) for i in batch]
-                    outputs = self._generate_batch(prompts, sampling, _batch_seed(seed, drawn))
+                    drawn = [(prompts[i].text, requests[i].sample) for i in batch]
+                    outputs = self._generate_batch(asked, sampling, _batch_seed(seed, drawn))
                 yield dict(zip(batch, outputs, strict=True))
 
     def close(self) -> None:
@@ -150,9 +152,9 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _generate_batch(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters, seed: int
+        self, prompts: Sequence[EncodedPrompt], sampling: SamplingParameters, seed: int
     ) -> list[Completion]:
-        inputs = self.tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt")
+        inputs = self.tokenizer.pad({"input_ids": [prompt.ids for prompt in prompts]}, return_tensors="pt")
         width = inputs["input_ids"].shape[1]
         sampled = sampling.temperature > 0
         with torch.random.fork_rng():
@@ -170,30 +172,27 @@ class TransformersEngine:
             )
         return [
             # A row that ended before its batch is filled up with padding, which ends it too.
-            read_completion(self.tokenizer, row[width:].tolist(), self._ends, len(prompt), sampling)
+            read_completion(self.encoder, prompt, row[width:].tolist(), self._ends, sampling)
             for prompt, row in zip(prompts, output, strict=True)
         ]
 
     @torch.inference_mode()
     def _choose(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters
+        self, prompts: Sequence[EncodedPrompt], sampling: SamplingParameters
     ) -> list[Completion]:
         """Read each choice's log-probability; the response is the likeliest.
 
-        Choices are tokenised apart from the prompt and read to their last token, so that those
-        which begin alike are told apart.
+        Choices have the tokens that they have behind the prompt and are read to their last token,
+        so that those which begin alike are told apart.
         """
-        choices = [
-            self.tokenizer(choice, add_special_tokens=False)["input_ids"]
-            for choice in sampling.choices
-        ]
-        # What is read before the last token of each choice. The prompt is read once for all of
-        # them, and one-token choices need no more.
-        beginnings = list(dict.fromkeys(tuple(c[:-1]) for c in choices if len(c) > 1))
         completions = []
         for prompt in prompts:
+            choices = [self.encoder.encode_response([prompt], each) for each in sampling.choices]
+            # What is read before the last token of each choice. The prompt is read once for all
+            # of them, and one-token choices need no more.
+            beginnings = list(dict.fromkeys(tuple(c[:-1]) for c in choices if len(c) > 1))
             read = self.model(
-                torch.tensor([prompt], device=self.device),
+                torch.tensor([prompt.ids], device=self.device),
                 use_cache=bool(beginnings),
                 logits_to_keep=1,
             )
@@ -224,7 +223,7 @@ class TransformersEngine:
                 Completion(
                     text=sampling.choices[chosen],
                     finish_reason="stop",
-                    prompt_tokens=len(prompt),
+                    prompt_tokens=len(prompt.ids),
                     completion_tokens=len(choices[chosen]),
                     choice_logprobs=tuple(sums.log_softmax(0).tolist()),
                 )

@@ -2,19 +2,80 @@
 
 from __future__ import annotations
 
+import datetime
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from string import Formatter
 from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sami_pipeline.errors import InputError, first_fault, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+# What is given to a chat template besides its variables.
+_NOT_VARIABLES = frozenset(
+    {
+        "conversation", "messages", "tools", "documents", "chat_template", "tokenize",
+        "add_generation_prompt", "continue_final_message", "sanitize_control_tokens", "padding",
+        "truncation", "max_length", "return_tensors", "return_dict",
+        "return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now",
+    }
+)  # fmt: skip
+
+
+class ChatParameters(BaseModel):
+    """How chat templates are rendered, and what of a model's text is its response."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    date: datetime.date = Field(
+        datetime.date(2024, 7, 26),
+        description="The date that a chat template writes as today's (Llama 3, SmolLM3, Granite), "
+        "so that a run gives the same on any day; the default is what Llama's templates write "
+        "where they know no date.",
+    )
+    variables: dict[str, Any] = Field(
+        {},
+        description="Variables of the chat template, such as {enable_thinking: false}; a template "
+        "passes over those that it does not know.",
+    )
+    keep_thinking: bool = Field(
+        False,
+        description="Take what a model thinks before it responds (<think>…</think>) as a part of "
+        "its response, which is trained, checked and judged; False keeps it apart.",
+    )
+
+    @field_validator("variables")
+    @classmethod
+    def _variables_are_the_templates_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if given := sorted(_NOT_VARIABLES & set(value)):
+            remedy = "give chat.date" if given[0] == "strftime_now" else "leave it out"
+            raise ValueError(f"{given[0]} is set by the pipeline; {remedy}")
+        return value
+
+    @property
+    def identity(self) -> str:
+        """What an engine's identity says of them: nothing where all are the defaults."""
+        given = self.model_dump(mode="json", exclude_defaults=True)
+        return f" {json.dumps(given, sort_keys=True, default=str)}" if given else ""
+
+    def template_variables(self) -> dict[str, Any]:
+        """Return what a chat template is given."""
+        day = datetime.datetime.combine(self.date, datetime.time())
+        return {"strftime_now": day.strftime} | self.variables
 
 
 @dataclass(frozen=True)
@@ -25,15 +86,20 @@ class Prompt:
         messages: (role, content) pairs; empty for a plain prompt. A final message of the assistant
             is what the response goes on with; a server may not be able to go on with one.
         text: the plain prompt; empty for a chat prompt.
+        quoted: (start, end) of the parts of a plain prompt that are queries, answers and
+            constitutions and look as if they could name a control token; the rest is the
+            template's. All content of messages is such text.
     """
 
     messages: tuple[tuple[str, str], ...] = ()
     text: str = ""
+    quoted: tuple[tuple[int, int], ...] = ()
 
     def to_json(self) -> str:
         """Return the prompt as one line of JSON, the form it has in tables."""
         if self.text:
-            return json.dumps({"text": self.text}, ensure_ascii=False)
+            quoted = {"quoted": self.quoted} if self.quoted else {}
+            return json.dumps({"text": self.text} | quoted, ensure_ascii=False)
         messages = [{"role": role, "content": content} for role, content in self.messages]
         return json.dumps({"messages": messages}, ensure_ascii=False)
 
@@ -42,41 +108,73 @@ class Prompt:
         """Return the prompt that ``to_json`` wrote."""
         value = json.loads(line)
         messages = tuple((m["role"], m["content"]) for m in value.get("messages", ()))
-        return cls(messages=messages, text=value.get("text", ""))
+        quoted = tuple((start, end) for start, end in value.get("quoted", ()))
+        return cls(messages=messages, text=value.get("text", ""), quoted=quoted)
 
-    def render(self, tokenizer: PreTrainedTokenizerBase) -> str:
+    def map_written(self, change: Callable[[str], str]) -> Prompt:
+        """Return the prompt with its queries, answers and constitutions changed."""
+        messages = tuple((role, change(content)) for role, content in self.messages)
+        parts, done = [], 0
+        for start, end in self.quoted:
+            parts += [self.text[done:start], change(self.text[start:end])]
+            done = end
+        return replace(self, messages=messages, text="".join((*parts, self.text[done:])), quoted=())
+
+    def render(self, tokenizer: PreTrainedTokenizerBase, chat: ChatParameters | None = None) -> str:
         """Return the exact text before the response, special tokens written out.
 
-        It is meant to be tokenised with ``add_special_tokens=False``.
+        ``models.tokens.TextEncoder`` makes token ids of it; in the text alone a control token that
+        the template writes can't be told from one that a query names.
 
         Raises:
             InputError: a chat prompt for a tokenizer without a chat template, or with one that
                 fails.
         """
-        if self.text:
-            first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
-            begins = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
-            return (tokenizer.bos_token if begins else "") + self.text
-        if not tokenizer.chat_template:
-            raise InputError(
-                f"{tokenizer.name_or_path}: the tokenizer has no chat template; "
-                "choose a plain prompt template for this model"
-            )
-        messages = [{"role": role, "content": content} for role, content in self.messages]
-        continued = self.messages[-1][0] == "assistant"
-        try:
-            return tokenizer.apply_chat_template(
-                messages,
-                add_generation_prompt=not continued,
-                continue_final_message=continued,
-                tokenize=False,
-            )
-        # A template is a program: it may ask of a value what it can't do.
-        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
-            raise InputError(
-                f"{tokenizer.name_or_path}: chat_template: fails with {type(error).__name__} "
-                f"({one_line(str(error))}); mend it, or choose a plain prompt template"
-            ) from error
+        if not self.text:
+            return render_messages(tokenizer, self.messages, chat or ChatParameters())
+        first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
+        begins = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+        return (tokenizer.bos_token if begins else "") + self.text
+
+
+def render_messages(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[tuple[str, str]],
+    chat: ChatParameters,
+    *,
+    open_end: bool = False,
+) -> str:
+    """Return a conversation as the tokenizer's chat template writes it.
+
+    Args:
+        tokenizer: has the template.
+        messages: (role, content) pairs.
+        chat: date and variables of the template.
+        open_end: neither begin a response after the last message nor go on with it.
+
+    Raises:
+        InputError: there is no template, or it fails.
+    """
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template; "
+            "choose a plain prompt template for this model"
+        )
+    continued = messages[-1][0] == "assistant" and not open_end
+    try:
+        return tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in messages],
+            add_generation_prompt=not continued and not open_end,
+            continue_final_message=continued,
+            tokenize=False,
+            **chat.template_variables(),
+        )
+    # A template is a program: it may ask of a value what it can't do.
+    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(
+            f"{tokenizer.name_or_path}: chat_template: fails with {type(error).__name__} "
+            f"({one_line(str(error))}); mend it, or choose a plain prompt template"
+        ) from error
 
 
 def check_placeholders(text: str, known: Collection[str]) -> set[str]:
@@ -170,16 +268,45 @@ class PromptTemplate(BaseModel):
         """
         if len(answers) != len(queries) - 1:
             raise ValueError(f"{len(queries)} queries need {len(queries) - 1} earlier answers")
-        turns = [self._turn(query, constitution) for query in queries]
         if self.kind == "chat":
             messages = [("system", self.system)] if self.system else []
-            for turn, answer in zip(turns, answers, strict=False):
-                messages += [("user", turn), ("assistant", answer)]
-            return Prompt(messages=(*messages, ("user", turns[-1])))
-        earlier = [t + a + self.answer_end for t, a in zip(turns, answers, strict=False)]
-        return Prompt(text=self.preamble + "".join(earlier) + turns[-1])
+            for query, answer in zip(queries, answers, strict=False):
+                messages += [("user", self._turn(query, constitution)), ("assistant", answer)]
+            return Prompt(messages=(*messages, ("user", self._turn(queries[-1], constitution))))
+        parts = _Parts(self.preamble)
+        for number, query in enumerate(queries):
+            self._add_turn(parts, query, constitution)
+            if number < len(answers):
+                parts.add(answers[number], quoted=True)
+                parts.add(self.answer_end)
+        return Prompt(text=parts.text, quoted=tuple(parts.quoted))
 
     def _turn(self, query: str, constitution: str | None) -> str:
-        if constitution is None:
-            return self.turn_without_constitution.format(query=query)
-        return self.turn.format(query=query, constitution=constitution)
+        parts = _Parts()
+        self._add_turn(parts, query, constitution)
+        return parts.text
+
+    def _add_turn(self, parts: _Parts, query: str, constitution: str | None) -> None:
+        turn = self.turn_without_constitution if constitution is None else self.turn
+        values = {"query": query, "constitution": constitution or ""}
+        for literal, name, _, _ in Formatter().parse(turn):
+            parts.add(literal)
+            if name is not None:
+                parts.add(values[name], quoted=True)
+
+
+class _Parts:
+    """A text that grows, and where in it is what others wrote."""
+
+    def __init__(self, text: str = "") -> None:
+        self.text = text
+        self.quoted: list[tuple[int, int]] = []
+
+    def add(self, part: str, *, quoted: bool = False) -> None:
+        if quoted and not _BRACKETS.isdisjoint(part):
+            self.quoted.append((len(self.text), len(self.text) + len(part)))
+        self.text += part
+
+
+# Names of control tokens are written in brackets of some kind.
+_BRACKETS = frozenset("<>[]{}|\uff5c")

@@ -36,15 +36,11 @@ def train_baseline(
             measured_training(name, student, responses, parameters) as training,
             state_kept_in(state_folder),
         ):
-            grids = [
-                grid.tokenise(training.tokenizer, train_on_eos=config.train_on_eos)
-                for grid in training.grids
-            ]
             method = {"dpo": baselines.train_dpo, "sft": baselines.train_sft}[name]
             history = method(
                 training.model,
                 training.tokenizer,
-                grids,
+                training.grids,
                 config,
                 getattr(parameters, name),
                 state_folder,
@@ -53,11 +49,11 @@ def train_baseline(
             "source": "baseline_training",
             "method": name,
             "student": student.provenance,
-            "grids": len(grids),
+            "grids": len(training.grids),
             "optimiser_steps": len(history),
         }
         return (
-            LoadedModel(training.model, training.tokenizer, provenance),
+            LoadedModel(training.model, training.tokenizer, provenance, student.chat),
             history_table(name, history),
             training.held_out,
         )
