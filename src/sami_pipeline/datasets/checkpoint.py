@@ -80,7 +80,9 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
         provenance.pop(_TRUST, None)
         if trusted:
             provenance[_TRUST] = True
-        provenance[_CHAT] = data.chat.model_dump(mode="json")
+        provenance.pop(_CHAT, None)
+        if chat := data.chat.given():
+            provenance[_CHAT] = chat
         (temporary / PROVENANCE_FILE).unlink(missing_ok=True)
         (temporary / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n")
         fault = missing_part(temporary)

@@ -154,7 +154,9 @@ class TransformersEngine:
     def _generate_batch(
         self, prompts: Sequence[EncodedPrompt], sampling: SamplingParameters, seed: int
     ) -> list[Completion]:
-        inputs = self.tokenizer.pad({"input_ids": [prompt.ids for prompt in prompts]}, return_tensors="pt")
+        inputs = self.tokenizer.pad(
+            {"input_ids": [prompt.ids for prompt in prompts]}, return_tensors="pt"
+        )
         width = inputs["input_ids"].shape[1]
         sampled = sampling.temperature > 0
         with torch.random.fork_rng():

@@ -69,8 +69,11 @@ class ChatParameters(BaseModel):
     @property
     def identity(self) -> str:
         """What an engine's identity says of them: nothing where all are the defaults."""
-        given = self.model_dump(mode="json", exclude_defaults=True)
-        return f" {json.dumps(given, sort_keys=True, default=str)}" if given else ""
+        return f" {json.dumps(self.given(), sort_keys=True)}" if self.given() else ""
+
+    def given(self) -> dict[str, Any]:
+        """Return what is not as by default, as JSON has it."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
     def template_variables(self) -> dict[str, Any]:
         """Return what a chat template is given."""

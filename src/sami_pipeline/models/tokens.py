@@ -122,7 +122,7 @@ class TextEncoder:
         return self._text(before, [token for token in ids if token not in self._special_ids])
 
     def read_with_marks(self, before: Sequence[int], ids: Sequence[int]) -> str:
-        """Return as ``read`` does, but with the special tokens that part thinking from a response."""
+        """Return as ``read`` does, but with special tokens that part thinking from a response."""
         left_out = self._special_ids - self._mark_ids
         return self._text(before, [token for token in ids if token not in left_out])
 
@@ -185,9 +185,9 @@ class TextEncoder:
     def _generation_prompt(self) -> str:
         """What the chat template writes before a response."""
         try:
-            return render_messages(
-                self.tokenizer, (("user", _PROBE),), self.chat
-            ).rpartition(_PROBE)[2]
+            return render_messages(self.tokenizer, (("user", _PROBE),), self.chat).rpartition(
+                _PROBE
+            )[2]
         except InputError:
             return ""
 
@@ -216,11 +216,8 @@ class TextEncoder:
 
     def _tail(self, piece: str, ids: list[int]) -> tuple[str, list[int]]:
         """Return a piece from its last control token on: what goes before changes nothing there."""
-        last = None
-        for last in self._control.finditer(piece):
-            pass
-        if last is not None:
-            tail = piece[last.start() :]
+        if found := list(self._control.finditer(piece)):
+            tail = piece[found[-1].start() :]
             tail_ids = self._encode(tail)
             if tail_ids and ids[-len(tail_ids) :] == tail_ids:
                 return tail, tail_ids
