@@ -73,6 +73,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     length: int | None = None  # announced, where it is not the content's
     delay: float = 0.0
+    drip: float = 0.0  # seconds between one byte and the next
 
 
 def error(status: int, message: str, code: str | None = None, **headers: str) -> Reply:
@@ -95,13 +96,11 @@ def usual(sent: Sent, completion: Completion) -> Reply:
             "completion_tokens": completion.completion_tokens,
         },
     }
-    return Reply(content=json.dumps(content).encode())
+    return body(content)
 
 
-def without(reply: Reply, name: str) -> Reply:
-    """Return a reply whose body lacks a field."""
-    content = json.loads(reply.content)
-    del content[name]
+def body(content: dict[str, Any]) -> Reply:
+    """Return a reply that holds any JSON."""
     return Reply(content=json.dumps(content).encode())
 
 
@@ -115,10 +114,8 @@ FAULTS: dict[str, Callable[[Reply], Reply]] = {
     "cut JSON": lambda reply: Reply(content=reply.content[:40]),
     "not JSON": lambda _: Reply(content=b"<html>welcome</html>"),
     "not UTF-8": lambda _: Reply(content=b'{"choices": "\xff"}'),
-    "no choices": lambda reply: Reply(
-        content=json.dumps(json.loads(reply.content) | {"choices": []}).encode()
-    ),
-    "no usage": lambda reply: without(reply, "usage"),
+    "no choices": lambda reply: body(json.loads(reply.content) | {"choices": []}),
+    "error in the place of an answer": lambda _: body({"error": {"message": "busy", "code": 503}}),
     "nothing": lambda _: Reply(content=b""),
 }
 
@@ -131,6 +128,7 @@ class OpenAIServer:
         key: what a client must show; None wants none.
         fault: gives the name of a fault of ``FAULTS``, a reply of its own, or None to behave.
         delay: seconds that an answer takes.
+        port: where it listens; 0 takes any that is free.
 
     Attributes:
         sent: every request that has arrived.
@@ -144,6 +142,7 @@ class OpenAIServer:
         key: str | None = None,
         fault: Callable[[Sent], str | Reply | None] = lambda sent: None,
         delay: float = 0.0,
+        port: int = 0,
     ) -> None:
         self.answer, self.key, self.fault, self.delay = answer, key, fault, delay
         self.sent: list[Sent] = []
@@ -159,14 +158,19 @@ class OpenAIServer:
             block_on_close = False
             request_queue_size = 256
 
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        self._server = Server(("127.0.0.1", port), Handler)
+        self.port = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> OpenAIServer:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.die()
+
+    def die(self) -> None:
+        """Take no more connections, and no more requests on those there are."""
         self._closed.set()
         self._server.shutdown()
         self._server.server_close()
@@ -199,11 +203,14 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.owner._closed.is_set():
+            self.close_connection = True
+            return
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         sent = Sent(
             at=time.monotonic(),
             path=self.path,
-            body=body,
+            body=asked,
             authorization=self.headers.get("Authorization"),
             retry=int(self.headers.get("x-stainless-retry-count", 0)),
         )
@@ -215,7 +222,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
             self.send_header("Content-Length", str(reply.length or len(reply.content)))
             self.end_headers()
-            self.wfile.write(reply.content)
+            if reply.drip:
+                for byte in reply.content:
+                    self.wfile.write(bytes([byte]))
+                    self.owner.wait(reply.drip)
+            else:
+                self.wfile.write(reply.content)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # the client did not wait
         else:

@@ -8,5 +8,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 
-PROJECT_FOLDER = Path(__file__).resolve().parents[2]
-"""Where conf/ and data/ lie; the package is installed in place."""
+_SOURCES = Path(__file__).resolve().parents[2]
+PROJECT_FOLDER = _SOURCES if (_SOURCES / "pyproject.toml").is_file() else Path.cwd()
+"""Where conf/ and data/ lie: the project itself, or for an installed wheel the current folder."""

@@ -214,6 +214,7 @@ class ResponseCounts(_Table):
 class TeacherCompliance(_Table):
     """One row is how often the teacher's responses followed a principle, or its antithesis.
 
+    ``check`` says in words what was asked of a response, which may be looser than the statement.
     ``asked`` is the share that pass the check when asked to, ``unasked`` the share that pass it
     under the opposite stance: a contrast can be learnt where the two differ.
     """
@@ -221,6 +222,7 @@ class TeacherCompliance(_Table):
     category: Series[str] = pa.Field(isin=_CATEGORIES)
     principle: Series[str]
     stance: Series[str] = pa.Field(isin=["principle", "antithesis"])
+    check: Series[str]
     n_asked: Series[int] = pa.Field(ge=0)
     asked: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     n_unasked: Series[int] = pa.Field(ge=0)
@@ -318,11 +320,17 @@ class Answers(_OnATurn, _Completed):
 
 
 class Checked(_OnATurn):
-    """One row is one statement of the constitution an answer was given under."""
+    """One row is one statement of the constitution an answer was given under.
+
+    ``asked`` says in words what the check asks for, which may be looser than the statement, and
+    ``evidence`` by what the answer was judged ("40 words; at most 30 words asked").
+    """
 
     principle: Series[str]
     stance: Series[str] = pa.Field(isin=["principle", "antithesis"])
     check: Series[str]
+    asked: Series[str]
+    evidence: Series[str]
     passed: Series[bool]
     degenerate: Series[bool]
 

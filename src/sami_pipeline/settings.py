@@ -16,12 +16,14 @@ from sami_pipeline.session.hooks import (
     RunLockHook,
     RunSummaryHook,
 )
+from sami_pipeline.session.session import ExperimentSession
 
 # Kedro 1.7 registers its resolvers through a name that OmegaConf has deprecated.
 warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
 # Datasets carry their experiment's name, nodes that of the shared pipeline they fold into.
 warnings.filterwarnings("ignore", message="One or more dataset names contain '.' characters")
 
+SESSION_CLASS = ExperimentSession
 CONTEXT_CLASS = ExperimentContext
 DATA_CATALOG_CLASS = RunCatalog
 CONFIG_LOADER_CLASS = OmegaConfigLoader

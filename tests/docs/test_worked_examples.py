@@ -35,12 +35,21 @@ def test_a_category_that_was_added_is_trained_on_and_asked(worked_example):
     assert set(answers.loc[answers["category"] == "cooking", "question_id"]) == {"1001"}
 
 
-def test_a_principle_and_a_check_that_were_added_are_measured(worked_example):
+def test_a_principle_that_was_added_is_measured(worked_example):
     table = read(worked_example("add_judge"), "08_reporting/judged/mt_bench/teacher_compliance")
-    added = table[table["principle"].isin(["gives_an_example", "paragraphs"])]
-    assert set(zip(added["category"], added["principle"], strict=True)) == {
-        ("stem", "gives_an_example"),
-        ("humanities", "paragraphs"),
+    added = table[table["principle"] == "gives_an_example"]
+    assert set(added["category"]) == {"stem"}
+    assert (added["n_asked"] + added["n_unasked"] > 0).all()
+
+
+def test_a_check_that_was_added_is_measured_and_says_what_it_asks(worked_example):
+    project = worked_example("add_check")
+    table = read(project, "08_reporting/questions/mt_bench/teacher_compliance")
+    added = table[table["principle"] == "questions"].set_index("stance")
+    assert set(added["category"]) == {"humanities"}
+    assert added["check"].to_dict() == {
+        "principle": "at least 2 questions",
+        "antithesis": "fewer than 2 questions",
     }
     assert (added["n_asked"] + added["n_unasked"] > 0).all()
 

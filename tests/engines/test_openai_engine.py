@@ -14,7 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from openai_server import FAULTS, KNOWN, MODEL, OpenAIServer, Sent, answers_of, digest, error
+from openai_server import (
+    FAULTS,
+    KNOWN,
+    MODEL,
+    OpenAIServer,
+    Sent,
+    answers_of,
+    body,
+    digest,
+    error,
+    usual,
+)
 from pydantic import ValidationError
 
 from sami_pipeline.engines import (
@@ -190,7 +201,9 @@ def test_fault_of_one_prompt_fails_that_one_alone_after_all_retries(store, fault
         return fault if sent.text == "spoilt" else None
 
     with OpenAIServer(fault=fault_of) as server:
-        completions, engine = run(server, requests, store, max_retries=1, timeout=1.0)
+        completions, engine = run(
+            server, requests, store, max_retries=1, timeout=1.0, max_missing=0.05
+        )
         assert completions == [Completion("", "failed", 0, 0), *expected(QUESTIONS)]
         assert engine.usage.failed == 1 and engine.usage.answered == 20
         assert engine.usage.retries == 1 and engine.usage.sent == len(server.sent) == 22
@@ -231,13 +244,23 @@ def test_concurrency_is_used_and_kept():
     [
         (
             error(401, f"Bad key {KEY}"),
-            ["refuses the key (HTTP 401)", "conf/local/credentials.yml"],
+            ["refuses the key (HTTP 401: Bad key ***)", "conf/local/credentials.yml"],
         ),
-        (error(403, f"Not with {KEY}"), ["refuses the key (HTTP 403)", "OPENAI_API_KEY"]),
+        (
+            error(403, f"Suspended: abuse by {KEY[:8]}***{KEY[-4:]}"),
+            ["forbids every request (HTTP 403: Suspended: abuse by ***)", "OPENAI_API_KEY"],
+        ),
         (error(402, f"{KEY} owes"), ["has no credit left", "***"]),
         (error(429, "quota", "insufficient_quota"), ["has no credit left"]),
         (error(404, f"No model, {KEY}"), ["openai.model", "'small'", "***", "base_url"]),
         (error(400, f"what is top_p?\nfrom {KEY}"), ["what is top_p? from ***", "leave_out"]),
+        (
+            error(400, "Unsupported parameter: 'max_tokens'; use 'max_completion_tokens'"),
+            ["openai.token_limit_field", "set token_limit_field: max_completion_tokens"],
+        ),
+        (error(429, "100 a day", **{"Retry-After": "0.1"}), ["100 a day", "wait until its limit"]),
+        (body({"error": {"message": "owes", "code": 402}}), ["has no credit left", "owes"]),
+        (body({"error": "overloaded"}), ["base_url", "HTTP 200 with an error", "overloaded"]),
         (error(500, "oops"), ["openai.base_url", "HTTP 500: oops", "start the server"]),
     ],
 )
@@ -278,7 +301,7 @@ def test_refusal_of_one_prompt_is_its_own_even_in_a_run_that_asks_nothing_else()
         return None
 
     with OpenAIServer(fault=fault) as server:
-        (bad, long), engine = run(server, [ask("bad"), ask("long")])
+        (bad, long), engine = run(server, [ask("bad"), ask("long")], max_missing=0.5)
         assert [each.text for each in server.sent].count("Hello") == 1
         assert engine.usage.failures == {"HTTP 400": 1}
     assert (bad.finish_reason, long.finish_reason) == ("failed", "prompt_too_long")
@@ -314,7 +337,8 @@ def test_response_is_one_of_the_choices_or_has_failed(monkeypatch, choices, answ
 
     with OpenAIServer(reply) as server:
         said = ("tie", "A", "neither", "C")
-        completions, engine = run(server, [ask(t, CHOICES) for t in said], choices=choices)
+        requests = [ask(text, CHOICES) for text in said]
+        completions, engine = run(server, requests, choices=choices, max_missing=0.5)
     assert [each.text for each in completions] == ["tie", "A", "", ""]
     assert [each.finish_reason for each in completions] == ["stop", "stop", "failed", "failed"]
     assert engine.usage.failures == {"none of the choices": 2}
@@ -341,26 +365,193 @@ def test_tokens_and_cost_are_summed_up_and_logged(caplog, store):
         assert run(server)[1].usage.cost is None
 
 
-def test_filtered_and_refused_responses():
-    replies = {
-        "filtered": {"finish_reason": "content_filter", "message": {"content": None}},
-        "refused": {"finish_reason": "stop", "message": {"content": None, "refusal": "No."}},
-        "thinking": {"finish_reason": "length", "message": {"content": None}},
-    }
+# What a model or a server may say in its own way: the choice, and what becomes of it.
+ODD = {
+    "filtered": (
+        {"finish_reason": "content_filter", "message": {"content": None}},
+        Completion("", "failed", 0, 0),
+    ),
+    "refused": (
+        {"finish_reason": "stop", "message": {"content": None, "refusal": "No."}},
+        Completion("No.", "stop", 1, 2),
+    ),
+    "thinking": (
+        {"finish_reason": "length", "message": {"content": None}},
+        Completion("", "length", 1, 2),
+    ),
+    "silent": (
+        {"finish_reason": "stop", "message": {"content": None}},
+        Completion("", "stop", 1, 2),
+    ),
+    "parts": (
+        {
+            "finish_reason": "stop",
+            "message": {
+                "content": [
+                    {"type": "thinking", "thinking": "Hm"},
+                    {"type": "text", "text": "It is "},
+                    {"type": "text", "text": "so."},
+                ]
+            },
+        },
+        Completion("It is so.", "stop", 1, 2),
+    ),
+    "no reason": ({"message": {"content": "Yes."}}, Completion("Yes.", "stop", 1, 2)),
+    "no reason, long": (
+        {"message": {"content": "Yes and"}, "finish_reason": None, "tokens": 12},
+        Completion("Yes and", "length", 1, 12),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_answer_in_a_form_of_its_own_is_read_and_asked_once(name):
+    choice, wanted = ODD[name]
+    usage = {"prompt_tokens": 1, "completion_tokens": choice.get("tokens", 2)}
+    with OpenAIServer(fault=lambda sent: body({"choices": [choice], "usage": usage})) as server:
+        completions, engine = run(server, [ask("x")], max_missing=1.0)
+        assert len(server.sent) == 1
+    assert completions == [wanted]
+    assert engine.usage.failures == ({"content filter": 1} if name == "filtered" else {})
+
+
+def test_answers_without_a_count_of_tokens_are_read_and_counted(caplog):
+    caplog.set_level(logging.INFO)
+    reply = body({"choices": [{"finish_reason": "stop", "message": {"content": "Yes."}}]})
+    with OpenAIServer(fault=lambda sent: reply) as server:
+        completions, _ = run(server)
+        assert len(server.sent) == len(QUESTIONS)
+    assert completions == [Completion("Yes.", "stop", 0, 0)] * len(QUESTIONS)
+    assert "20 answers without a count" in caplog.text
+
+
+@pytest.mark.parametrize("said", ["```json\n{said}\n```", "```\n{said}```", " {said}\n"])
+def test_choice_in_a_code_fence_is_read(said):
+    def reply(sent: Sent) -> Completion:
+        return Completion(said.replace("{said}", json.dumps({"choice": sent.text})), "stop", 3, 2)
+
+    with OpenAIServer(reply) as server:
+        completions, _ = run(server, [ask(text, CHOICES) for text in ("tie", "A")])
+    assert [each.text for each in completions] == ["tie", "A"]
+
+
+GONE = {
+    "suspended": error(403, "account suspended"),
+    "daily limit": error(429, "100 requests a day"),
+    "broken": error(500, "oops"),
+    "odd": body({"error": {"message": "no longer served", "code": 400}}),
+    "filters all": body(
+        {"choices": [{"finish_reason": "content_filter", "message": {"content": None}}]}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", GONE)
+def test_server_that_fails_after_its_first_answers_ends_the_run(store, kind):
+    requests = [ask(f"question {i}") for i in range(400)]
+    # Wherever it happens, in flight at once or one after another.
+    for served, concurrency in ((7, 16), (25, 1)):
+        with OpenAIServer() as server:
+            server.fault = lambda sent, s=server, n=served: GONE[kind] if len(s.sent) > n else None
+            with pytest.raises(InputError) as caught:
+                run(server, requests, store, concurrency=concurrency, max_retries=0)
+            assert "\n" not in str(caught.value) and server.url in str(caught.value)
+            assert "stored" in str(caught.value) or "--only-missing-outputs" in str(caught.value)
+            assert len(server.sent) <= served + 20 + 2 * concurrency, "the rest is not tried"
+        with OpenAIServer(port=server.port) as back:
+            completions, engine = run(back, requests, store)
+            assert completions == expected(requests)
+            assert engine.usage.sent == len(back.sent) == 400 - served
+        for path in store.folder.glob("*"):
+            path.unlink()
+
+
+def test_server_that_dies_half_way_ends_the_run_and_is_asked_for_the_rest(store):
+    requests = [ask(f"question {i}") for i in range(200)]
+
+    def dying(sent: Sent) -> Completion:
+        if len(server.sent) == 100:
+            server.die()
+        return digest(sent)
+
+    gone = pytest.raises(InputError, match=r"base_url: .* \(no connection\); start the server")
+    with OpenAIServer(dying) as server, gone:
+        run(server, requests, store, max_retries=1, concurrency=4)
+    with OpenAIServer(port=server.port) as back:
+        completions, engine = run(back, requests, store)
+        assert completions == expected(requests)
+        assert engine.usage.sent == 200 - len(server.sent)
+
+
+@pytest.mark.parametrize(("spoilt", "ends"), [(2, False), (3, True)])
+def test_limit_of_missing_answers(store, spoilt, ends):
+    requests = [ask(f"question {i}") for i in range(100)]
+    bad = {f"question {i * 30 + 5}" for i in range(spoilt)}
 
     def fault(sent: Sent):
-        usage = {"prompt_tokens": 1, "completion_tokens": 2}
-        content = {"choices": [replies[sent.text]], "usage": usage}
-        return replace(error(200, ""), content=json.dumps(content).encode())
+        return error(400, "not this one") if sent.text in bad else None
 
     with OpenAIServer(fault=fault) as server:
-        completions, engine = run(server, [ask(text) for text in replies])
-    assert completions == [
-        Completion("", "failed", 0, 0),
-        Completion("No.", "stop", 1, 2),
-        Completion("", "length", 1, 2),
-    ]
-    assert engine.usage.failures == {"content filter": 1} and engine.usage.retries == 0
+        if ends:
+            named = r"3 of 100 requests .* \(HTTP 400: 3\), and max_missing allows 2 % .* not this"
+            with pytest.raises(InputError, match=named):
+                run(server, requests, store)
+        else:
+            run(server, requests, store)
+        before = len(server.sent)
+        # The share is that of the whole, not of the few that are asked again.
+        completions, engine = run(server, requests, store, max_missing=0.03)
+        assert engine.usage.failed == spoilt
+        assert len(server.sent) - before <= 2 * spoilt, "themselves, and whether it is there at all"
+    assert sum(each.finish_reason == "failed" for each in completions) == spoilt
+
+
+def test_prompts_that_always_fail_within_the_limit_end_no_later_run(store):
+    requests = [ask(f"question {i}") for i in range(1300)]
+    bad = {f"question {i}" for i in range(25)}
+
+    def fault(sent: Sent):
+        return error(400, "not this one") if sent.text in bad else None
+
+    with OpenAIServer(fault=fault) as server:
+        for _ in range(2):
+            completions, engine = run(server, requests, store)
+            assert engine.usage.failed == 25
+    assert completions[25:] == expected(requests[25:])
+
+
+def test_judge_that_ignores_the_format_ends_after_the_first_twenty():
+    requests = [ask(f"question {i}", CHOICES) for i in range(240)]
+    with OpenAIServer(lambda sent: Completion("Both are fine.", "stop", 900, 50)) as server:
+        with pytest.raises(InputError, match=r"none of the choices: .*max_missing allows 2 %"):
+            run(server, requests, concurrency=8)
+        assert 20 <= len(server.sent) <= 20 + 8
+
+
+def test_answer_that_drips_for_ever_has_failed_and_holds_up_no_other(store):
+    def fault(sent: Sent):
+        if sent.text != "question 3":
+            return None
+        return replace(usual(sent, digest(sent)), drip=0.2)
+
+    with OpenAIServer(fault=fault) as server:
+        began = time.monotonic()
+        completions, engine = run(server, store=store, answer_timeout=1.0, max_missing=0.05)
+        assert time.monotonic() - began < 5
+        assert len(server.sent) == len(QUESTIONS), "it is not asked again"
+    assert engine.usage.failures == {"took more than 1 s": 1}
+    assert [each.finish_reason for each in completions].count("failed") == 1
+
+
+def test_dead_proxy_is_named(monkeypatch):
+    for name in ("NO_PROXY", "no_proxy", "https_proxy", "all_proxy", "ALL_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with OpenAIServer() as server:
+        dead = server.port
+    # pragma: allowlist nextline secret
+    monkeypatch.setenv("HTTP_PROXY", f"http://me:hidden@127.0.0.1:{dead}")
+    with pytest.raises(InputError, match=rf"the proxy 127\.0\.0\.1:{dead} \(set by HTTP_PR"):
+        run("http://llm.invalid/v1", QUESTIONS[:1], max_retries=0)
 
 
 def test_server_without_a_key_is_shown_none(monkeypatch):

@@ -100,6 +100,7 @@ def test_run_with_a_hosted_teacher_that_stumbles(
             "mt_bench.generation.engine.openai.base_url": server.url,
             "mt_bench.generation.engine.openai.model": MODEL,
             "mt_bench.generation.engine.openai.max_retries": "3",
+            "mt_bench.generation.engine.openai.max_missing": "0.05",
         }
         params = ",".join(f"{key}={value}" for key, value in settings.items())
         return kedro_run(

@@ -49,6 +49,7 @@ def judged(kedro_run, run_name, project_folder):
             "mt_bench.judge.engine.openai.model": MODEL,
             "mt_bench.judge.engine.openai.timeout": "1",
             "mt_bench.judge.engine.openai.max_retries": "4",
+            "mt_bench.judge.engine.openai.max_missing": "0.05",
             "mt_bench.judge.engine.openai.concurrency": "32",
         }
         given = ",".join(f"{key}={value}" for key, value in settings.items())

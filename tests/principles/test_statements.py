@@ -74,8 +74,17 @@ def test_antithesis_is_not_merely_the_principle_denied():
 def test_stances_may_be_mixed_and_keep_their_order():
     stances = [("numbers", "antithesis"), ("brief", "principle")]
     assert check_statements("Beat the eggs.", stances, WRITING, truncated=False) == [
-        CheckedStatement("numbers", "antithesis", "no_digit", True),
-        CheckedStatement("brief", "principle", "maximum_words", True),
+        CheckedStatement(
+            "numbers", "antithesis", "no_digit", "no digit", "no digit; no digit asked", True
+        ),
+        CheckedStatement(
+            "brief",
+            "principle",
+            "maximum_words",
+            "at most 5 words",
+            "3 words; at most 5 words asked",
+            True,
+        ),
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from sami_pipeline.models.prompts import Prompt
 
@@ -101,4 +101,37 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back what the engine holds: memory, processes, connections."""
+        ...
+
+
+@runtime_checkable
+class FallibleEngine(Protocol):
+    """An engine that may give no usable answer to a request: one that asks a server.
+
+    Attributes:
+        identity: see ``Engine``.
+        usage: account of what was asked, got and lost.
+    """
+
+    identity: str
+    usage: object
+
+    def stream(
+        self, requests: Sequence[GenerationRequest], *, seed: int, total: int | None = None
+    ) -> Iterator[Mapping[int, Completion]]:
+        """Yield completions as ``Engine.stream`` does, and end where too many are missing.
+
+        Args:
+            requests: what is asked now.
+            seed: see ``Engine.stream``.
+            total: requests of the whole stage, those answered by an earlier run among them, of
+                which a share may be missing; None is the number of ``requests``.
+
+        Raises:
+            InputError: too many requests got no usable answer, or the server is gone.
+        """
+        ...
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
         ...

@@ -10,7 +10,12 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from sami_pipeline.engines.base import Completion, Engine, GenerationRequest
+from sami_pipeline.engines.base import (
+    Completion,
+    Engine,
+    FallibleEngine,
+    GenerationRequest,
+)
 from sami_pipeline.engines.store import CompletionStore, completion_key
 from sami_pipeline.models.checkpoints import PROVENANCE_FILE
 
@@ -45,8 +50,9 @@ def generate(
     if done:
         logger.info("%s: %d of %d are stored already", description, reused, len(requests))
     written = 0
+    options = {"total": len(first)} if isinstance(engine, FallibleEngine) else {}
     with tqdm(total=len(requests), initial=reused, desc=description, file=sys.stderr) as bar:
-        for piece in engine.stream([requests[index] for index in missing], seed=seed):
+        for piece in engine.stream([requests[index] for index in missing], seed=seed, **options):
             completions = {keys[missing[index]]: each for index, each in piece.items()}
             if store is not None:
                 store.add(completions)

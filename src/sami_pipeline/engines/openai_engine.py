@@ -6,22 +6,33 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 import openai
 from anyio.from_thread import start_blocking_portal
-from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sami_pipeline.engines import OpenAIParameters
 from sami_pipeline.engines.base import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.engines.credentials import api_key
-from sami_pipeline.errors import InputError, first_fault
+from sami_pipeline.errors import InputError, first_fault, one_line
 from sami_pipeline.models.prompts import Prompt
 
 logger = logging.getLogger(__name__)
@@ -32,9 +43,14 @@ _PROMPT_TOO_LONG = Completion("", "prompt_too_long", 0, 0)
 _TOO_LONG = ("context length", "context_length", "context window", "context size", "prompt is too")
 
 
+# Of so many results a majority that are no answers ends a run.
+_RECENT = 20
+_FENCE = re.compile(r"\A```\w*\s*\n(.*?)\n?\s*```\Z", re.DOTALL)
+
+
 class _Tokens(BaseModel):
-    prompt_tokens: NonNegativeInt
-    completion_tokens: NonNegativeInt
+    prompt_tokens: NonNegativeInt = 0
+    completion_tokens: NonNegativeInt = 0
 
 
 class _Bill(BaseModel):
@@ -45,9 +61,17 @@ class _Message(BaseModel):
     content: str | None = None
     refusal: str | None = None
 
+    @field_validator("content", mode="before")
+    @classmethod
+    def _parts_are_joined(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        texts = [part.get("text") for part in value if isinstance(part, dict)]
+        return "".join(text for text in texts if isinstance(text, str))
+
 
 class _Choice(BaseModel):
-    finish_reason: str
+    finish_reason: str | None = None
     message: _Message | None = None
     text: str | None = None
 
@@ -55,20 +79,40 @@ class _Choice(BaseModel):
     def _is_an_answer(self) -> _Choice:
         if self.finish_reason in ("abort", "error"):
             raise ValueError("the server broke the response off")
-        # Filtered responses have no text, nor those that spend all their tokens on reasoning.
-        if self.finish_reason not in ("length", "content_filter") and self.response is None:
-            raise ValueError("text is missing")
+        if self.finish_reason is None and self.response is None:
+            raise ValueError("text and finish_reason are missing")
+        if self.message is None and self.text is None:
+            raise ValueError("message or text is missing")
         return self
 
     @property
     def response(self) -> str | None:
+        """The text, if any: a model may end at once, or spend all its tokens on reasoning."""
         if self.message is None:
             return self.text
         return self.message.refusal if self.message.content is None else self.message.content
 
 
-class _Answer(_Bill):
+class _Answer(BaseModel):
+    usage: _Tokens | None = None
     choices: list[_Choice] = Field(min_length=1)
+
+
+class _Said(BaseModel):
+    message: str = ""
+    code: str | int | None = None
+
+
+class _ErrorBody(BaseModel):
+    """An error that some servers send as if it were an answer, with status 200."""
+
+    error: _Said | str
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that belongs to it; 500, which is tried again, where it names none."""
+        code = str(getattr(self.error, "code", None))
+        return int(code) if re.fullmatch("[45][0-9]{2}", code) else 500
 
 
 class _UnusableBody(httpx2.RemoteProtocolError):
@@ -86,6 +130,7 @@ class Usage:
         prompt_tokens: of all answers that state them, unusable ones among them.
         completion_tokens: likewise.
         failures: requests without a usable answer after all retries, by reason.
+        without_usage: answers that state no tokens.
         prompt_price: per million tokens, in any currency; None if it is not known.
         completion_price: likewise.
     """
@@ -96,6 +141,7 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    without_usage: int = 0
     prompt_price: float | None = None
     completion_price: float | None = None
 
@@ -113,12 +159,59 @@ class Usage:
         return (prompt + self.completion_tokens * self.completion_price) / 1e6
 
     def __str__(self) -> str:
-        reasons = ", ".join(f"{reason}: {n}" for reason, n in self.failures.most_common())
+        reasons = _counted(self.failures)
+        unknown = f", {self.without_usage} answers without a count" if self.without_usage else ""
         return (
             f"{self.answered} answered, {self.failed} failed{f' ({reasons})' if reasons else ''}, "
             f"{self.retries} retries, {self.prompt_tokens} prompt and {self.completion_tokens} "
-            f"completion tokens{'' if self.cost is None else f', cost {self.cost:.4f}'}"
+            f"completion tokens{unknown}"
+            f"{'' if self.cost is None else f', cost {self.cost:.4f}'}"
         )
+
+
+def _counted(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common())
+
+
+class _Missing:
+    """Counts requests without a usable answer, and says when there are too many.
+
+    Args:
+        total: requests of the stage, those answered by an earlier run among them.
+        asked: those that are asked now.
+        share: of the total, what may be without an answer.
+    """
+
+    def __init__(self, total: int, asked: int, share: float) -> None:
+        self._total, self._allowed = total, share * total
+        self._any_answered = asked < total
+        self._recent: deque[bool] = deque(maxlen=_RECENT)
+        self.count = 0
+
+    def add(self, failed: bool) -> None:
+        """Take note of one result."""
+        self.count += failed
+        self._any_answered |= not failed
+        self._recent.append(failed)
+
+    @property
+    def too_many(self) -> bool:
+        """Whether more are missing than may be."""
+        return self.count > self._allowed
+
+    @property
+    def in_a_row(self) -> bool:
+        """Whether it is no use to go on asking.
+
+        Most of the last requests have failed, and there are too many already or nothing has been
+        answered at all. A few that fail each time they are asked, all that is left of an earlier
+        run, end nothing.
+        """
+        gone = len(self._recent) == _RECENT and sum(self._recent) > _RECENT / 2
+        return gone and (self.too_many or not self._any_answered)
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self._total} requests"
 
 
 class OpenAIEngine:
@@ -147,8 +240,12 @@ class OpenAIEngine:
             prompt_price=parameters.prompt_price, completion_price=parameters.completion_price
         )
         self._key = api_key(parameters.credentials, parameters.api_key_variable)
-        # Kinds of request that have been answered (True), or that were refused whatever they ask.
-        self._kinds: dict[tuple[Any, ...], bool] = {}
+        # When each kind of request was answered last, and the kinds that are refused whatever they
+        # ask, since this stream began.
+        self._answered: dict[tuple[Any, ...], float] = {}
+        self._refused: set[tuple[Any, ...]] = set()
+        # What the server said to a request that failed, by the reason that is counted.
+        self._said: dict[str, str] = {}
         self._probing = asyncio.Lock()
         self._stack = ExitStack()
         # A thread with an event loop of its own: the caller's may be running already (Jupyter).
@@ -164,18 +261,24 @@ class OpenAIEngine:
         )
 
     def stream(
-        self, requests: Sequence[GenerationRequest], *, seed: int
+        self, requests: Sequence[GenerationRequest], *, seed: int, total: int | None = None
     ) -> Iterator[dict[int, Completion]]:
-        """Yield each completion as it comes; see ``Engine.stream``.
+        """Yield each completion as it comes; see ``FallibleEngine.stream``.
 
         A request is sent when an earlier one's completion has been taken, so no more than
         ``concurrency`` are ever under way or not yet stored.
 
         Raises:
-            InputError: no request can be answered: a refused key, an unknown model, a field that
-                the endpoint does not know. What is under way is waited for and yielded first.
+            InputError: no request can be answered (any more): a refused key, an unknown model, a
+                field that the endpoint does not know, a server that is gone; or more than
+                ``max_missing`` got no usable answer. What is under way is waited for and yielded
+                first.
         """
-        self._kinds.clear()
+        self._answered.clear()
+        self._refused.clear()
+        missing = _Missing(
+            len(requests) if total is None else total, len(requests), self._parameters.max_missing
+        )
         waiting = deque(range(len(requests)))
         running: dict[Future[Completion | InputError], int] = {}
         fault: InputError | None = None
@@ -189,8 +292,13 @@ class OpenAIEngine:
                     index, result = running.pop(future), future.result()
                     if isinstance(result, InputError):
                         fault = fault or result
-                    else:
-                        yield {index: result}
+                        continue
+                    missing.add(result.finish_reason == "failed")
+                    yield {index: result}
+                if fault is None and missing.in_a_row:
+                    fault = self._too_many(missing)
+            if fault is None and missing.too_many:
+                fault = self._too_many(missing)
             if fault is not None:
                 raise fault
         finally:
@@ -206,28 +314,40 @@ class OpenAIEngine:
 
     async def _complete(self, request: GenerationRequest, seed: int) -> Completion | InputError:
         # An error is returned, not raised: as another's context it would carry the key along.
+        began = asyncio.get_running_loop().time()
         try:
             answer = await self._ask(request, seed)
         except openai.APIError as error:
-            return await self._without_answer(error, request)
+            return await self._without_answer(error, request, began)
+        except TimeoutError:
+            return self._failed(f"took more than {self._parameters.answer_timeout:g} s")
         return self._completion(answer, request.sampling)
 
     async def _ask(self, request: GenerationRequest, seed: int) -> _Answer:
         chat = bool(request.prompt.messages)
         endpoint = self._client.chat.completions if chat else self._client.completions
-        response = await endpoint.with_raw_response.create(
-            **_request_fields(self._parameters, request, seed),
-            extra_headers=None if self._key else {"Authorization": openai.Omit()},
-            extra_body=_extra_fields(self._parameters, request),
-        )
-        self._kinds[_kind(request)] = True
+        # Begins with each attempt; see _count.
+        async with asyncio.timeout(None) as limit:
+            _limit.set(limit)
+            response = await endpoint.with_raw_response.create(
+                **_request_fields(self._parameters, request, seed),
+                extra_headers=None if self._key else {"Authorization": openai.Omit()},
+                extra_body=_extra_fields(self._parameters, request),
+            )
+        self._answered[_kind(request)] = asyncio.get_running_loop().time()
         return _Answer.model_validate_json(response.content)
 
     def _completion(self, answer: _Answer, sampling: SamplingParameters) -> Completion:
         choice = answer.choices[0]
         if choice.finish_reason == "content_filter":
             return self._failed("content filter")
+        usage = answer.usage
+        if usage is None:
+            self.usage.without_usage += 1
+            usage = _Tokens()
         text, ended = choice.response or "", choice.finish_reason != "length"
+        if choice.finish_reason is None:
+            ended = usage.completion_tokens < sampling.max_new_tokens
         cuts = [text.find(stop) for stop in sampling.stop if stop in text]
         if cuts:
             text, ended = text[: min(cuts)], True
@@ -240,48 +360,78 @@ class OpenAIEngine:
         return Completion(
             text=text,
             finish_reason="stop" if ended else "length",
-            prompt_tokens=answer.usage.prompt_tokens,
-            completion_tokens=answer.usage.completion_tokens,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
         )
 
     def _failed(self, reason: str) -> Completion:
         self.usage.failures[reason] += 1
         return _FAILED
 
+    def _too_many(self, missing: _Missing) -> InputError:
+        at, reasons = self._parameters, self.usage.failures
+        said = next((f"; it said: {self._said[r]}" for r in reasons if r in self._said), "")
+        return InputError(
+            f"engine.openai: {at.base_url}: {missing} got no usable answer ({_counted(reasons)}), "
+            f"and max_missing allows {at.max_missing * 100:.3g} % of them{said}; what was answered "
+            "is stored: go on with --only-missing-outputs, which asks for the rest"
+        )
+
     async def _without_answer(
-        self, error: openai.APIError, request: GenerationRequest
+        self, error: openai.APIError, request: GenerationRequest, began: float
     ) -> Completion | InputError:
         """Return what becomes of a request after all retries: it has failed, or all would."""
         status = _status(error)
         said = f"{error.code} {error.message}".lower()
         if status in (400, 413, 422) and any(sign in said for sign in _TOO_LONG):
             return _PROMPT_TOO_LONG
-        if status in (401, 404) or _out_of_credit(error) or await self._refuses_any(request):
+        if (
+            status in (401, 404)
+            or _out_of_credit(error)
+            or await self._refuses_any(request, since=began)
+        ):
             return self._fault(error)
+        if said := self._message(error):
+            self._said[_reason(error)] = said
         return self._failed(_reason(error))
 
-    async def _refuses_any(self, request: GenerationRequest) -> bool:
+    async def _refuses_any(self, request: GenerationRequest, *, since: float) -> bool:
         """Return whether even a trivial prompt gets no answer, asked as the request is.
 
-        Asked only while no request of this kind has been answered.
+        Asked only where no request of this kind has been answered since this one began: a server
+        that has answered before may be gone now.
         """
         kind = _kind(request)
         async with self._probing:
-            if kind not in self._kinds:
+            if kind not in self._refused and self._answered.get(kind, -1.0) < since:
                 try:
                     await self._ask(_trivial(request), seed=0)
-                except openai.APIError:
-                    self._kinds[kind] = False
-            return not self._kinds[kind]
+                except (openai.APIError, TimeoutError):
+                    self._refused.add(kind)
+            return kind in self._refused
+
+    def _message(self, error: openai.APIError) -> str:
+        """Return what the server says of an error in one line, without the key."""
+        if _status(error) is None:
+            return ""
+        body = error.body.get("message") if isinstance(error.body, dict) else error.body
+        return _without_key(one_line(str(body or error.message)), self._key)[:300]
 
     def _fault(self, error: openai.APIError) -> InputError:
         at, status = self._parameters, _status(error)
-        if status in (401, 403):
-            # What the server says to this may hold a part of the key.
-            where, what = "", f"refuses the key (HTTP {status})" if self._key else "wants a key"
+        said = self._message(error)
+        key_goes = (
+            f"into conf/local/credentials.yml ({at.credentials}: {{api_key: …}}) or into the "
+            f"environment variable {at.api_key_variable}"
+        )
+        if status == 401:
+            where, what = "", "refuses the key" if self._key else "wants a key"
+            remedy = f"put a valid one {key_goes}"
+        elif status == 403:
+            where, what = "", "forbids every request" if self._key else "wants a key"
             remedy = (
-                f"put a valid one into conf/local/credentials.yml ({at.credentials}: {{api_key: …}}"
-                f") or into the environment variable {at.api_key_variable}"
+                "settle with the provider what it says, then go on with --only-missing-outputs; "
+                f"another key goes {key_goes}"
             )
         elif _out_of_credit(error):
             where, what, remedy = "", "has no credit left", "pay in; what is stored is kept"
@@ -290,22 +440,27 @@ class OpenAIEngine:
             remedy = "correct model or base_url, or choose a prompt template of the other kind"
         elif status is None or _is_passing(status):
             where, what = ".base_url", "answers not even a trivial prompt"
-            remedy = "start the server or correct the address; what is stored is kept"
+            remedy = (
+                "wait until its limit has passed, then go on with --only-missing-outputs"
+                if status == 429
+                else "start the server or correct the address; what is stored is kept"
+            )
+        elif self.usage.answered:
+            where, what = "", "answers no request any more"
+            remedy = "settle what it says, then go on with --only-missing-outputs"
         else:
             where, what = "", "refuses any request with these fields"
             remedy = "name what it does not know in leave_out, or correct extra or choices"
-        said = _reason(error)
-        if status not in (None, 401, 403):
-            body = error.body if isinstance(error.body, dict) else {}
-            message = str(body.get("message") or error.message)
-            if self._key:
-                message = message.replace(self._key, "***")
-            said += f": {' '.join(message.split())[:300]}"
-        return InputError(f"engine.openai{where}: {at.base_url} {what} ({said}); {remedy}")
+            if (field := _wanted_limit_field(said, at.token_limit_field)) is not None:
+                where, remedy = ".token_limit_field", f"set token_limit_field: {field}"
+        reason = f"{_reason(error)}: {said}" if said else _reason(error)
+        return InputError(f"engine.openai{where}: {at.base_url} {what} ({reason}); {remedy}")
 
     async def _count(self, request: httpx2.Request) -> None:
         self.usage.sent += 1
         self.usage.retries += request.headers.get("x-stainless-retry-count", "0") != "0"
+        now = asyncio.get_running_loop().time()
+        _limit.get().reschedule(now + self._parameters.answer_timeout)
 
     async def _check(self, response: httpx2.Response) -> None:
         """Count an answer's tokens, and refuse a body that is no answer."""
@@ -319,11 +474,20 @@ class OpenAIEngine:
         try:
             _Answer.model_validate_json(body)
         except ValidationError as error:
+            with suppress(ValidationError):
+                # The package treats it from here as the error that it is.
+                response.status_code = _ErrorBody.model_validate_json(body).status
+                response.extensions["sent_as"] = 200
+                return
             broken = error.errors()[0]["type"] == "json_invalid"
             raise _UnusableBody(
                 f"unusable body, {'no JSON' if broken else first_fault(error)}",
                 request=response.request,
             ) from None
+
+
+# When the attempt that is under way in a task is given up.
+_limit: ContextVar[asyncio.Timeout] = ContextVar("limit")
 
 
 def _status(error: openai.APIError) -> int | None:
@@ -340,13 +504,49 @@ def _out_of_credit(error: openai.APIError) -> bool:
 
 def _reason(error: openai.APIError) -> str:
     if isinstance(error, openai.APIStatusError):
+        if sent_as := error.response.extensions.get("sent_as"):
+            return f"HTTP {sent_as} with an error in the place of an answer"
         return f"HTTP {error.status_code}"
     if isinstance(error, openai.APITimeoutError):
         return "timed out"
     if isinstance(error.__cause__, _UnusableBody):
         return str(error.__cause__)
-    return (
-        "no connection" if isinstance(error.__cause__, httpx2.ConnectError) else "connection lost"
+    if isinstance(error.__cause__, httpx2.ConnectError | httpx2.ProxyError):
+        proxy = _proxy(str(error.request.url))
+        return f"no connection through the proxy {proxy}" if proxy else "no connection"
+    return "connection lost"
+
+
+def _proxy(address: str) -> str | None:
+    """Return the proxy that the environment sets for an address, without what it may hold of a key.
+
+    Proxies stand in HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, exceptions in NO_PROXY.
+    """
+    parts = urlsplit(address)
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.netloc):
+        return None
+    place = urlsplit(proxy)
+    name = place.netloc.rpartition("@")[2] or proxy.rpartition("@")[2]
+    return f"{name} (set by {parts.scheme.upper()}_PROXY or ALL_PROXY)"
+
+
+def _wanted_limit_field(said: str, sent: str) -> str | None:
+    """Return what an endpoint calls its token limit, where it refuses the name that was sent."""
+    other = "max_tokens" if sent == "max_completion_tokens" else "max_completion_tokens"
+    return other if re.search(rf"\b{sent}\b", said) else None
+
+
+def _without_key(text: str, key: str | None) -> str:
+    """Strike out all words that hold a part of the key; servers quote it, or its ends."""
+    if not key:
+        return text
+    parts = {key[i : i + 4].lower() for i in range(max(1, len(key) - 3))}
+    return re.sub(
+        r"[^\s'\"(){}<>,]+",
+        lambda word: "***" if any(part in word[0].lower() for part in parts) else word[0],
+        text,
     )
 
 
@@ -412,7 +612,13 @@ def _extra_fields(parameters: OpenAIParameters, request: GenerationRequest) -> d
 
 
 def _chosen(text: str, choices: Sequence[str]) -> str | None:
-    """Return which choice a response is, in plain text or as the schema's object, if any."""
+    """Return which choice a response is, in plain text or as the schema's object, if any.
+
+    Either may stand in a code fence.
+    """
+    text = text.strip()
+    if fenced := _FENCE.match(text):
+        text = fenced[1]
     with suppress(ValueError):
         value = json.loads(text)
         if isinstance(value, dict):

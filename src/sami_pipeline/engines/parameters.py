@@ -175,6 +175,18 @@ class OpenAIParameters(Settings):
     timeout: PositiveFloat = Field(
         600.0, description="Seconds to wait for a connection, or for the next byte of an answer."
     )
+    answer_timeout: PositiveFloat = Field(
+        1800.0,
+        description="Seconds that one answer may take in all, however its bytes drip in; one that "
+        "takes longer has failed and is not asked again in this run.",
+    )
+    max_missing: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Share of what is asked at a time (the training responses, the judgements) "
+        "that may end without a usable answer. More end the run; the next one asks for them again.",
+    )
     max_retries: NonNegativeInt = Field(
         10,
         description="Of one request, after 408, 409, 429, 5xx, a lost connection, a timeout or an "

@@ -21,6 +21,8 @@ STATEMENT_COLUMNS = (
     "principle",
     "stance",
     "check",
+    "asked",
+    "evidence",
     "passed",
     "degenerate",
 )
@@ -29,11 +31,22 @@ _ANSWER_COLUMNS = (*STATEMENT_COLUMNS[:5], "stances", "answer", "finish_reason")
 
 
 class CheckedStatement(NamedTuple):
-    """One statement of a constitution and whether an answer follows it."""
+    """One statement of a constitution and whether an answer follows it.
+
+    Attributes:
+        principle: the principle's id.
+        stance: "principle" or "antithesis".
+        check: the check's name.
+        asked: what the check asks for in words, which may be looser than the statement.
+        evidence: by what the answer was judged ("40 words; at most 30 words asked").
+        passed: whether the answer passes the check.
+    """
 
     principle: str
     stance: str
     check: str
+    asked: str
+    evidence: str
     passed: bool
 
 
@@ -57,11 +70,14 @@ class StatementChecks:
         self, text: str, stances: Sequence[tuple[str, str]], *, truncated: bool
     ) -> list[CheckedStatement]:
         """Return the outcome of every verifiable statement; see ``check_statements``."""
-        return [
-            CheckedStatement(principle, stance, check.name, check.passes(text, truncated=truncated))
-            for principle, stance in stances
-            if (check := self._checks[principle, stance]) is not None
-        ]
+        statements = []
+        for principle, stance in stances:
+            if (check := self._checks[principle, stance]) is not None:
+                passed, evidence = check.judge(text, truncated=truncated)
+                statements.append(
+                    CheckedStatement(principle, stance, check.name, check.asked, evidence, passed)
+                )
+        return statements
 
 
 def checks_by_category(principles: pd.DataFrame) -> dict[str, StatementChecks]:
@@ -97,8 +113,9 @@ def check_answers(answers: pd.DataFrame | StoredTable, principles: pd.DataFrame)
         principles: as from ``tabulate_principles``.
 
     Returns:
-        ``model, question_id, category, turn, constitution, principle, stance, check, passed,
-        degenerate``, the input of the checklist judge and of the compliance tables.
+        ``model, question_id, category, turn, constitution, principle, stance, check, asked,
+        evidence, passed, degenerate``, the input of the checklist judge and of the compliance
+        tables.
     """
     checks = checks_by_category(principles)
     tables = [_tabulated([])]

@@ -225,6 +225,7 @@ def _statements(
             {
                 "text": words[row.category][row.principle, row.stance],
                 "followed": bool(row.passed and not row.degenerate),
+                "evidence": row.evidence,
             }
         )
     return found

@@ -117,7 +117,8 @@ def teacher_compliance(generations: pd.DataFrame, principles: pd.DataFrame) -> p
         principles: as from ``tabulate_principles``.
 
     Returns:
-        ``category, principle, stance, n_asked, asked, n_unasked, unasked``; shares in [0, 1],
+        ``category, principle, stance, check, n_asked, asked, n_unasked, unasked``; ``check`` says
+        in words what was asked of a response, shares in [0, 1],
         NaN where no response was asked for that stance.
     """
     opposite = {"principle": "antithesis", "antithesis": "principle"}
@@ -125,7 +126,7 @@ def teacher_compliance(generations: pd.DataFrame, principles: pd.DataFrame) -> p
     rows = []
     given = generations[generations["finish_reason"] != "failed"]
     for category, group in given.groupby("category", sort=True):
-        passed: dict[tuple[str, str], dict[str, list[bool]]] = {}
+        passed: dict[tuple[str, str, str], dict[str, list[bool]]] = {}
         for row in group.itertuples(index=False):
             stances = json.loads(row.stances)
             for kind, asked in (
@@ -135,22 +136,23 @@ def teacher_compliance(generations: pd.DataFrame, principles: pd.DataFrame) -> p
                 for statement in checks[category].outcomes(
                     row.response, asked, truncated=row.finish_reason == "length"
                 ):
-                    key = (statement.principle, statement.stance)
+                    key = (statement.principle, statement.stance, statement.asked)
                     cell = passed.setdefault(key, {"asked": [], "unasked": []})
                     cell[kind].append(statement.passed)
-        for (principle, stance), cell in sorted(passed.items()):
+        for (principle, stance, check), cell in sorted(passed.items()):
             rows.append(
                 {
                     "category": category,
                     "principle": principle,
                     "stance": stance,
+                    "check": check,
                     "n_asked": len(cell["asked"]),
                     "asked": float(pd.Series(cell["asked"], dtype=float).mean()),
                     "n_unasked": len(cell["unasked"]),
                     "unasked": float(pd.Series(cell["unasked"], dtype=float).mean()),
                 }
             )
-    dtypes = {"category": "str", "principle": "str", "stance": "str"}
+    dtypes = dict.fromkeys(["category", "principle", "stance", "check"], "str")
     dtypes |= {"n_asked": int, "asked": float, "n_unasked": int, "unasked": float}
     return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
 

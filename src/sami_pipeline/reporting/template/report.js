@@ -92,7 +92,7 @@ function answerOf(answer) {
         element("span", {
           kind: statement.followed ? "right" : "wrong",
           text: statement.followed ? "✓ follows " : "✗ does not follow ",
-        }), statement.text))));
+        }), statement.text, element("span", { kind: "facts", text: ` (${statement.evidence})` })))));
   }
   made.append(...answer.judgements.map(said));
   return made;
