@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import string
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from string import Formatter
@@ -25,13 +26,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# Takes the place of transformers' function, which knows today; since 5.24 templates are given data
+# alone and no function.
+_DATE_CODES = "sami_pipeline_date_codes"
+_STRFTIME = (
+    "{%- macro strftime_now(format) -%}{%- set written = namespace(text=format) -%}"
+    "{%- for code, value in " + _DATE_CODES + " -%}"
+    "{%- set written.text = written.text | replace(code, value) -%}{%- endfor -%}"
+    "{{- written.text -}}{%- endmacro -%}"
+)
 # What is given to a chat template besides its variables.
 _NOT_VARIABLES = frozenset(
     {
         "conversation", "messages", "tools", "documents", "chat_template", "tokenize",
         "add_generation_prompt", "continue_final_message", "sanitize_control_tokens", "padding",
         "truncation", "max_length", "return_tensors", "return_dict",
-        "return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now",
+        "return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now", _DATE_CODES,
     }
 )  # fmt: skip
 
@@ -75,10 +85,13 @@ class ChatParameters(BaseModel):
         """Return what is not as by default, as JSON has it."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
-    def template_variables(self) -> dict[str, Any]:
-        """Return what a chat template is given."""
+    def dated(self, template: str) -> tuple[str, dict[str, Any]]:
+        """Return a chat template that knows the date alone, and the variables that it needs."""
+        if "strftime_now" not in template:
+            return template, {}
         day = datetime.datetime.combine(self.date, datetime.time())
-        return {"strftime_now": day.strftime} | self.variables
+        codes = [f"%{sign}{letter}" for letter in string.ascii_letters for sign in ("-", "")]
+        return _STRFTIME + template, {_DATE_CODES: [(code, day.strftime(code)) for code in codes]}
 
 
 @dataclass(frozen=True)
@@ -164,13 +177,16 @@ def render_messages(
             "choose a plain prompt template for this model"
         )
     continued = messages[-1][0] == "assistant" and not open_end
+    template, date_codes = chat.dated(tokenizer.get_chat_template())
     try:
         return tokenizer.apply_chat_template(
             [{"role": role, "content": content} for role, content in messages],
             add_generation_prompt=not continued and not open_end,
             continue_final_message=continued,
+            chat_template=template,
             tokenize=False,
-            **chat.template_variables(),
+            **date_codes,
+            **chat.variables,
         )
     # A template is a program: it may ask of a value what it can't do.
     except (TemplateError, TypeError, ValueError, ArithmeticError) as error:

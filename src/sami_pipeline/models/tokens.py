@@ -157,7 +157,9 @@ class TextEncoder:
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
-        return frozenset(self.tokenizer.all_special_ids)
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {number for number, token in added if token.special}
+        return frozenset(special | set(self.tokenizer.all_special_ids))
 
     @cached_property
     def _mark_ids(self) -> frozenset[int]:
