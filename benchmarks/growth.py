@@ -560,7 +560,7 @@ def evaluation_ratings(scale: int) -> Work:
     def run() -> tuple[pd.DataFrame, pd.DataFrame]:
         table = tabulate_judgements(planned, said, parameters)
         decided = decide_verdicts(table, parameters.kind, PAIRS)
-        return decided, ratings(table, resamples=RESAMPLES, seed=0)
+        return decided, ratings(table)
 
     return Work(len(planned), run)
 
@@ -581,19 +581,19 @@ def win_rates(scale: int) -> Work:
     from sami_pipeline.evaluation import statistics
 
     table = verdicts(scale)
-    return Work(len(table), lambda: statistics.win_rates(table, resamples=RESAMPLES, seed=0))
+    return Work(len(table), lambda: statistics.win_rates(table))
 
 
 def compliance(scale: int) -> Work:
     """Tabulate compliance and its differences."""
     from sami_pipeline.evaluation import statistics
 
-    table, options = checked(scale), {"resamples": RESAMPLES, "seed": 0}
+    table = checked(scale)
 
     def run() -> tuple[pd.DataFrame, pd.DataFrame]:
         return (
-            statistics.compliance(table, **options),
-            statistics.compliance_difference(table, "base", **options),
+            statistics.compliance(table, "base"),
+            statistics.compliance_difference(table, "base"),
         )
 
     return Work(len(table), run)
@@ -604,7 +604,7 @@ def degeneration(scale: int) -> Work:
     from sami_pipeline.evaluation import statistics
 
     table = answers(scale)
-    return Work(len(table), lambda: statistics.degeneration(table, resamples=RESAMPLES, seed=0))
+    return Work(len(table), lambda: statistics.degeneration(table))
 
 
 def length_controlled(scale: int) -> Work:
@@ -636,7 +636,7 @@ def accuracy(scale: int) -> Work:
     from sami_pipeline.evaluation import math_accuracy as statistics
 
     table = attempts(scale)
-    options = {"resamples": RESAMPLES, "seed": 0, "extraction": "flexible"}
+    options = {"extraction": "flexible"}
 
     def run() -> tuple[pd.DataFrame, pd.DataFrame]:
         return (
@@ -649,7 +649,7 @@ def accuracy(scale: int) -> Work:
 
 def report_answers(scale: int) -> Work:
     """Choose what a report shows of the answers."""
-    from sami_pipeline.reporting.answers import answers_of
+    from sami_pipeline.reporting.answers import judged_answers
 
     tables = {
         "answers": answers(scale),
@@ -658,7 +658,7 @@ def report_answers(scale: int) -> Work:
         "questions": questions(range(scale)),
         "principles": principles(),
     }
-    return Work(len(tables["answers"]), lambda: answers_of(tables, "base", 100))
+    return Work(len(tables["answers"]), lambda: judged_answers(tables, "base", 100))
 
 
 STAGES: dict[str, Callable[[int], Work]] = {
@@ -742,17 +742,17 @@ def judge_table(path: Path, resamples: int) -> dict[str, Any]:
         return result
 
     statements = run(nodes.check_answers, given, principles())
-    run(nodes.tabulate_compliance, statements, models, parameters)
+    run(nodes.tabulate_compliance, statements, models)
     table = run(nodes.judge_answers, statements, models, JudgeParameters(kind="checklist"))
-    rates = run(nodes.tabulate_win_rates, table, parameters)
+    rates = run(nodes.tabulate_win_rates, table)
     run(nodes.tabulate_length_controlled, table, given, parameters)
     run(nodes.tabulate_judge_quality, table, given, parameters)
-    run(nodes.tabulate_degeneration, given, parameters)
+    run(nodes.tabulate_degeneration, given)
     whole = rates[(rates["category"] == "overall") & (rates["turn"] == "both")]
     return {
         "answers": len(given),
         "statements": len(statements),
-        "comparisons": int(whole["n"].sum()),
+        "comparisons": int(whole["rows"].sum()),
         "seconds": seconds,
         "bytes": whole_process_bytes(),
     }

@@ -251,12 +251,13 @@ def matmul_ceiling(numerics: str, device: str) -> float:
 
 def in_own_process(arguments: list[str]) -> dict[str, Any]:
     """Run one measurement in a process of its own and return what it printed, or its fate."""
-    # As the Makefile does: keep large blocks instead of faulting them in again.
+    # Large blocks are kept instead of faulted in again, as in every process of this project.
     kept = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+    given_back = {"MALLOC_MMAP_THRESHOLD_": str(2**17), "MALLOC_TRIM_THRESHOLD_": str(2**17)}
     command = [sys.executable, __file__, "--measure", *arguments]
     # The plain version with n = 4 needs them back: keeping them it was killed at 23 GB.
     keeps = arguments[1] == "2" or arguments[0] not in (PLAIN, PUBLISHED)
-    environment = os.environ | (kept if keeps else {})
+    environment = os.environ | (kept if keeps else given_back)
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])

@@ -21,16 +21,17 @@ from kedro_viz.data_access import DataAccessManager
 
 from sami_pipeline import schemas
 from sami_pipeline.datasets import CheckpointDataset, WorkingFolder
+from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.parameters import PrincipleWritingParameters
 from sami_pipeline.pipeline_registry import register_pipelines
-from sami_pipeline.pipelines import compare_runs, folded, math, mt_bench, write_principles
-from sami_pipeline.session.experiments import EXPERIMENTS as EXPERIMENT_PARAMETERS
+from sami_pipeline.pipelines import compare_runs, folded, write_principles
 from sami_pipeline.settings import CONFIG_LOADER_ARGS
 
 PROJECT = Path(__file__).parents[1]
 SOURCE = PROJECT / "src" / "sami_pipeline"
 ENVIRONMENTS = ("base", "test", "paper")
-EXPERIMENTS = {module.NAME: module.create_pipeline for module in (mt_bench, math)}
+EXPERIMENTS = experiments()
+JUDGED = "mt_bench"  # the experiment with all nodes that a judge beside the checklist adds
 # Kedro 1.7 registers its resolvers through a name that OmegaConf has deprecated.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:register_new_resolver"),
@@ -64,22 +65,21 @@ class Environment:
                 self.catalog[f"params:{experiment}.{group}"] = value
         self.pipelines: list[tuple[str, Pipeline]] = [
             (
-                experiment,
-                create(
-                    EXPERIMENT_PARAMETERS[experiment].model_validate(self.parameters[experiment])
-                ),
+                name,
+                experiment.pipeline(experiment.parameters.model_validate(self.parameters[name])),
             )
-            for experiment, create in EXPERIMENTS.items()
+            for name, experiment in EXPERIMENTS.items()
         ]
         self.pipelines += [self.judged_by_a_model(), self.written_by_a_model()]
         self.written = set().union(*(pipeline.all_outputs() for _, pipeline in self.pipelines))
 
     def judged_by_a_model(self) -> tuple[str, Pipeline]:
         """Return the experiment with all nodes that a judge beside the checklist adds."""
-        values = self.parameters[mt_bench.NAME]
+        values = self.parameters[JUDGED]
         judge = {"kind": "single", "model": values["models"]["student"]}
-        experiment = EXPERIMENT_PARAMETERS[mt_bench.NAME].model_validate(values | {"judge": judge})
-        return mt_bench.NAME, mt_bench.create_pipeline(experiment)
+        experiment = EXPERIMENTS[JUDGED]
+        parameters = experiment.parameters.model_validate(values | {"judge": judge})
+        return JUDGED, experiment.pipeline(parameters)
 
     def written_by_a_model(self) -> tuple[str, Pipeline]:
         name = write_principles.NAME
@@ -100,7 +100,8 @@ def environment(request) -> Environment:
 
 
 def test_every_experiment_is_looked_at_here():
-    modules = {path.stem for path in (SOURCE / "pipelines").glob("*.py")} - {"__init__"}
+    others = {"__init__", "record", "registry"}
+    modules = {path.stem for path in (SOURCE / "experiments").glob("*.py")} - others
     assert modules == set(EXPERIMENTS)
 
 
@@ -144,10 +145,9 @@ def test_datasets_are_under_their_experiment_and_nodes_under_the_pipeline_they_f
 
 def test_every_dataset_is_in_a_layer_and_layers_run_from_raw_to_reporting(environment):
     """Kedro-viz drops all layers where a dataset comes before one of an earlier layer."""
-    both = sum(
-        (folded(pipeline, name) for name, pipeline in environment.pipelines[:2]), Pipeline([])
-    )
-    comparing = compare_runs.create_pipeline()
+    whole = environment.pipelines[: len(EXPERIMENTS)]
+    both = sum((folded(pipeline, name) for name, pipeline in whole), Pipeline([]))
+    comparing = compare_runs.create_pipeline({})
     for name, pipeline in [*environment.pipelines, ("all", both), ("compare_runs", comparing)]:
         graph = DataAccessManager()
         graph.add_catalog(environment.catalog, {name: pipeline})
@@ -164,7 +164,7 @@ def test_every_dataset_is_in_a_layer_and_layers_run_from_raw_to_reporting(enviro
         assert drawn == [layer for layer in LAYERS if layer in {node.layer for node in datasets}]
 
 
-def test_both_experiments_fold_into_the_two():
+def test_all_experiments_fold_into_themselves():
     registered = register_pipelines()
     whole = {node.name for node in registered["__default__"].nodes}
     parts = {f"{name}.{node.name}" for name in EXPERIMENTS for node in registered[name].nodes}
@@ -244,9 +244,10 @@ def test_package_never_imports(package, forbidden):
                 assert module != other and not module.startswith(f"{other}."), path
 
 
-def test_only_the_registry_imports_pipelines():
+def test_only_experiments_and_the_registry_import_pipelines():
+    above = {"pipelines", "experiments", "pipeline_registry.py"}
     for path in sorted(SOURCE.rglob("*.py")):
-        if path.name != "pipeline_registry.py" and "pipelines" not in path.parts:
+        if not above & set(path.parts):
             below = [m for m in imported_modules(path) if m.startswith("sami_pipeline.pipelines")]
             assert below == [], path
 
@@ -313,7 +314,7 @@ def test_registry_is_listed_in_under_five_seconds():
         env=os.environ | {"DO_NOT_TRACK": "1"},
     )  # fmt: skip
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert mt_bench.NAME in finished.stdout
+    assert set(EXPERIMENTS) <= set(re.findall(r"\w+", finished.stdout))
     assert write_principles.NAME in finished.stdout
     assert "__default__" in finished.stdout
     # Processor time, which a busy machine stretches less than time on the clock.

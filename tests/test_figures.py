@@ -19,42 +19,63 @@ def verdicts(judge: str, winners: dict[str, str]) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def bars(figure) -> dict[tuple[str, str], object]:
+def dots(figure) -> dict[tuple[str, str], object]:
     return {(trace.name, trace.yaxis): trace for trace in figure.data}
 
 
-def test_win_rates_have_one_panel_a_judge_and_one_colour_a_pair():
+def test_win_rates_have_a_line_of_panels_a_judge_and_one_colour_a_model():
     table = win_rates(
         pd.concat(
             [
                 verdicts("checklist", {"sami/base": "wwtl", "dpo/base": "wlll"}),
                 verdicts("pairwise", {"sami/base": "wwww", "dpo/base": "tttt"}),
             ]
-        ),
-        resamples=20,
-        seed=0,
+        )
     )
     figure = figures.win_rates(table)
-    shown = bars(figure)
-    assert {key: trace.y[0] for key, trace in shown.items()} == {
-        ("sami against base", "y"): pytest.approx(62.5),
-        ("dpo against base", "y"): pytest.approx(25),
-        ("sami against base", "y2"): pytest.approx(100),
-        ("dpo against base", "y2"): pytest.approx(50),
+    shown = dots(figure)
+    # y and y2 are the first and both turns by the checklist, y3 and y4 by the other judge.
+    overall = {key: trace.x[1] for key, trace in shown.items() if key[1] in ("y2", "y4")}
+    assert overall == {
+        ("sami against base", "y2"): pytest.approx(62.5),
+        ("dpo against base", "y2"): pytest.approx(25),
+        ("sami against base", "y4"): pytest.approx(100),
+        ("dpo against base", "y4"): pytest.approx(50),
     }
-    for pair in ("sami against base", "dpo against base"):
-        first, second = shown[pair, "y"], shown[pair, "y2"]
-        assert first.marker.color == second.marker.color
-        assert (first.showlegend, second.showlegend) == (True, False)
-    assert (
-        shown["sami against base", "y"].marker.color != shown["dpo against base", "y"].marker.color
-    )
+    colours = {
+        name: {t.marker.color for k, t in shown.items() if k[0] == name} for name, _ in shown
+    }
+    assert all(len(each) == 1 for each in colours.values())
+    assert len(set.union(*colours.values())) == 2
+    assert sum(trace.showlegend for trace in figure.data) == 2
     panels = {annotation.text for annotation in figure.layout.annotations}
-    assert panels >= {"checklist judge", "pairwise judge"}
+    assert panels >= {"desired, first turn, checklist judge", "desired, both turns, pairwise judge"}
 
 
-def test_one_judge_fills_the_figure_with_both_turns_together():
-    table = win_rates(verdicts("checklist", {"sami/base": "wlll"}), resamples=20, seed=0)
-    (trace,) = figures.win_rates(table).data
-    assert list(trace.x) == ["math", "overall (8)", "overall (paper's 7)"]
-    assert list(trace.y) == [25, 25, 25]
+def test_summaries_over_categories_are_drawn_above_the_categories_with_their_intervals():
+    table = win_rates(verdicts("checklist", {"sami/base": "wlll"}))
+    figure = figures.win_rates(table)
+    trace = figure.data[1]
+    assert figure.layout.yaxis.ticktext == ("overall (8)", "overall (paper's 7)", "math")
+    assert list(trace.x) == [25, 25, 25]
+    assert sorted(trace.y) == [0, 1, 2]
+    assert min(trace.error_x.array) > 10
+
+
+def test_a_model_has_the_same_colour_in_every_figure():
+    alone = figures.model_colours(pd.Series(["sami"]), pd.Series(["base"]))
+    among = figures.model_colours(pd.Series(["other", "base", "sami", "dpo"]))
+    assert {name: among[name] for name in alone} == alone
+    assert len(set(among.values())) == 4
+
+
+def test_paired_questions_count_every_question_once():
+    rows = verdicts("checklist", {"sami/base": "wwtltt"}).assign(turn=1)
+    scores = {"model": (2.0, 1.0), "tie": (1.0, 1.0), "opponent": (0.0, 1.0)}
+    rows["model_score"], rows["opponent_score"] = zip(*rows["winner"].map(scores), strict=True)
+    figure = figures.paired_questions(rows)
+    (trace,) = (trace for trace in figure.data if trace.mode == "markers+text")
+    counted = dict(zip(zip(trace.x, trace.y, strict=True), trace.text, strict=True))
+    assert {key: int(number) for key, number in counted.items()} == {
+        (1.0, 2.0): 2, (1.0, 1.0): 3, (1.0, 0.0): 1
+    }  # fmt: skip

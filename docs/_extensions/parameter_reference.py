@@ -13,23 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from sami_pipeline.parameters import (
-    CompareRunsParameters,
-    DryRunParameters,
-    PrincipleWritingParameters,
-)
-from sami_pipeline.session.experiments import EXPERIMENTS
+from sami_pipeline.session import experiments
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 PAGE = "configuration"
 PLACE = "<!-- parameter reference -->"
-MODELS = EXPERIMENTS | {
-    "compare_runs": CompareRunsParameters,
-    "write_principles": PrincipleWritingParameters,
-    "dry_run_assumptions": DryRunParameters,
-}
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ def groups() -> list[Group]:
     """Return all parameter groups; one that is shared is there once."""
     places: dict[str, str] = {}
     found = []
-    for name, model in MODELS.items():
+    for name, model in experiments.groups().items():
         schema = TypeAdapter(model).json_schema()
         found += _groups(name, schema, schema.get("$defs", {}), places)
     return found

@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+from sami_pipeline import process_settings
+
+process_settings.apply()
 # TRL would report every trainer that is made to its publisher.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

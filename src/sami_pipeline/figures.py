@@ -10,7 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sami_pipeline.evaluation.statistics import BOTH_TURNS
+from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
+from sami_pipeline.evaluation.statistics import BOTH_TURNS, DESIRED, FIRST_TURN
 from sami_pipeline.parameters import PublishedDifference
 
 # Okabe & Ito's palette, told apart with colour-blind eyes too.
@@ -29,93 +30,302 @@ def label(name: str) -> str:
     return _LABELS.get(name, name.replace("_", " "))
 
 
-def _error_bars(table: pd.DataFrame, value: str, low: str, high: str) -> dict:
+def _error_bars(table: pd.DataFrame, value: str, low: str, high: str, scale: float = 100) -> dict:
     return {
         "type": "data",
         "symmetric": False,
-        "array": (100 * (table[high] - table[value])).clip(lower=0),
-        "arrayminus": (100 * (table[value] - table[low])).clip(lower=0),
+        "array": (scale * (table[high] - table[value])).clip(lower=0).tolist(),
+        "arrayminus": (scale * (table[value] - table[low])).clip(lower=0).tolist(),
         "color": "#444444",
         "thickness": 1.5,
     }
 
 
-def win_rates(table: pd.DataFrame) -> go.Figure:
-    """Return win rates by category, the figure of experiment 1.
+_FIXED = {"base": 6, "sami": 0, "dpo": 1, "sft": 2, "sft_sami": 3}
+_SYMBOLS = ("circle", "diamond-open", "square-open", "triangle-up-open")
+_DODGE = 0.6  # of the distance between two rows: what the points of one row share
 
-    Bars are the adjusted win rate (a tie counts half) of both turns in percent with 95 % intervals
-    over questions; 50 % is parity. One panel a judge. Hovering shows wins, ties and losses.
+
+def model_colours(*names: pd.Series) -> dict[str, str]:
+    """Return one colour a model, the same in all figures of the same models.
+
+    Args:
+        names: columns of models; the order and how often each occurs change nothing.
+    """
+    models = sorted(set().union(*names) - {""})
+    free = [colour for i, colour in enumerate(COLOURS) if i not in _FIXED.values()]
+    others = dict(zip([name for name in models if name not in _FIXED], cycle(free), strict=False))
+    return {name: others.get(name) or COLOURS[_FIXED[name]] for name in models}
+
+
+def _forest(
+    table: pd.DataFrame,
+    *,
+    panels: Sequence[str],
+    row: str,
+    series: Sequence[str],
+    value: str,
+    low: str = "ci_low",
+    high: str = "ci_high",
+    parity: float | None,
+    scale: float = 100,
+    hover: Sequence[str] = (),
+    stacked: str | None = None,
+) -> go.Figure:
+    """Return a forest plot: a dot and its interval for each row, a panel for each question asked.
+
+    Args:
+        table: one row per (stacked, panels, row, series); summaries over categories are drawn
+            first.
+        panels: columns whose combinations each get a panel, in the order of the table.
+        row: column that names what stands on one line.
+        series: column of the model, and that of whom it is compared with, if any.
+        value: column of the number.
+        low: column of its interval's lower end.
+        high: column of its upper end.
+        parity: where no side is ahead, drawn as a line; None draws none.
+        scale: what numbers are multiplied by.
+        hover: further columns that are shown at a dot.
+        stacked: column whose values each get a line of panels; None draws one line.
+    """
+    table = table.assign(stack="" if stacked is None else table[stacked])
+    stacks = table["stack"].unique().tolist()
+    keys = list(table[list(panels)].drop_duplicates().itertuples(index=False, name=None))
+    names = sorted(table[row].unique(), key=lambda name: name not in _FIRST)
+    places = {name: len(names) - 1 - i for i, name in enumerate(names)}
+    matches = list(table[list(series)].drop_duplicates().itertuples(index=False, name=None))
+    height = (14 + 12 * len(matches)) * len(names) + 60
+    figure = make_subplots(
+        rows=max(1, len(stacks)), cols=max(1, len(keys)), shared_yaxes=True,
+        horizontal_spacing=0.05, vertical_spacing=70 / (height * max(1, len(stacks)) + 200),
+        subplot_titles=[
+            _panel_title(panels, key) + (f", {stack} {stacked}" if len(stacks) > 1 else "")
+            for stack in stacks for key in keys
+        ],
+    )  # fmt: skip
+    colours = model_colours(*(table[column] for column in series))
+    opponents = list(dict.fromkeys(match[1:] for match in matches))
+    join = " against " if "opponent" in series else " \N{MINUS SIGN} "
+    shown = set()
+    for key, points in table.groupby(["stack", *panels, *series], sort=False):
+        line, column = stacks.index(key[0]), keys.index(key[1 : 1 + len(panels)])
+        match = key[1 + len(panels) :]
+        offset = _DODGE * ((len(matches) - 1) / 2 - matches.index(match)) / len(matches)
+        offset *= row not in series  # a line for each model needs no room for others
+        figure.add_scatter(
+            row=line + 1,
+            col=column + 1,
+            name=join.join(match),
+            legendgroup=join.join(match),
+            showlegend=match not in shown,
+            x=(scale * points[value]).tolist(),
+            y=[places[each] + offset for each in points[row]],
+            error_x=_error_bars(points, value, low, high, scale),
+            mode="markers",
+            cliponaxis=False,
+            marker={
+                "color": colours[match[0]],
+                "symbol": _SYMBOLS[opponents.index(match[1:]) % len(_SYMBOLS)],
+                "size": 8,
+            },
+            text=[_details(record, row, hover) for record in points.to_dict("records")],
+            hovertemplate="%{x:.1f}<br>%{text}<extra>%{fullData.name}</extra>",
+        )
+        shown.add(match)
+    if parity is not None:
+        figure.add_vline(x=scale * parity, line_dash="dash", line_color="#666666")
+    figure.update_yaxes(
+        tickvals=list(places.values()),
+        ticktext=[label(name) for name in places],
+        range=[-0.6, len(names) - 0.4],
+        showgrid=False,
+        zeroline=False,
+    )
+    total = height * max(1, len(stacks)) + 190
+    figure.update_layout(
+        **{
+            **_LAYOUT,
+            "margin": {"l": 160, "r": 40, "t": 120, "b": 90},
+            "legend": {"orientation": "h", "x": 0, "y": -60 / (total - 210), "yanchor": "top"},
+        },
+        height=total,
+        showlegend=True,
+    )
+    return figure
+
+
+def _details(record: Mapping[str, Any], row: str, hover: Sequence[str]) -> str:
+    shown = {name: record[name] for name in ("n", *hover) if name in record}
+    lines = [
+        f"{label(name)}: {value:.3g}" if isinstance(value, float) else f"{label(name)}: {value}"
+        for name, value in shown.items()
+    ]
+    return "<br>".join([label(record[row]), *lines])
+
+
+_FIRST = ("overall", "overall_paper", "all")
+_PANEL_NAMES = {
+    "turn": {"1": "first turn", "2": "second turn", BOTH_TURNS: "both turns"},
+    "stance": {"principle": "principles", "antithesis": "antitheses"},
+}
+
+
+def _panel_title(columns: Sequence[str], key: Sequence[str]) -> str:
+    named = zip(columns, key, strict=True)
+    return ", ".join(_PANEL_NAMES.get(column, {}).get(name, label(name)) for column, name in named)
+
+
+def first_and_both_turns(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows on the first turn and on both, those on both where there is a second."""
+    asked_twice = table.loc[table["turn"] == "2", "constitution"].unique()
+    both = (table["turn"] == BOTH_TURNS) & table["constitution"].isin(asked_twice)
+    return table[(table["turn"] == FIRST_TURN) | both]
+
+
+def _headline_first(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table's rows on the first turn before those on both, under each constitution."""
+    place = {name: number for number, name in enumerate(table["constitution"].unique())}
+    key = table["constitution"].map(place) * 10 + (table["turn"] != FIRST_TURN)
+    return table.loc[key.sort_values(kind="stable").index]
+
+
+_OVER_QUESTIONS = "95 % intervals over questions"
+
+
+def win_rates(table: pd.DataFrame) -> go.Figure:
+    """Return win rates by category, a panel a constitution, the figure of experiment 1.
+
+    Dots are the adjusted win rate (a tie counts half) in percent; 50 % is parity. The desired
+    constitution has a panel for the first turn and one for both. A line of panels is a judge.
 
     Args:
         table: as from ``evaluation.statistics.win_rates``.
     """
-    table = table[table["turn"] == BOTH_TURNS]
-    judges = table["judge"].unique().tolist()
-    figure = make_subplots(
-        rows=len(judges), cols=1, shared_xaxes=True, vertical_spacing=0.16 / len(judges),
-        subplot_titles=[f"{judge} judge" for judge in judges] if len(judges) > 1 else None,
-    )  # fmt: skip
-    names = table[["model", "opponent"]].drop_duplicates().itertuples(index=False, name=None)
-    colours = dict(zip(names, cycle(COLOURS), strict=False))
-    matches = table.groupby(["judge", "model", "opponent"], sort=False)
-    for (judge, model, opponent), rows in matches:
-        figure.add_bar(
-            row=judges.index(judge) + 1,
-            col=1,
-            name=f"{model} against {opponent}",
-            legendgroup=f"{model} against {opponent}",
-            showlegend=judge == judges[0],
-            x=[label(category) for category in rows["category"]],
-            y=100 * rows["adjusted_win_rate"],
-            error_y=_error_bars(rows, "adjusted_win_rate", "adjusted_ci_low", "adjusted_ci_high"),
-            marker_color=colours[model, opponent],
-            customdata=rows[["wins", "ties", "losses", "n"]],
-            hovertemplate="%{x}: %{y:.1f} %<br>%{customdata[0]} wins, %{customdata[1]} ties, "
-            "%{customdata[2]} losses of %{customdata[3]}<extra>%{fullData.name}</extra>",
-        )
-    figure.add_hline(y=50, line_dash="dash", line_color="#666666")
-    figure.update_layout(
-        **{**_LAYOUT, "legend": {"orientation": "h", "y": -0.3 / len(judges), "x": 0}},
-        height=None if len(judges) == 1 else 160 + 300 * len(judges),
-        title={
-            "text": "MT-Bench: win rate by category<br>"
-            "<sup>both turns; a tie counts half; 95 % bootstrap intervals over questions; "
-            "dashed: parity</sup>"
-        },
-        showlegend=True,
+    figure = _forest(
+        _headline_first(first_and_both_turns(table)),
+        panels=["constitution", "turn"],
+        row="category",
+        series=["model", "opponent"],
+        value="adjusted_win_rate",
+        low="adjusted_ci_low",
+        high="adjusted_ci_high",
+        parity=0.5,
+        hover=("wins", "ties", "losses", "p_holm"),
+        stacked="judge",
     )
-    figure.update_yaxes(title="win rate, %", range=[0, 100])
+    figure.update_xaxes(range=[0, 100], ticksuffix=" %")
+    judges = ", ".join(table["judge"].unique())
+    figure.update_layout(
+        title={
+            "text": f"Win rate by category, judged by: {judges}<br><sup>a tie counts half; "
+            f"{_OVER_QUESTIONS}; dashed: parity</sup>"
+        }
+    )
     return figure
 
 
 def compliance(table: pd.DataFrame) -> go.Figure:
-    """Return the compliance with every principle, all categories that have it pooled by row.
+    """Return the compliance with every principle, a panel a constitution and stance.
 
     Args:
         table: as from ``evaluation.statistics.compliance``.
     """
-    figure = go.Figure()
-    rows = table[(table["principle"] != "all") | table["category"].isin(["overall"])]
-    for colour, (model, part) in zip(
-        cycle(COLOURS), rows.groupby("model", sort=False), strict=False
-    ):
-        figure.add_bar(
-            name=model,
-            y=[f"{label(r.category)}: {label(r.principle)}" for r in part.itertuples()],
-            x=100 * part["compliance"],
-            error_x=_error_bars(part, "compliance", "ci_low", "ci_high"),
-            marker_color=colour,
-            orientation="h",
-        )
+    rows = table[(table["category"] == "overall") & (table["turn"] == FIRST_TURN)]
+    figure = _forest(
+        rows, panels=["constitution", "stance"], row="principle", series=["model"],
+        value="compliance", parity=None, hover=("rows", "p_holm"),
+    )  # fmt: skip
+    figure.update_xaxes(range=[0, 100], ticksuffix=" %")
     figure.update_layout(
-        **{**_LAYOUT, "margin": {"l": 220, "r": 30, "t": 90, "b": 60}},
         title={
-            "text": "Compliance with each principle<br><sup>share of answers under the desired "
-            "and contrasting constitutions that follow it; 95 % intervals over questions</sup>"
+            "text": "Statements followed, by principle<br><sup>first turn; share of the answers "
+            f"that were asked for it; {_OVER_QUESTIONS}</sup>"
+        }
+    )
+    return figure
+
+
+def lengths(table: pd.DataFrame) -> go.Figure:
+    """Return the mean length of each model's answers, a panel a constitution.
+
+    Args:
+        table: as from ``evaluation.statistics.degeneration``.
+    """
+    rows = _headline_first(first_and_both_turns(table[table["category"] == "overall"]))
+    figure = _forest(
+        rows, panels=["constitution", "turn"], row="model",
+        series=["model"], value="mean_tokens", low="mean_tokens_ci_low",
+        high="mean_tokens_ci_high", parity=None, scale=1,
+        hover=("truncated_rate", "degeneration_rate"),
+    )  # fmt: skip
+    longest = rows[["mean_tokens", "mean_tokens_ci_high"]].max(axis=None)
+    figure.update_xaxes(title="tokens", range=[0, 1.05 * longest])
+    figure.update_layout(
+        showlegend=False,
+        title={"text": f"Length of answers<br><sup>mean; {_OVER_QUESTIONS}</sup>"},
+    )
+    return figure
+
+
+def paired_questions(verdicts: pd.DataFrame) -> go.Figure:
+    """Return the checklist's scores of two models on the same questions, a panel a match.
+
+    The area of a dot is the number of questions; on the dashed line both follow as many statements.
+    A row of panels is a constitution, on the first turn.
+
+    Args:
+        verdicts: of any judges; those of the checklist are drawn.
+    """
+    rows = verdicts[(verdicts["turn"] == 1) & (verdicts["judge"] == CHECKLIST)]
+    matches = list(rows[["model", "opponent"]].drop_duplicates().itertuples(index=False, name=None))
+    constitutions = rows["constitution"].unique().tolist()
+    constitutions.sort(key=lambda name: name != DESIRED)
+    colours = model_colours(rows["model"], rows["opponent"])
+    figure = make_subplots(
+        rows=max(1, len(constitutions)), cols=max(1, len(matches)),
+        horizontal_spacing=0.08, vertical_spacing=0.3 / max(1, len(constitutions)),
+        subplot_titles=[f"{name}" for name in constitutions for _ in matches],
+    )  # fmt: skip
+    most = rows[["model_score", "opponent_score"]].max(axis=None) if len(rows) else 1
+    key = ["opponent_score", "model_score"]
+    for line, constitution in enumerate(constitutions, start=1):
+        for place, (model, opponent) in enumerate(matches, start=1):
+            met = rows[(rows["model"] == model) & (rows["opponent"] == opponent)]
+            met = met[met["constitution"] == constitution]
+            counts = met.groupby(key).size().rename("questions").reset_index()
+            figure.add_scatter(
+                row=line, col=place, showlegend=False, mode="lines", hoverinfo="skip",
+                x=[-0.5, most + 0.5], y=[-0.5, most + 0.5],
+                line={"dash": "dash", "color": "#666666", "width": 1},
+            )  # fmt: skip
+            figure.add_scatter(
+                row=line,
+                col=place,
+                showlegend=False,
+                mode="markers+text",
+                x=counts["opponent_score"].tolist(),
+                y=counts["model_score"].tolist(),
+                text=counts["questions"].tolist(),
+                textfont={"color": "#ffffff", "size": 11},
+                marker={
+                    "color": colours[model],
+                    "size": (9 + 4 * counts["questions"] ** 0.5).tolist(),
+                },
+                hovertemplate=f"{opponent} %{{x}}, {model} %{{y}}: %{{text}} questions"
+                "<extra></extra>",
+            )
+            figure.update_xaxes(
+                title=f"{opponent}, statements followed", row=line, col=place,
+                range=[-0.5, most + 0.5], dtick=1,
+            )  # fmt: skip
+            figure.update_yaxes(title=model, row=line, col=place, range=[-0.5, most + 0.5], dtick=1)
+    figure.update_layout(
+        **_LAYOUT,
+        height=160 + 260 * max(1, len(constitutions)),
+        title={
+            "text": "The same questions, answered by two models<br><sup>first turn; numbers count "
+            "questions; above the dashed line the model at the left follows more</sup>"
         },
-        xaxis={"title": "compliance, %", "range": [0, 100]},
-        yaxis={"autorange": "reversed"},
-        height=160 + 26 * len(rows),
     )
     return figure
 
@@ -143,7 +353,7 @@ def accuracy(table: pd.DataFrame, published: Sequence[PublishedDifference] = ())
     _add_published(figure, table, for_one, lambda gain: label(gain.model))
     figure.update_layout(
         **_LAYOUT,
-        title={"text": "Math problems solved<br><sup>95 % bootstrap intervals over problems</sup>"},
+        title={"text": "Math problems solved<br><sup>95 % intervals over problems</sup>"},
         yaxis={"title": "accuracy, %", "rangemode": "tozero"},
     )
     return figure
@@ -209,7 +419,7 @@ def accuracy_by_attempts(
         **{**_LAYOUT, "legend": {"orientation": "h", "y": -0.2, "x": 0}},
         title={
             "text": "Math problems solved by number of attempts<br>"
-            "<sup>bands: 95 % bootstrap intervals over problems</sup>"
+            "<sup>bands: 95 % intervals over problems</sup>"
         },
         xaxis={"title": "attempts k", "dtick": 1},
         yaxis={"title": "accuracy, %", "rangemode": "tozero"},
@@ -286,7 +496,7 @@ def comparison(table: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         **{**_LAYOUT, "legend": {"orientation": "h", "y": -0.1, "x": 0}},
         title={
-            "text": "Runs compared<br><sup>95 % bootstrap intervals over questions or problems; "
+            "text": "Runs compared<br><sup>95 % intervals over questions or problems; "
             "win rates: a tie counts half</sup>"
         },
         scattermode="group",

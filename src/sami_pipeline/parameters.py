@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -29,7 +29,7 @@ from sami_pipeline.errors import one_line
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.checkpoints import ModelSource
 from sami_pipeline.models.prompts import ChatParameters
-from sami_pipeline.principles.constitutions import Contrast
+from sami_pipeline.principles.constitutions import Contrast, TrainingContrast
 
 Category = Literal[*MT_BENCH_CATEGORIES]
 # What an experiment can train: SAMI, the baselines on the same responses, and SAMI after SFT.
@@ -73,6 +73,14 @@ LoadingEngine = Annotated[EngineParameters, AfterValidator(_loads_models)]
 
 
 _Count = Annotated[int, Field(gt=0, le=1_000_000)]
+
+
+def _refuse_resamples(value: Any) -> Any:
+    if isinstance(value, Mapping) and "resamples" in value:
+        raise ValueError(
+            "resamples: is no parameter any more, since these intervals are no bootstrap; remove it"
+        )
+    return value
 
 
 class RunParameters(Settings):
@@ -167,12 +175,41 @@ class ConstitutionsParameters(Settings):
     """How contrasting constitutions are sampled."""
 
     n_constitutions: int = Field(2, ge=2, le=64, description="Constitutions per query.")
-    contrast: Contrast = Field(
+    contrast: TrainingContrast = Field(
         "sampled",
         description="What stands against the desired constitution: opposite takes every "
-        "antithesis, sampled draws from all others.",
+        "antithesis, sampled draws from all others. pairs draws pairs of different constitutions "
+        "from all that there are (arXiv 2410.01704), so that a grid may differ in one principle.",
+    )
+    pairs_per_query: _Count = Field(
+        2, description="Grids of each query with contrast: pairs; published is 2."
     )
     seed: Seed = Field(0, description="Decides the contrasts and the order of the statements.")
+
+
+class FiltersParameters(Settings):
+    """Published filters of training responses (arXiv 2410.01704); each leaves out whole grids.
+
+    Lengths are in characters. Responses that did not end are ``keep_truncated``'s business.
+    """
+
+    words: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (),
+        description="A grid with a response that holds one of these, such as [insert, is left out.",
+    )
+    minimum_characters: NonNegativeInt = Field(
+        0, description="Of a grid's shortest response; published for math is 50."
+    )
+    minimum_length_ratio: float = Field(
+        1.0, ge=1, description="Of a grid's longest response to its shortest; for math 3."
+    )
+    minimum_edit_distance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Levenshtein distance between the shortest response and the beginning of the "
+        "longest, as a share of the shortest's length; published for math is 0.5.",
+    )
 
 
 class GenerationParameters(Settings):
@@ -190,6 +227,7 @@ class GenerationParameters(Settings):
     keep_degenerate: bool = Field(
         False, description="Use responses that mostly repeat themselves; False marks them."
     )
+    filters: FiltersParameters = FiltersParameters()
     queries_per_category: _Count = Field(
         20, description="Of the ingested queries, how many of each category are answered."
     )
@@ -272,8 +310,9 @@ class TrainingParameters(Settings):
     launch: LaunchParameters = LaunchParameters()
     dpo: DpoParameters = DpoParameters()
     sft: SftParameters = SftParameters()
-    resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
-    seed: Seed = Field(0, description="Of the shuffled principles and of the bootstrap.")
+    seed: Seed = Field(0, description="Of the shuffled principles.")
+
+    _no_resamples = model_validator(mode="before")(_refuse_resamples)
 
     @field_validator("sami", mode="before")
     @classmethod
@@ -340,12 +379,22 @@ class IterationsParameters(Settings):
 
 
 class EvaluationParameters(Settings):
-    """How models under test answer MT-Bench and how their answers are compared."""
+    """How models under test answer questions and how their answers are compared."""
 
     engine: LoadingEngine = EngineParameters()
     max_new_tokens: Tokens = Field(1024, description="Limit of an answer, in tokens.")
-    temperatures: dict[Category, NonNegativeFloat] = Field(
-        description="Sampling temperature of each category; 0 is greedy."
+    temperature: NonNegativeFloat = Field(
+        0.0,
+        description="Of answers in categories that temperatures does not name; 0 is greedy.",
+    )
+    temperatures: dict[str, NonNegativeFloat] = Field(
+        {},
+        description="Sampling temperature by category; MT-Bench needs one for each of its own.",
+    )
+    contrasting: bool = Field(
+        True,
+        description="Also ask the first turn under the contrasting constitution; False leaves it "
+        "out, and with it what is measured by it: steerability.",
     )
     without_constitution: bool = Field(
         False, description="Also answer both turns without any constitution."
@@ -356,15 +405,16 @@ class EvaluationParameters(Settings):
     questions_per_category: PositiveInt | None = Field(
         None, description="Answer only the first questions of each category; None answers all."
     )
-    resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
+    resamples: _Count = Field(
+        10_000,
+        description="Bootstrap samples per interval of what is no mean: win rates with length held "
+        "equal, and kappa.",
+    )
     seed: Seed = Field(0, description="Of the shuffled principles, sampled answers and bootstrap.")
 
-    @model_validator(mode="after")
-    def _every_category_has_a_temperature(self) -> EvaluationParameters:
-        missing = [name for name in MT_BENCH_CATEGORIES if name not in self.temperatures]
-        if missing:
-            raise ValueError(f"temperatures: {', '.join(missing)} missing")
-        return self
+    def temperature_of(self, category: str) -> float:
+        """Return the sampling temperature of a category's answers."""
+        return self.temperatures.get(category, self.temperature)
 
 
 class JudgeParameters(Settings):
@@ -448,8 +498,9 @@ class AccuracyParameters(Settings):
     published: tuple[PublishedDifference, ...] = Field(
         (), description="Published gains, a layer of their own in the figures."
     )
-    resamples: _Count = Field(10_000, description="Bootstrap samples per interval.")
-    seed: Seed = Field(0, description="Of the samples and the bootstrap.")
+    seed: Seed = Field(0, description="Of the samples.")
+
+    _no_resamples = model_validator(mode="before")(_refuse_resamples)
 
 
 class ReportParameters(Settings):
@@ -464,6 +515,9 @@ class ReportParameters(Settings):
 
 class ExperimentParameters(Settings):
     """What every experiment has: models, and how they are trained."""
+
+    # Whether a training response can be told to be right: there are problems with solutions.
+    solutions_are_known: ClassVar[bool] = False
 
     models: ModelsParameters
     constitutions: ConstitutionsParameters
@@ -485,6 +539,15 @@ class ExperimentParameters(Settings):
                 raise ValueError(
                     f"models.under_test: {name!r} is unknown; known: {', '.join(sorted(known))}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _solutions_are_known_where_they_are_asked_for(self) -> ExperimentParameters:
+        if not self.solutions_are_known:
+            if self.models.teacher == WORKED_SOLUTIONS:
+                raise ValueError(f"models.teacher: {WORKED_SOLUTIONS!r} is only there for math")
+            if self.training.sft.only_correct:
+                raise ValueError("training.sft.only_correct: is only there for math")
         return self
 
     @model_validator(mode="after")
@@ -531,15 +594,14 @@ class ExperimentParameters(Settings):
         }
 
 
-class MtBenchParameters(ExperimentParameters):
-    """All parameter groups of the MT-Bench experiment."""
+class JudgedParameters(ExperimentParameters):
+    """What experiments have whose answers are judged: by the checklist, and by a model if asked."""
 
-    queries: QueriesParameters
     evaluation: EvaluationParameters
     judge: JudgeParameters = JudgeParameters()
 
     @model_validator(mode="after")
-    def _the_judge_has_a_model(self) -> MtBenchParameters:
+    def _the_judge_has_a_model(self) -> JudgedParameters:
         judge, known = self.judge, ", ".join(self.models.sources)
         if judge.model is not None and judge.model not in self.models.sources:
             raise ValueError(f"judge.model: {judge.model!r} has no source; known: {known}")
@@ -550,17 +612,29 @@ class MtBenchParameters(ExperimentParameters):
             raise ValueError(f"judge.model: name the model that judges; known: {known}")
         return self
 
+
+class MtBenchParameters(JudgedParameters):
+    """All parameter groups of the MT-Bench experiment."""
+
+    queries: QueriesParameters
+
     @model_validator(mode="after")
-    def _the_teacher_is_a_model(self) -> MtBenchParameters:
-        if self.models.teacher == WORKED_SOLUTIONS:
-            raise ValueError(f"models.teacher: {WORKED_SOLUTIONS!r} is only there for math")
-        if self.training.sft.only_correct:
-            raise ValueError("training.sft.only_correct: is only there for math")
+    def _every_category_has_a_temperature(self) -> MtBenchParameters:
+        given, known = self.evaluation.temperatures, set(MT_BENCH_CATEGORIES)
+        if missing := [name for name in MT_BENCH_CATEGORIES if name not in given]:
+            raise ValueError(f"evaluation.temperatures: {', '.join(missing)} missing")
+        if unknown := sorted(given.keys() - known):
+            raise ValueError(
+                f"evaluation.temperatures: {one_line(unknown[0])!r} is no category; known: "
+                f"{', '.join(MT_BENCH_CATEGORIES)}"
+            )
         return self
 
 
 class MathParameters(ExperimentParameters):
     """All parameter groups of the math experiment."""
+
+    solutions_are_known = True
 
     problems: ProblemsParameters
     accuracy: AccuracyParameters

@@ -13,17 +13,9 @@ from pandera.typing import Series
 
 from sami_pipeline.evaluation import judge_quality, length_control
 from sami_pipeline.evaluation.math_accuracy import METRICS
-from sami_pipeline.evaluation.statistics import (
-    BOTH_TURNS,
-    MT_BENCH_CATEGORIES,
-    OUTCOMES,
-    OVERALL,
-    OVERALL_PAPER,
-)
+from sami_pipeline.evaluation.statistics import BOTH_TURNS, OUTCOMES
 from sami_pipeline.tables import StoredTable
 
-_CATEGORIES = list(MT_BENCH_CATEGORIES)
-_SUMMARISED = [*_CATEGORIES, OVERALL, OVERALL_PAPER]
 _SPLITS = ["train", "held_out"]
 _STATUSES = [
     "usable",
@@ -32,10 +24,15 @@ _STATUSES = [
     "empty",
     "same_response",
     "truncated",
+    "filter_word",
+    "too_short",
+    "length_ratio",
+    "too_similar",
     "degenerate",
 ]
 _FINISH_REASONS = ["stop", "length", "prompt_too_long", "failed"]
 _CONSTITUTIONS = ["desired", "contrasting", "none"]
+_STANCES = ["principle", "antithesis"]
 
 
 class _Table(pa.DataFrameModel):
@@ -62,7 +59,7 @@ class _OnATurn(_Table):
 
     model: Series[str]
     question_id: Series[str]
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     turn: Series[int] = pa.Field(isin=[1, 2])
     constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
 
@@ -91,7 +88,7 @@ class Questions(_Table):
     """One row is one turn of an MT-Bench question."""
 
     question_id: Series[str] = pa.Field(str_length={"min_value": 1})
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     turn: Series[int] = pa.Field(isin=[1, 2])
     question: Series[str] = pa.Field(str_length={"min_value": 1})
     reference: Series[str]
@@ -118,7 +115,7 @@ class Queries(_Table):
     """One row is one training query."""
 
     query_id: Series[str] = pa.Field(unique=True)
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     query: Series[str] = pa.Field(str_length={"min_value": 1})
     source: Series[str]
 
@@ -126,10 +123,11 @@ class Queries(_Table):
 class Principles(_Table):
     """One row is one principle of a category, with its antithesis and both checks as JSON."""
 
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     principle: Series[str]
     statement: Series[str] = pa.Field(str_length={"min_value": 1})
     antithesis: Series[str] = pa.Field(str_length={"min_value": 1})
+    wordings: Series[str]
     check: Series[str]
     antithesis_check: Series[str]
     written_by: Series[str]
@@ -147,7 +145,7 @@ class PrincipleWriting(_Table):
     wanted. Status "incomplete" is an answer after which the category still lacks principles.
     """
 
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     attempt: Series[int] = pa.Field(ge=0)
     status: Series[str] = pa.Field(
         isin=["complete", "incomplete", "malformed", "prompt_too_long", "failed"]
@@ -163,10 +161,11 @@ class PrincipleWriting(_Table):
 
 
 class Constitutions(_Table):
-    """One row is one constitution for one query (or question)."""
+    """One row is one constitution of a grid for one query (or question)."""
 
     query_id: Series[str]
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
+    grid: Series[int] = pa.Field(ge=0)
     constitution_index: Series[int] = pa.Field(ge=0)
     constitution: Series[str] = pa.Field(isin=["desired", "contrasting"])
     stances: Series[str]
@@ -204,9 +203,9 @@ class Responses(Generations):
 
 
 class ResponseCounts(_Table):
-    """One row is how many queries of a category had one status."""
+    """One row is how many queries of a category had one status, each once for each of its grids."""
 
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     status: Series[str] = pa.Field(isin=_STATUSES)
     queries: Series[int] = pa.Field(ge=1)
 
@@ -219,7 +218,7 @@ class TeacherCompliance(_Table):
     under the opposite stance: a contrast can be learnt where the two differ.
     """
 
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     principle: Series[str]
     stance: Series[str] = pa.Field(isin=["principle", "antithesis"])
     check: Series[str]
@@ -278,7 +277,7 @@ class HeldOutResponses(_Completed):
 
     model: Series[str]
     query_id: Series[str]
-    category: Series[str] = pa.Field(isin=_CATEGORIES)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     constitution_index: Series[int] = pa.Field(ge=0)
     constitution: Series[str] = pa.Field(isin=["desired", "contrasting"])
     response: Series[str]
@@ -299,6 +298,7 @@ class HeldOutLengths(_Lengths):
     model: Series[str]
     constitution: Series[str] = pa.Field(isin=["desired", "contrasting"])
     n: Series[int] = pa.Field(ge=1)
+    rows: Series[int] = pa.Field(ge=1)
 
     class Config(_Table.Config):
         """Together these name a row."""
@@ -382,13 +382,40 @@ class Verdicts(_OnATurn):
         unique = ("judge", "model", "opponent", "question_id", "turn", "constitution")
 
 
-class WinRates(_Table):
-    """One row is a model's win rate against an opponent in one category and turn, by one judge."""
+class _Asked(_Table):
+    """What a row of results is about: a constitution, a turn (or both) and a category (or all).
 
+    ``n`` counts the questions, which is what intervals are over; ``rows`` what the mean is over.
+    """
+
+    constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
+    turn: Series[str] = pa.Field(isin=[BOTH_TURNS, "1", "2"])
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
+    n: Series[int] = pa.Field(ge=0)
+    rows: Series[int] = pa.Field(ge=0)
+
+
+class _Tested(_Table):
+    """What says whether a result could be chance.
+
+    ``p_value`` is an exact paired test's, ``p_holm`` the same corrected for the number of
+    categories.
+    """
+
+    p_value: Series[float] = pa.Field(gt=0, le=1, nullable=True)
+    p_holm: Series[float] = pa.Field(gt=0, le=1, nullable=True)
+
+
+class WinRates(_Asked, _Tested):
+    """One row is a model's win rate over an opponent in one category, by one judge.
+
+    It is that under one constitution, at one turn or both. ``detectable`` is the smallest departure
+    from one half of the adjusted rate that so many questions would show in 80 % of cases.
+    """
+
+    judge: Series[str]
     model: Series[str]
     opponent: Series[str]
-    category: Series[str] = pa.Field(isin=_SUMMARISED)
-    n: Series[int] = pa.Field(ge=0)
     win_rate: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     ci_high: Series[float] = pa.Field(ge=0, le=1, nullable=True)
@@ -399,27 +426,29 @@ class WinRates(_Table):
     adjusted_win_rate: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     adjusted_ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     adjusted_ci_high: Series[float] = pa.Field(ge=0, le=1, nullable=True)
-    judge: Series[str]
-    turn: Series[str] = pa.Field(isin=[BOTH_TURNS, "1", "2"])
+    detectable: Series[float] = pa.Field(ge=0, nullable=True)
 
     class Config(_Table.Config):
         """Together these name a row."""
 
-        unique = ("judge", "turn", "model", "opponent", "category")
+        unique = ("judge", "constitution", "turn", "model", "opponent", "category")
 
 
 class LengthControlled(_Table):
     """One row is a model's win rate against an opponent by one judge, corrected for length.
 
-    ``n_longer`` of the ``n`` comparisons are on a longer answer of the model. All categories, turns
-    and constitutions together.
+    ``n_longer`` of the ``rows`` comparisons are on a longer answer of the model. All categories
+    together, under one constitution, at one turn or both.
     """
 
     judge: Series[str]
+    constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
+    turn: Series[str] = pa.Field(isin=[BOTH_TURNS, "1", "2"])
     model: Series[str]
     opponent: Series[str]
     method: Series[str] = pa.Field(isin=list(length_control.METHODS))
     n: Series[int] = pa.Field(ge=0)
+    rows: Series[int] = pa.Field(ge=0)
     n_longer: Series[int] = pa.Field(ge=0)
     win_rate: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
@@ -428,7 +457,7 @@ class LengthControlled(_Table):
     class Config(_Table.Config):
         """Together these name a row."""
 
-        unique = ("judge", "model", "opponent", "method")
+        unique = ("judge", "constitution", "turn", "model", "opponent", "method")
 
 
 class JudgeQuality(_Table):
@@ -440,9 +469,11 @@ class JudgeQuality(_Table):
 
     judge: Series[str]
     reference: Series[str]
-    category: Series[str] = pa.Field(isin=_SUMMARISED)
+    constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
+    category: Series[str] = pa.Field(str_length={"min_value": 1})
     metric: Series[str] = pa.Field(isin=list(judge_quality.METRICS))
     n: Series[int] = pa.Field(ge=0)
+    rows: Series[int] = pa.Field(ge=0)
     value: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
     ci_low: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
     ci_high: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
@@ -450,59 +481,74 @@ class JudgeQuality(_Table):
     class Config(_Table.Config):
         """Together these name a row."""
 
-        unique = ("judge", "reference", "category", "metric")
+        unique = ("judge", "reference", "constitution", "category", "metric")
 
 
-class Ratings(_Table):
+class Ratings(_Asked):
     """One row is the mean rating of a model's answers under a constitution in one category."""
 
     model: Series[str]
-    constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
-    category: Series[str] = pa.Field(isin=_SUMMARISED)
-    turn: Series[str] = pa.Field(isin=[BOTH_TURNS, "1", "2"])
-    n: Series[int] = pa.Field(ge=0)
     invalid: Series[int] = pa.Field(ge=0)
     rating: Series[float] = pa.Field(ge=1, le=10, nullable=True)
     ci_low: Series[float] = pa.Field(ge=1, le=10, nullable=True)
     ci_high: Series[float] = pa.Field(ge=1, le=10, nullable=True)
 
 
-class Compliance(_Table):
-    """One row is how often a model followed one principle (or "all") in one category."""
+class Compliance(_Asked, _Tested):
+    """One row is how often a model followed one principle (or "all" of a stance) in one category.
+
+    ``stance`` says whether principles or their antitheses were asked for; the p-values are those of
+    the paired difference from the baseline, which has none.
+    """
 
     model: Series[str]
+    stance: Series[str] = pa.Field(isin=_STANCES)
     principle: Series[str]
-    category: Series[str] = pa.Field(isin=_SUMMARISED)
-    n: Series[int] = pa.Field(ge=1)
     compliance: Series[float] = pa.Field(ge=0, le=1)
     ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     ci_high: Series[float] = pa.Field(ge=0, le=1, nullable=True)
 
+    class Config(_Table.Config):
+        """Together these name a row."""
 
-class ComplianceDifference(_Table):
-    """One row is a model's paired difference in compliance from the baseline in one category."""
+        unique = ("model", "constitution", "stance", "turn", "principle", "category")
+
+
+class ComplianceDifference(_Asked, _Tested):
+    """One row is a model's paired difference in compliance from the baseline in one category.
+
+    ``detectable`` is the smallest difference that so many questions would show in 80 % of cases.
+    """
 
     model: Series[str]
     baseline: Series[str]
-    category: Series[str] = pa.Field(isin=_SUMMARISED)
-    n: Series[int] = pa.Field(ge=1)
+    stance: Series[str] = pa.Field(isin=_STANCES)
     difference: Series[float] = pa.Field(ge=-1, le=1)
     ci_low: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
     ci_high: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
+    detectable: Series[float] = pa.Field(ge=0, nullable=True)
+
+    class Config(_Table.Config):
+        """Together these name a row."""
+
+        unique = ("model", "baseline", "constitution", "stance", "turn", "category")
 
 
-class Degeneration(_Lengths):
+class Degeneration(_Asked, _Lengths):
     """One row is how a model's answers in one category end and how long they are.
 
     The share that mostly repeat themselves, the mean length in tokens, the share cut off.
     """
 
     model: Series[str]
-    category: Series[str] = pa.Field(isin=_SUMMARISED)
-    n: Series[int] = pa.Field(ge=1)
     degeneration_rate: Series[float] = pa.Field(ge=0, le=1)
     ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     ci_high: Series[float] = pa.Field(ge=0, le=1, nullable=True)
+
+    class Config(_Table.Config):
+        """Together these name a row."""
+
+        unique = ("model", "constitution", "turn", "category")
 
 
 class Problems(_Table):
@@ -552,7 +598,7 @@ class Accuracy(_Table):
     ci_high: Series[float] = pa.Field(nullable=True)
 
 
-class AccuracyDifference(_Table):
+class AccuracyDifference(_Tested):
     """One row is a model's paired difference from the baseline in one metric."""
 
     model: Series[str]
@@ -561,6 +607,7 @@ class AccuracyDifference(_Table):
     k: Series[int] = pa.Field(ge=1)
     n: Series[int] = pa.Field(ge=1)
     difference: Series[float]
+    detectable: Series[float] = pa.Field(ge=0, nullable=True)
     ci_low: Series[float] = pa.Field(nullable=True)
     ci_high: Series[float] = pa.Field(nullable=True)
 
@@ -569,7 +616,7 @@ class Comparison(_Table):
     """One row is one headline figure of one model in one run."""
 
     run: Series[str]
-    experiment: Series[str] = pa.Field(isin=["mt_bench", "math"])
+    experiment: Series[str] = pa.Field(str_length={"min_value": 1})
     model: Series[str]
     metric: Series[str]
     n: Series[int] = pa.Field(ge=1)

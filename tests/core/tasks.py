@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sami_pipeline.core import Grid, SamiTrainingConfig, evaluate_grids, train_sami, training
 from sami_pipeline.core.distributed import current_workers, gathered_weights, shard
+from sami_pipeline.core.probe import choose_layout
 from sami_pipeline.core.state import save_state
 
 
@@ -50,6 +51,7 @@ def evaluate(grids: list[Grid], config: SamiTrainingConfig) -> pd.DataFrame:
     """Measure grids with a tiny model in shards."""
     model = build_tiny_model("llama")
     if current_workers().count > 1:
+        choose_layout(model)
         shard(model, torch.device("cpu"))
     return evaluate_grids(model, None, grids, config, progress=False)
 

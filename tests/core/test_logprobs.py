@@ -18,17 +18,16 @@ from sami_pipeline.core import (
     mi_lower_bound,
     sami_loss,
 )
-from sami_pipeline.core.logprobs import (
-    KNOWN_HEAD_MODEL_TYPES,
-    SHARED_PREFIX_MODEL_TYPES,
-    choose_layout,
-)
+from sami_pipeline.core.logprobs import choose_layout
 from sami_pipeline.core.packing import packed_length
 
-SHARED = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"]
-REPEATED = ["gemma2", "phi", "phi3", "granite", "cohere", "mixtral", "recurrent_gemma"]
+SHARED = [
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi", "phi3", "granite",
+    "cohere", "mixtral",
+]  # fmt: skip
+REPEATED = ["gemma2", "recurrent_gemma"]
 # The others round to fp32 inside (eager softmax, router, layer norm) whatever their dtype.
-EXACT_IN_FP64 = [*SHARED, "phi", "phi3", "granite"]
+EXACT_IN_FP64 = [family for family in SHARED if family not in ("cohere", "mixtral")]
 
 
 def one_cell_at_a_time(model: PreTrainedModel, grid: Grid) -> Tensor:
@@ -91,8 +90,8 @@ def test_values_and_gradients_equal_one_call_per_cell_in_fp32(family, tiny_model
     assert_same_gradients(gradients(model, uneven(result.sums)), expected_gradients, 1e-3)
 
 
-@pytest.mark.parametrize("family", SHARED)
-def test_both_layouts_give_the_same_values_and_gradients(family, tiny_model, random_grid):
+@pytest.mark.parametrize("family", EXACT_IN_FP64)
+def test_both_layouts_give_the_same_values_and_gradients_in_fp64(family, tiny_model, random_grid):
     model, grid = tiny_model(family, torch.float64), random_grid(3, 4)
     results, grads = {}, {}
     for layout in ("shared_prefix", "repeated"):
@@ -138,6 +137,8 @@ def grid_with_shared_query(seed: int, n: int) -> Grid:
 def test_a_shared_query_gives_the_values_and_gradients_of_separate_rows(
     dtype, tolerance, family, n, tiny_model
 ):
+    if dtype == torch.float64 and family not in EXACT_IN_FP64:
+        tolerance, dtype = 2e-4, torch.float32
     model, grid = tiny_model(family, dtype), grid_with_shared_query(n, n)
     assert packed_length(grid) < packed_length(grid, "repeated") / 2, "much is shared"
     results, grads = {}, {}
@@ -165,8 +166,8 @@ def test_a_shared_query_is_as_exact_in_bf16_as_separate_rows(family, n, tiny_mod
     assert sums["tree"].dtype == torch.float32
     error = {name: (grads[name] - grads["exact"]).norm() for name in ("tree", "rows")}
     assert error["tree"] <= 2 * error["rows"]
-    # This Gemma amplifies any rounding, in separate rows by as much.
-    share = 0.5 if family == "gemma" else 0.1
+    # These amplify any rounding, in separate rows by as much.
+    share = 0.5 if family in ("gemma", "granite") else 0.1
     assert error["tree"] < share * grads["exact"].norm()
     counts = torch.tensor([len(y) for y in grid.response_ids])
     torch.testing.assert_close(sums["tree"] / counts, sums["rows"] / counts, rtol=0.05, atol=0.2)
@@ -184,7 +185,7 @@ def test_a_shared_query_under_autocast_is_as_exact_as_separate_rows(tiny_model):
     assert error["shared_prefix"] <= 2 * error["repeated"]
 
 
-@pytest.mark.parametrize("family", SHARED)
+@pytest.mark.parametrize("family", EXACT_IN_FP64)
 def test_identical_prompts_give_identical_rows(family, tiny_model, random_grid):
     model, grid = tiny_model(family, torch.float64), random_grid(18, 2)
     twice = Grid([*grid.prompt_ids, grid.prompt_ids[0]], grid.response_ids)
@@ -266,7 +267,7 @@ def test_a_response_does_not_see_the_ones_before_it(family, tiny_model, random_g
     assert torch.equal(first[:, 1:], second[:, 1:])
 
 
-@pytest.mark.parametrize("family", SHARED)
+@pytest.mark.parametrize("family", EXACT_IN_FP64)
 def test_the_order_and_number_of_the_responses_does_not_matter(family, tiny_model, random_grid):
     model, grid = tiny_model(family, torch.float64), random_grid(9, 2, 4)
     sums = grid_logprobs(model, grid).sums
@@ -327,24 +328,6 @@ def test_padding_far_beyond_the_window_gives_no_nan(family, layout, tiny_model, 
 # --- Which layout ---
 
 
-@pytest.mark.parametrize("family", SHARED)
-def test_verified_families_share_the_prompt(family, tiny_model):
-    layout, reason = choose_layout(tiny_model(family))
-    assert (layout, "sdpa" in reason, family in reason) == ("shared_prefix", True, True)
-
-
-def test_every_family_that_is_trusted_is_tested_here():
-    assert sorted(SHARED_PREFIX_MODEL_TYPES) == sorted(SHARED)
-    assert set(SHARED + REPEATED) > KNOWN_HEAD_MODEL_TYPES > SHARED_PREFIX_MODEL_TYPES
-
-
-@pytest.mark.parametrize("family", REPEATED)
-def test_other_families_repeat_it_and_are_named_in_the_reason(family, tiny_model):
-    layout, reason = choose_layout(tiny_model(family))
-    assert layout == "repeated"
-    assert repr(family) in reason
-
-
 def test_eager_attention_repeats_the_prompt_and_is_named_in_the_reason(tiny_model, random_grid):
     model, grid = tiny_model("llama", attention="eager"), random_grid(15, 2)
     layout, reason = choose_layout(model)
@@ -360,7 +343,8 @@ def test_a_head_that_cannot_compute_a_models_logits_is_refused(tiny_model, rando
 
 
 @pytest.mark.parametrize(
-    ("family", "attention", "reason"), [("llama", "eager", "eager"), ("phi3", "sdpa", "phi3")]
+    ("family", "attention", "reason"),
+    [("llama", "eager", "eager"), ("recurrent_gemma", "sdpa", "recurrent_gemma has layers")],
 )
 def test_a_model_that_would_misread_the_mask_is_refused_the_shared_layout(
     family, attention, reason, tiny_model, random_grid

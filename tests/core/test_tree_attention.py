@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sami_pipeline.core import Grid, grid_logprobs, tree_attention
-from sami_pipeline.core.logprobs import _attention_inputs
+from sami_pipeline.core.model_outputs import _attention_inputs
 from sami_pipeline.core.packing import PackedTokens, Segment, pack
+from sami_pipeline.core.probe import traits_of
 from sami_pipeline.core.tree_attention import (
-    TREE_ATTENTION,
     TokenTree,
     _attend,
     _MatmulAttention,
@@ -269,21 +271,30 @@ def test_dropout_changes_the_weights_and_keeps_segments_apart():
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "qwen3"])
-def test_a_model_computes_and_generates_as_before(family, tiny_model):
-    model, untouched = tiny_model(family), tiny_model(family)
-    use_tree_attention(model)
-    assert model.config._attn_implementation == TREE_ATTENTION
+def test_a_model_computes_and_generates_as_before(family, tiny_model, monkeypatch):
+    model = tiny_model(family)
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", sdpa_attention_forward)
     ids = torch.tensor(
         [[0, 0, 7, 8, 9, 10, 11, 12, 13, 14], [20, 21, 22, 23, 24, 25, 26, 27, 8, 9]]
     )
     mask = (ids != 0).long()
     padded = {"input_ids": ids, "attention_mask": mask}
-    for inputs in ({"input_ids": ids[1:]}, padded):
-        assert model(**inputs).logits.equal(untouched(**inputs).logits)
-        options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
-        generated = model.generate(**inputs, **options)
-        assert generated.shape[1] > ids.shape[1]
-        assert generated.equal(untouched.generate(**inputs, **options))
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    computed = []
+    for use in (lambda: None, use_tree_attention):
+        use()
+        computed.append(
+            [
+                (model(**inputs).logits, model.generate(**inputs, **options))
+                for inputs in ({"input_ids": ids[1:]}, padded)
+            ]
+        )
+    assert AttentionInterface()["sdpa"] is tree_attention_forward
+    for (before, text_before), (after, text_after) in zip(*computed, strict=True):
+        assert after.equal(before)
+        assert text_before.shape[1] > ids.shape[1]
+        assert text_after.equal(text_before)
+    assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"])
@@ -301,13 +312,6 @@ def test_a_layer_that_ignored_the_tree_would_show_nan(family, tiny_model, monkey
     assert without.isnan().all()
 
 
-def test_a_saved_model_knows_nothing_of_the_tree(tiny_model, tmp_path):
-    model = tiny_model("llama")
-    use_tree_attention(model)
-    model.save_pretrained(tmp_path)
-    assert "tree" not in (tmp_path / "config.json").read_text()
-
-
 @pytest.mark.parametrize(
     ("family", "windows"),
     [
@@ -322,7 +326,7 @@ def test_a_saved_model_knows_nothing_of_the_tree(tiny_model, tmp_path):
 def test_flex_attention_gets_the_mask_of_each_kind_of_layer(family, windows, tiny_model):
     packed = pack([LONG_GRID], pad_to_multiple=8)
     model = tiny_model(family, attention="flex_attention")
-    masks = _attention_inputs(model, packed)["attention_mask"]
+    masks = _attention_inputs(model, packed, traits_of(model).mask_form)["attention_mask"]
     if not isinstance(windows, dict):
         masks, windows = {"every layer": masks}, {"every layer": windows}
     assert masks.keys() == windows.keys()

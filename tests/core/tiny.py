@@ -34,7 +34,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "gemma": {},
     "gemma2": {"sliding_window": WINDOW, "attn_logit_softcapping": 3.0, **_GEMMA_SCALE},
     "gemma3_text": {"sliding_window": WINDOW, "sliding_window_pattern": 2, **_GEMMA_SCALE},
-    # Not verified with 4D masks: laid out as repeated rows.
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "bloom": {"n_layer": 2, "n_head": 4},
     "phi": {},  # its head has a bias
     "phi3": {},
     "granite": {"logits_scaling": 3.0},

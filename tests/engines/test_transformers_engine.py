@@ -256,15 +256,6 @@ def test_chat_prompt_for_a_model_without_chat_template_is_a_clear_error(variant,
         complete(engine)
 
 
-def test_batches_hold_every_prompt_once_and_pad_none_to_more_than_twice_its_length(engine):
-    lengths = [90, 80, 46, 44, 20, 11, 10, 9, 9, 2, 1]
-    batches = list(engine._batches(range(len(lengths)), [[0] * length for length in lengths]))
-    assert [index for batch in batches for index in batch] == list(range(len(lengths)))
-    for batch in batches:
-        assert 2 * lengths[batch[-1]] >= lengths[batch[0]]
-        assert len(batch) <= engine.batch_size
-
-
 class TestChoices:
     CHOICES = ("A", "B", "Cat", "Cab")
 

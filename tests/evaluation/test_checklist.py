@@ -132,8 +132,9 @@ def test_answer_with_two_categories_is_refused():
 
 
 def test_verdicts_are_what_the_win_rate_table_takes():
-    table = win_rates(judge_checklist(CHECKED, "sami", "base"), resamples=100, seed=1)
-    overall = table[table["turn"] == "both"].set_index("category").loc["overall"]
-    assert (overall["wins"], overall["ties"], overall["losses"]) == (2, 1, 1)
-    assert overall["win_rate"] == 0.5
-    assert overall["adjusted_win_rate"] == 0.625
+    table = win_rates(judge_checklist(CHECKED, "sami", "base"))
+    overall = table[(table["turn"] == "both") & (table["category"] == "overall")]
+    cells = overall.set_index("constitution")
+    assert cells.loc["desired", ["wins", "ties", "losses"]].tolist() == [1, 1, 1]
+    assert cells.loc["contrasting", ["wins", "ties", "losses"]].tolist() == [1, 0, 0]
+    assert cells["adjusted_win_rate"].to_dict() == {"desired": 0.5, "contrasting": 1.0}

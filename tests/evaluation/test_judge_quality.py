@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.inter_rater import cohens_kappa
 
+from sami_pipeline import schemas
 from sami_pipeline.evaluation.judge_quality import METRICS, cohen_kappa, judge_quality
 
 SETTINGS = {"resamples": 300, "seed": 7}
@@ -129,33 +130,24 @@ def test_kappa_is_symmetric_and_blind_to_which_side_is_the_model(pairs):
 
 def test_the_checklist_alone_has_the_measures_that_need_no_other():
     table = judge_quality(verdicts("checklist", "mmotoi"), ANSWERS, **SETTINGS)
-    assert list(table.columns) == [
-        "judge",
-        "reference",
-        "category",
-        "metric",
-        "n",
-        "value",
-        "ci_low",
-        "ci_high",
-    ]
+    schemas.JudgeQuality.validate(table)
     assert set(table["metric"]) == {"invalid_rate", "longer_preferred"}
     assert set(table["category"]) == {"math", "writing", "overall", "overall_paper"}
     cells = overall(table, "checklist")
-    assert cells.loc["invalid_rate", ["n", "value"]].tolist() == [6, pytest.approx(1 / 6)]
+    assert cells.loc["invalid_rate", ["rows", "value"]].tolist() == [6, pytest.approx(1 / 6)]
     # Decided on unequal lengths: 1 to the longer, 2 and 3 to the shorter, 5 to the longer.
-    assert cells.loc["longer_preferred", ["n", "value"]].tolist() == [4, 0.5]
+    assert cells.loc["longer_preferred", ["rows", "value"]].tolist() == [4, 0.5]
     assert (cells["reference"] == "").all()
 
 
 def test_agreement_is_on_what_both_decide_and_kappa_on_what_is_valid():
     both = pd.concat([verdicts("checklist", "mmotmo"), verdicts("pairwise", "mootti")])
     cells = overall(judge_quality(both, ANSWERS, **SETTINGS), "pairwise")
-    assert cells.loc["agreement", ["n", "value"]].tolist() == [3, pytest.approx(2 / 3)]
+    assert cells.loc["agreement", ["rows", "value"]].tolist() == [3, pytest.approx(2 / 3)]
     names = {"m": "model", "o": "opponent", "t": "tie"}
     table = pd.crosstab(*[[names[w] for w in winners] for winners in ("mmotm", "moott")])
     expected = cohens_kappa(table.reindex(index=CLASSES, columns=CLASSES, fill_value=0))
-    assert cells.loc["kappa", ["n", "value"]].tolist() == [5, pytest.approx(expected.kappa)]
+    assert cells.loc["kappa", ["rows", "value"]].tolist() == [5, pytest.approx(expected.kappa)]
     assert (cells.loc[["agreement", "kappa"], "reference"] == "checklist").all()
     assert cells.loc["invalid_rate", "value"] == pytest.approx(1 / 6)
 
@@ -163,8 +155,8 @@ def test_agreement_is_on_what_both_decide_and_kappa_on_what_is_valid():
 def test_comparisons_that_the_checklist_does_not_judge_are_left_out_of_the_agreement():
     rows = pd.concat([verdicts("checklist", "mmo"), verdicts("pairwise", "mmommm")])
     cells = overall(judge_quality(rows, ANSWERS, **SETTINGS), "pairwise")
-    assert cells.loc["agreement", ["n", "value"]].tolist() == [3, 1]
-    assert cells.loc["invalid_rate", "n"] == 6
+    assert cells.loc["agreement", ["rows", "value"]].tolist() == [3, 1]
+    assert cells.loc["invalid_rate", "rows"] == 6
 
 
 @pytest.mark.parametrize(
@@ -181,8 +173,8 @@ def test_judges_of_known_character_get_their_measures(texts, flips, first):
     table = judge_quality(rows, ANSWERS, calls("pairwise", texts), **SETTINGS)
     cells = overall(table, "pairwise")
     assert set(cells.index) == set(METRICS)
-    assert cells.loc["flip_rate", ["n", "value"]].tolist() == [6, flips]
-    assert cells.loc["first_preferred", ["n", "value"]].tolist() == [12, first]
+    assert cells.loc["flip_rate", ["rows", "value"]].tolist() == [6, flips]
+    assert cells.loc["first_preferred", ["rows", "value"]].tolist() == [12, first]
     assert set(overall(table, "checklist").index) == {"invalid_rate", "longer_preferred"}
 
 
@@ -191,10 +183,10 @@ def test_calls_are_counted_one_by_one():
     texts = {"model_first": "AACCxA", "opponent_first": "BAACB "}
     rows = pd.concat([verdicts("checklist", "mmmooo"), verdicts("pairwise", "mtttii")])
     cells = overall(judge_quality(rows, ANSWERS, calls("pairwise", texts), **SETTINGS), "pairwise")
-    assert cells.loc["flip_rate", ["n", "value"]].tolist() == [4, 0.5]
+    assert cells.loc["flip_rate", ["rows", "value"]].tolist() == [4, 0.5]
     # A, A of model_first and B, A, A, B of opponent_first.
-    assert cells.loc["first_preferred", ["n", "value"]].tolist() == [6, pytest.approx(4 / 6)]
-    assert cells.loc["invalid_call_rate", ["n", "value"]].tolist() == [11, pytest.approx(1 / 11)]
+    assert cells.loc["first_preferred", ["rows", "value"]].tolist() == [6, pytest.approx(4 / 6)]
+    assert cells.loc["invalid_call_rate", ["rows", "value"]].tolist() == [11, pytest.approx(1 / 11)]
 
 
 def test_single_grading_has_no_order():
@@ -223,8 +215,9 @@ def test_intervals_are_over_questions():
         overall(judge_quality(*tables, **SETTINGS), "checklist").loc["invalid_rate"]
         for tables in ((rows, ANSWERS), (both, answers))
     )
-    assert (two["n"], one["n"]) == (12, 6)
-    assert two[["value", "ci_low", "ci_high"]].equals(one[["value", "ci_low", "ci_high"]])
+    assert (two["rows"], one["rows"], two["n"], one["n"]) == (12, 6, 6, 6)
+    bounds = ["value", "ci_low", "ci_high"]
+    assert two[bounds].tolist() == pytest.approx(one[bounds].tolist())
 
 
 def test_the_same_call_twice_is_refused():

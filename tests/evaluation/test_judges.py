@@ -399,12 +399,17 @@ class TestRatings:
                 ("sami", "q1", 1, "contrasting"): "invalid",
             }
         )
-        result = Ratings.validate(judges.ratings(table, resamples=200, seed=0))
+        result = Ratings.validate(judges.ratings(table))
         cells = result.set_index(["constitution", "turn", "category"])
         assert cells.loc[("desired", "1", "writing"), "rating"] == 5.5
-        assert cells.loc[("desired", "1", "writing"), ["ci_low", "ci_high"]].tolist() == [4, 7]
+        low, high = cells.loc[("desired", "1", "writing"), ["ci_low", "ci_high"]]
+        assert 1 <= low < 4 and 7 < high <= 10, "two questions say little"
         assert cells.loc[("desired", "both", "writing"), "rating"] == 4
-        assert cells.loc[("desired", "both", "writing"), ["n", "invalid"]].tolist() == [3, 1]
+        assert cells.loc[("desired", "both", "writing"), ["n", "rows", "invalid"]].tolist() == [
+            2,
+            3,
+            1,
+        ]
         assert cells.loc[("desired", "both", "overall"), "rating"] == 5.5
         assert cells.loc[("desired", "both", "overall_paper"), "rating"] == 10
         assert pd.isna(cells.loc[("contrasting", "1", "writing"), "rating"])
@@ -548,7 +553,7 @@ def test_principles_without_checks_leave_the_checklist_silent_beside_a_judge():
     checked = Checked.empty()
     verdicts = nodes.judge_answers(checked, MODELS, parameters("constitution"))
     assert len(Verdicts.validate(verdicts)) == 0
-    tables = nodes.tabulate_compliance(checked, MODELS, None)
+    tables = nodes.tabulate_compliance(checked, MODELS)
     for contract, table in zip((Compliance, ComplianceDifference), tables, strict=True):
         assert len(contract.validate(table)) == 0
     with pytest.raises(InputError, match=r"judge\.kind: .* no principle names a check"):

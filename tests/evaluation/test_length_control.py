@@ -259,19 +259,44 @@ def test_table_has_both_methods_for_each_judge_and_pair():
     verdicts, answers = comparison(texts)
     both = pd.concat([verdicts, verdicts.assign(judge="pairwise", winner="invalid")])
     table = length_controlled(both, answers, **SETTINGS)
-    assert table[["judge", "method", "n", "n_longer"]].to_records(index=False).tolist() == [
-        ("checklist", "stratified", 4, 2),
-        ("checklist", "glm", 4, 2),
-        ("pairwise", "stratified", 0, 0),
-        ("pairwise", "glm", 0, 0),
+    both_turns = table[table["turn"] == "both"]
+    columns = ["judge", "method", "n", "rows", "n_longer"]
+    assert both_turns[columns].to_records(index=False).tolist() == [
+        ("checklist", "stratified", 4, 4, 2),
+        ("checklist", "glm", 4, 4, 2),
+        ("pairwise", "stratified", 0, 0, 0),
+        ("pairwise", "glm", 0, 0, 0),
     ]
     assert table["win_rate"][0] == pytest.approx((1.5 / 2 + 1 / 2) / 2)
-    assert table.loc[2:, ["win_rate", "ci_low", "ci_high"]].isna().all(axis=None)
+    other = table[table["judge"] == "pairwise"]
+    assert other[["win_rate", "ci_low", "ci_high"]].isna().all(axis=None)
     pd.testing.assert_frame_equal(
-        table.iloc[:2],
+        table[table["judge"] == "checklist"],
         length_controlled(verdicts.iloc[::-1], answers.iloc[::-1], **SETTINGS),
         check_exact=True,
     )
+
+
+def test_verdicts_of_length_alone_are_seen_though_brevity_is_asked_for_by_one_constitution():
+    """Over both constitutions together such a judge passes as one who looks at something else."""
+    generator = np.random.default_rng(0)
+    parts = []
+    for constitution, longer_wins in (("desired", True), ("contrasting", False)):
+        texts = {}
+        for question in range(40):
+            # The model is longer where that is asked for, and shorter where not, mostly.
+            longer = (generator.random() < 0.8) == longer_wins
+            won = longer == longer_wins
+            texts[question] = ("model" if won else "opponent", "x" * (9 if longer else 2), "x" * 5)
+        parts.append([table.assign(constitution=constitution) for table in comparison(texts)])
+    verdicts, answers = (
+        pd.concat(tables, ignore_index=True) for tables in zip(*parts, strict=True)
+    )
+    table = length_controlled(verdicts, answers, **SETTINGS)
+    rates = table[(table["turn"] == "1") & (table["method"] == "stratified")]
+    assert rates.set_index("constitution")["win_rate"].to_dict() == {
+        "desired": 0.5, "contrasting": 0.5
+    }  # fmt: skip
 
 
 def test_penalty_hardly_moves_a_whole_benchmark():

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import sami_pipeline.evaluation.math_accuracy as subject
 from sami_pipeline.errors import InputError
+from sami_pipeline.evaluation.intervals import LENGTH, mean_interval, sign_flip_p
 from sami_pipeline.evaluation.math_accuracy import (
     METRICS,
     accuracy,
@@ -20,10 +20,8 @@ from sami_pipeline.evaluation.math_accuracy import (
     pass_at_k,
 )
 from sami_pipeline.evaluation.math_answers import same_number
-from sami_pipeline.evaluation.statistics import bootstrap_mean
 
 few = settings(deadline=None, max_examples=100)
-SETTINGS = {"resamples": 300, "seed": 7}
 COLUMNS = ["model", "metric", "k", "n", "value", "ci_low", "ci_high"]
 
 
@@ -227,7 +225,7 @@ TWO_PROBLEMS = attempts({"base": {"p1": "18 18.0 7 _", "p2": "7 7 18 7"}})
 
 
 def test_accuracy_table_has_every_metric_and_k_in_order():
-    table = accuracy(TWO_PROBLEMS, **SETTINGS)
+    table = accuracy(TWO_PROBLEMS)
     assert list(table.columns) == COLUMNS
     assert list(zip(table["metric"], table["k"], strict=True)) == [
         ("greedy", 1),
@@ -245,7 +243,7 @@ def test_accuracy_table_has_every_metric_and_k_in_order():
 
 
 def test_accuracy_values_are_means_over_problems():
-    values = cells(accuracy(TWO_PROBLEMS, **SETTINGS)).loc["base", "value"]
+    values = cells(accuracy(TWO_PROBLEMS)).loc["base", "value"]
     assert values["greedy", 1] == 1 / 2
     assert values["pass_at_k", 1] == pytest.approx(1 / 3)
     assert values["pass_at_k", 2] == pytest.approx(2 / 3)
@@ -261,7 +259,7 @@ def test_accuracy_values_are_means_over_problems():
 
 def test_accuracy_agrees_with_the_functions_problem_by_problem():
     rows = random_attempts(models=2, problems=40, samples=6)
-    table = cells(accuracy(rows, **SETTINGS))
+    table = cells(accuracy(rows))
     for model, of_model in rows[rows["attempt"] > 0].groupby("model"):
         problems = [group for _, group in of_model.groupby("problem_id")]
         for k in range(1, 7):
@@ -274,26 +272,19 @@ def test_accuracy_agrees_with_the_functions_problem_by_problem():
         )
 
 
-def test_accuracy_intervals_resample_problems_as_the_other_tables_do(monkeypatch):
+def test_accuracy_intervals_are_over_problems_as_in_the_other_tables():
     rows = random_attempts(models=1, problems=30, samples=4)
-    samples = rows[rows["attempt"] > 0]
+    samples, greedy = rows[rows["attempt"] > 0], rows[rows["attempt"] == 0]
+    tokens = samples["completion_tokens"]
     expected = {
-        "greedy": bootstrap_mean(
-            rows.loc[rows["attempt"] == 0, "correct"],
-            rows.loc[rows["attempt"] == 0, "problem_id"],
-            **SETTINGS,
-        ),
-        "pass_at_k": bootstrap_mean(samples["correct"], samples["problem_id"], **SETTINGS),
-        "mean_tokens": bootstrap_mean(
-            samples["completion_tokens"], samples["problem_id"], **SETTINGS
-        ),
+        "greedy": mean_interval(greedy["correct"], greedy["problem_id"]),
+        "pass_at_k": mean_interval(samples["correct"], samples["problem_id"]),
+        "mean_tokens": mean_interval(tokens, samples["problem_id"], limits=LENGTH),
     }
-    for at_once in (2**20, 1, 100):
-        monkeypatch.setattr(subject, "_DRAWS_AT_ONCE", at_once)
-        table = accuracy(rows, **SETTINGS).set_index(["metric", "k"])
-        for metric, interval in expected.items():
-            cell = table.loc[(metric, 1), ["value", "ci_low", "ci_high"]].astype(float)
-            assert list(cell) == pytest.approx([interval.estimate, interval.low, interval.high])
+    table = accuracy(rows).set_index(["metric", "k"])
+    for metric, interval in expected.items():
+        cell = table.loc[(metric, 1), ["value", "ci_low", "ci_high"]].astype(float)
+        assert list(cell) == pytest.approx(list(interval.bounds))
 
 
 def test_accuracy_intervals_cover_the_truth_as_often_as_they_say():
@@ -306,32 +297,28 @@ def test_accuracy_intervals_cover_the_truth_as_often_as_they_say():
         solved = generator.random((60, 4)) < generator.beta(1, 1, size=(60, 1))
         texts = np.where(solved, "18", "7").ravel()
         given_answers = answers.assign(strict=texts, correct=solved.ravel())
-        table = accuracy(given_answers, resamples=200, seed=1).set_index(["metric", "k"])
+        table = accuracy(given_answers).set_index(["metric", "k"])
         low, high = table.loc[("pass_at_k", 1), ["ci_low", "ci_high"]]
         covered += low <= 0.5 <= high
     assert 0.89 <= covered / 200 <= 0.99
 
 
-def test_seed_decides_the_intervals_and_row_order_does_not():
+def test_row_order_changes_no_number():
     rows = random_attempts(models=1, problems=25, samples=3)
-    table = accuracy(rows, **SETTINGS)
     shuffled = rows.sample(frac=1, random_state=1)
-    pd.testing.assert_frame_equal(table, accuracy(shuffled, **SETTINGS), check_exact=True)
-    other = accuracy(rows, resamples=300, seed=8)
-    pd.testing.assert_series_equal(table["value"], other["value"])
-    assert not table["ci_low"].equals(other["ci_low"])
+    pd.testing.assert_frame_equal(accuracy(rows), accuracy(shuffled), check_exact=True)
 
 
 def test_a_model_has_the_same_numbers_alone_and_among_others():
     rows = random_attempts(models=3, problems=25, samples=3)
-    together = accuracy(rows, **SETTINGS)
-    alone = accuracy(rows[rows["model"] == "model 1"], **SETTINGS)
+    together = accuracy(rows)
+    alone = accuracy(rows[rows["model"] == "model 1"])
     of_model = together[together["model"] == "model 1"].reset_index(drop=True)
     pd.testing.assert_frame_equal(of_model, alone, check_exact=True)
 
 
 def test_shares_stay_between_zero_and_one_and_grow_with_k():
-    table = accuracy(random_attempts(models=2, problems=50, samples=5), **SETTINGS)
+    table = accuracy(random_attempts(models=2, problems=50, samples=5))
     shares = table[table["metric"] != "mean_tokens"]
     assert shares[["value", "ci_low", "ci_high"]].stack().between(0, 1).all()
     assert (shares["ci_low"] <= shares["value"]).all()
@@ -341,7 +328,7 @@ def test_shares_stay_between_zero_and_one_and_grow_with_k():
 
 
 def test_one_problem_has_values_but_no_interval():
-    table = accuracy(attempts({"base": {"p1": "18 18"}}), **SETTINGS)
+    table = accuracy(attempts({"base": {"p1": "18 18"}}))
     assert (table["n"] == 1).all()
     assert table["value"].notna().all()
     assert table[["ci_low", "ci_high"]].isna().all(axis=None)
@@ -349,13 +336,13 @@ def test_one_problem_has_values_but_no_interval():
 
 def test_greedy_attempts_alone_have_their_own_invalid_rate_and_length():
     rows = attempts({"base": {"p1": "18", "p2": "_"}})
-    table = accuracy(rows, **SETTINGS).set_index("metric")["value"]
+    table = accuracy(rows).set_index("metric")["value"]
     assert dict(table) == {"greedy": 1 / 2, "invalid_rate": 1 / 2, "mean_tokens": 10}
 
 
 def test_samples_alone_have_no_greedy_row():
     rows = attempts({"base": {"p1": "18 7", "p2": "18 18"}}, first_attempt=1)
-    table = accuracy(rows, **SETTINGS)
+    table = accuracy(rows)
     assert set(table["metric"]) == set(METRICS) - {"greedy"}
     assert table["k"].max() == 2
 
@@ -363,11 +350,11 @@ def test_samples_alone_have_no_greedy_row():
 def test_votes_are_of_the_chosen_extraction():
     rows = attempts({"base": {"p1": "_ _ 18"}})
     flexible = rows.assign(flexible=["18", "18", "7"], correct=[True, True, False])
-    table = cells(accuracy(flexible, **SETTINGS, extraction="flexible")).loc["base", "value"]
+    table = cells(accuracy(flexible, extraction="flexible")).loc["base", "value"]
     assert table["invalid_rate", 1] == 0
     assert table["maj_at_k", 2] == 1 / 2
     with pytest.raises(ValueError, match="extraction must be"):
-        accuracy(flexible, **SETTINGS, extraction="text")
+        accuracy(flexible, extraction="text")
 
 
 def change(problem: str, attempt: int, **values) -> pd.DataFrame:
@@ -391,7 +378,7 @@ def change(problem: str, attempt: int, **values) -> pd.DataFrame:
 )
 def test_attempts_that_do_not_fit_together_are_refused_in_one_line(rows, message):
     with pytest.raises(InputError, match=message) as error:
-        accuracy(rows, **SETTINGS)
+        accuracy(rows)
     assert "\n" not in str(error.value)
 
 
@@ -409,12 +396,7 @@ def test_attempts_that_do_not_fit_together_are_refused_in_one_line(rows, message
 )
 def test_incomplete_attempts_are_refused(rows, message):
     with pytest.raises(ValueError, match=message):
-        accuracy(rows, **SETTINGS)
-
-
-def test_at_least_one_resample_is_needed():
-    with pytest.raises(ValueError, match="resamples"):
-        accuracy(TWO_PROBLEMS, resamples=0, seed=1)
+        accuracy(rows)
 
 
 # accuracy_difference
@@ -427,7 +409,7 @@ def test_difference_is_paired_by_problem_and_has_the_right_sign():
             "sami": {"p2": "18 18 18", "p3": "18 18 7", "p1": "18 18 18"},
         }
     )
-    table = accuracy_difference(rows, "base", **SETTINGS)
+    table = accuracy_difference(rows, "base")
     assert list(table.columns) == [
         "model",
         "baseline",
@@ -437,6 +419,9 @@ def test_difference_is_paired_by_problem_and_has_the_right_sign():
         "difference",
         "ci_low",
         "ci_high",
+        "detectable",
+        "p_value",
+        "p_holm",
     ]
     assert set(table["model"]) == {"sami"}
     assert set(table["baseline"]) == {"base"}
@@ -447,14 +432,17 @@ def test_difference_is_paired_by_problem_and_has_the_right_sign():
     assert gains["maj_at_k", 2] == pytest.approx((0 + 1 + 1 / 2) / 3)
     assert gains["invalid_rate", 1] == pytest.approx(-1 / 6)
     assert gains["mean_tokens", 1] == 0
-    opposite = cells(accuracy_difference(rows, "sami", **SETTINGS)).loc["base"]
+    p_values = cells(table).loc["sami", "p_value"]
+    assert p_values["greedy", 1] == 1, "one problem of three can't tell two models apart"
+    assert p_values["pass_at_k", 1] == sign_flip_p([0, 1, 0.5], range(3))
+    opposite = cells(accuracy_difference(rows, "sami")).loc["base"]
     np.testing.assert_allclose(opposite["difference"], -gains)
 
 
 def test_difference_is_that_of_the_two_accuracies():
     rows = random_attempts(models=3, problems=30, samples=4)
-    values = cells(accuracy(rows, **SETTINGS))["value"]
-    gains = cells(accuracy_difference(rows, "model 1", **SETTINGS))["difference"]
+    values = cells(accuracy(rows))["value"]
+    gains = cells(accuracy_difference(rows, "model 1"))["difference"]
     for model in ("model 0", "model 2"):
         np.testing.assert_allclose(gains[model], values[model] - values["model 1"], atol=1e-12)
 
@@ -471,8 +459,8 @@ def test_difference_is_surer_than_two_separate_intervals():
             },
         }
     )
-    paired = accuracy_difference(rows, "base", **SETTINGS).iloc[0]
-    single = accuracy(rows, **SETTINGS).iloc[0]
+    paired = accuracy_difference(rows, "base").iloc[0]
+    single = accuracy(rows).iloc[0]
     assert paired["ci_high"] - paired["ci_low"] < (single["ci_high"] - single["ci_low"]) / 2
 
 
@@ -484,7 +472,7 @@ def test_metrics_that_only_one_model_has_are_not_compared():
             attempts({"greedy": {"p1": "18", "p2": "18"}}, tokens=30),
         ]
     )
-    table = cells(accuracy_difference(rows, "base", **SETTINGS))["difference"]
+    table = cells(accuracy_difference(rows, "base"))["difference"]
     assert table["more", "pass_at_k"].index.tolist() == [1, 2]
     # Greedy attempts are compared with greedy attempts, in every metric.
     assert dict(table["greedy"]) == {
@@ -499,7 +487,7 @@ def test_models_with_different_problems_are_not_compared(missing):
     answers = {"base": {"p1": "18", "p2": "7"}, "sami": {"p1": "18", "p2": "7"}}
     del answers[missing]["p2"]
     with pytest.raises(InputError, match=f"no attempt of '{missing}', the first is 'p2'"):
-        accuracy_difference(attempts(answers), "base", **SETTINGS)
+        accuracy_difference(attempts(answers), "base")
 
 
 def test_greedy_attempts_are_not_compared_with_samples():
@@ -510,13 +498,13 @@ def test_greedy_attempts_are_not_compared_with_samples():
         ]
     )
     with pytest.raises(InputError, match=r"add greedy attempts .* of 'base'"):
-        accuracy_difference(rows, "base", **SETTINGS)
+        accuracy_difference(rows, "base")
 
 
 def test_unknown_baseline_is_an_error_and_a_lone_baseline_has_no_rows():
     with pytest.raises(InputError, match="'sft'; models there are: 'base'"):
-        accuracy_difference(TWO_PROBLEMS, "sft", **SETTINGS)
-    alone = accuracy_difference(TWO_PROBLEMS, "base", **SETTINGS)
+        accuracy_difference(TWO_PROBLEMS, "sft")
+    alone = accuracy_difference(TWO_PROBLEMS, "base")
     assert alone.empty
     assert "difference" in alone
 
@@ -524,6 +512,6 @@ def test_unknown_baseline_is_an_error_and_a_lone_baseline_has_no_rows():
 def test_tables_of_the_whole_test_set_take_a_few_seconds():
     rows = random_attempts(models=4, problems=1319, samples=10)
     started = time.process_time()
-    accuracy(rows, resamples=1000, seed=1)
-    accuracy_difference(rows, "model 0", resamples=1000, seed=1)
+    accuracy(rows)
+    accuracy_difference(rows, "model 0")
     assert time.process_time() - started < 10

@@ -5,12 +5,14 @@ import pandas as pd
 import pytest
 
 from sami_pipeline.evaluation import mt_bench
+from sami_pipeline.evaluation.mt_bench_answers import turn_requests
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
-from sami_pipeline.models.prompts import Prompt
-from sami_pipeline.parameters import EvaluationParameters
+from sami_pipeline.models.prompts import Prompt, PromptTemplate
+from sami_pipeline.parameters import EvaluationParameters, MtBenchParameters
 from sami_pipeline.pipelines.mt_bench_eval.nodes import answer_as, constitute_questions
 from sami_pipeline.principles.constitutions import sample_constitutions
 from sami_pipeline.schemas import Answers, Questions
+from sami_pipeline.session.experiments import experiment_parameters
 
 TEMPERATURES = {
     "writing": 0.7,
@@ -130,13 +132,21 @@ class TestPlan:
         assert mt_bench.first_questions(questions, 9).equals(questions)
 
     def test_every_category_is_sampled_at_its_own_temperature(self, questions):
-        taken = mt_bench.temperatures_of(questions, TEMPERATURES)
-        assert list(taken) == [TEMPERATURES[name] for name in questions["category"]]
+        table = questions.assign(text=None)
+        _, requests = turn_requests(
+            table[table["turn"] == 1],
+            PromptTemplate.model_validate(CHAT),
+            parameters(temperature=0.3),
+        )
+        taken = dict(zip(table.loc[table["turn"] == 1, "category"], requests, strict=True))
+        assert {name: asked.sampling.temperature for name, asked in taken.items()} == TEMPERATURES
+        assert parameters(temperature=0.3).temperature_of("poems") == 0.3
 
     def test_category_without_a_temperature_is_an_error_that_names_it(self):
-        few = {name: 0.0 for name in MT_BENCH_CATEGORIES if name != "stem"}
-        with pytest.raises(ValueError, match="temperatures: stem missing"):
-            parameters(temperatures=few)
+        values = experiment_parameters("mt_bench").model_dump()
+        del values["evaluation"]["temperatures"]["stem"]
+        with pytest.raises(ValueError, match=r"evaluation\.temperatures: stem missing"):
+            MtBenchParameters.model_validate(values)
 
     def test_constitutions_are_drawn_for_the_questions_that_are_asked(self, questions, principles):
         drawn = constitute_questions(questions, principles, parameters(questions_per_category=1))

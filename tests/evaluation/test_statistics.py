@@ -1,19 +1,14 @@
-import math
-
 import numpy as np
 import pandas as pd
 import pytest
-import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import sami_pipeline.evaluation.statistics as subject
 from sami_pipeline import schemas
+from sami_pipeline.evaluation.intervals import mean_interval, sign_flip_p
 from sami_pipeline.evaluation.statistics import (
     MT_BENCH_CATEGORIES,
     PAPER_CATEGORIES,
-    bootstrap_mean,
-    bootstrap_statistic,
     by_category,
     compliance,
     compliance_difference,
@@ -23,168 +18,6 @@ from sami_pipeline.evaluation.statistics import (
     response_lengths,
     win_rates,
 )
-
-SETTINGS = {"resamples": 300, "seed": 7}
-
-
-def binomial_quantile(probability: float, n: int, p: float) -> int:
-    total = 0.0
-    for count in range(n + 1):
-        total += math.comb(n, count) * p**count * (1 - p) ** (n - count)
-        if total >= probability:
-            return count
-    return n
-
-
-# bootstrap_mean
-
-
-def test_bounds_of_a_bernoulli_mean_are_the_binomial_quantiles():
-    values = np.repeat([1, 0], [12, 28])
-    interval = bootstrap_mean(values, np.arange(40), resamples=40_000, seed=1)
-    assert interval.estimate == 0.3
-    assert interval.n == 40
-    assert interval.low == pytest.approx(binomial_quantile(0.025, 40, 0.3) / 40, abs=1e-9)
-    assert interval.high == pytest.approx(binomial_quantile(0.975, 40, 0.3) / 40, abs=1e-9)
-
-
-def test_width_follows_the_standard_error_of_a_mean():
-    values = np.random.default_rng(0).normal(size=400)
-    interval = bootstrap_mean(values, np.arange(400), seed=1)
-    standard_error = values.std() / math.sqrt(400)
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * standard_error, rel=0.03)
-    assert (interval.high + interval.low) / 2 == pytest.approx(values.mean(), abs=0.1 / 20)
-
-
-def test_equals_a_slow_loop_over_the_same_draws(monkeypatch):
-    generator = np.random.default_rng(3)
-    clusters = generator.integers(0, 9, size=50)
-    values = generator.normal(size=50)
-    groups = [values[clusters == label] for label in np.unique(clusters)]
-    draws = np.random.default_rng(11)
-    means = []
-    for _ in range(200):
-        chosen = draws.integers(0, len(groups), size=len(groups))
-        means.append(np.concatenate([groups[index] for index in chosen]).mean())
-    expected = np.quantile(means, [0.05, 0.95])
-    for at_once in (2**20, 1, 100):
-        monkeypatch.setattr(subject, "_DRAWS_AT_ONCE", at_once)
-        interval = bootstrap_mean(values, clusters, resamples=200, level=0.9, seed=11)
-        assert interval.estimate == pytest.approx(values.mean())
-        assert [interval.low, interval.high] == pytest.approx(expected)
-
-
-def test_intervals_cover_the_true_mean_as_often_as_they_say():
-    generator = np.random.default_rng(5)
-    questions = np.repeat(np.arange(40), 3)
-    covered = 0
-    for _ in range(300):
-        difficulty = generator.normal(size=40)[questions]
-        values = 2 + difficulty + 0.5 * generator.normal(size=120)
-        interval = bootstrap_mean(values, questions, resamples=300, level=0.9, seed=1)
-        covered += interval.low <= 2 <= interval.high
-    assert 0.84 <= covered / 300 <= 0.95
-
-
-def test_treating_dependent_rows_as_independent_would_be_too_sure():
-    per_question = np.random.default_rng(2).normal(size=30)
-    values = np.repeat(per_question, 8)
-    clustered = bootstrap_mean(values, np.repeat(np.arange(30), 8), seed=1)
-    naive = bootstrap_mean(values, np.arange(240), seed=1)
-    ratio = (clustered.high - clustered.low) / (naive.high - naive.low)
-    assert ratio == pytest.approx(math.sqrt(8), rel=0.1)
-
-
-def test_width_is_that_of_the_mean_of_equally_large_clusters():
-    generator = np.random.default_rng(9)
-    questions = np.repeat(np.arange(200), 4)
-    values = generator.normal(size=200)[questions] + generator.normal(size=800)
-    means = values.reshape(200, 4).mean(axis=1)
-    interval = bootstrap_mean(values, questions, seed=1)
-    standard_error = means.std() / math.sqrt(200)
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * standard_error, rel=0.03)
-
-
-def test_width_is_that_of_clustered_errors_in_statsmodels_where_clusters_differ_in_size():
-    generator = np.random.default_rng(10)
-    questions = np.repeat(np.arange(150), generator.integers(1, 6, size=150))
-    values = generator.normal(size=150)[questions] + generator.normal(size=questions.size)
-    interval = bootstrap_mean(values, questions, seed=1)
-    fitted = sm.OLS(values, np.ones(values.size)).fit(
-        cov_type="cluster", cov_kwds={"groups": questions, "use_correction": False}
-    )
-    assert interval.estimate == pytest.approx(fitted.params[0])
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * fitted.bse[0], rel=0.03)
-
-
-def test_any_statistic_is_resampled_as_a_mean_is(monkeypatch):
-    generator = np.random.default_rng(12)
-    questions = generator.integers(0, 15, size=60)
-    values = generator.normal(size=60)
-    _, cluster = np.unique(questions, return_inverse=True)
-    sums, counts = np.bincount(cluster, weights=values), np.bincount(cluster)
-    options = {"resamples": 500, "level": 0.9, "seed": 3}
-    expected = bootstrap_mean(values, questions, **options)
-    for at_once in (2**20, 1, 100):
-        monkeypatch.setattr(subject, "_DRAWS_AT_ONCE", at_once)
-        interval = bootstrap_statistic(
-            lambda weights: (weights @ sums) / (weights @ counts),
-            questions, limits=(-9.0, 9.0), **options,
-        )  # fmt: skip
-        assert interval.n == expected.n
-        assert interval.estimate == pytest.approx(expected.estimate)
-        assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
-
-
-def test_undefined_resample_counts_as_the_worst_on_either_side():
-    # Undefined unless both clusters are drawn, which half of the resamples do.
-    interval = bootstrap_statistic(
-        lambda weights: np.where(weights.min(axis=1) > 0, 0.5, np.nan),
-        ["a", "b"], limits=(-2.0, 3.0), resamples=200, seed=1,
-    )  # fmt: skip
-    assert (interval.low, interval.estimate, interval.high) == (-2, 0.5, 3)
-
-
-def test_order_of_rows_does_not_change_the_last_bit():
-    generator = np.random.default_rng(6)
-    values = generator.normal(size=500) * 10.0 ** generator.integers(-6, 6, size=500)
-    clusters = generator.integers(0, 12, size=500)
-    first = bootstrap_mean(values, clusters, resamples=50, seed=1)
-    for _ in range(5):
-        order = generator.permutation(500)
-        assert bootstrap_mean(values[order], clusters[order], resamples=50, seed=1) == first
-
-
-def test_seed_decides_the_bounds():
-    values = np.random.default_rng(0).normal(size=30)
-    first, again, other = (
-        bootstrap_mean(values, np.arange(30), resamples=100, seed=seed) for seed in (1, 1, 2)
-    )
-    assert first == again != other
-
-
-def test_one_cluster_has_an_estimate_but_no_interval():
-    interval = bootstrap_mean([0.0, 1.0, 1.0], ["q", "q", "q"], seed=1)
-    assert interval.estimate == pytest.approx(2 / 3)
-    assert interval.n == 3
-    assert math.isnan(interval.low)
-    assert math.isnan(interval.high)
-
-
-@pytest.mark.parametrize(
-    ("values", "clusters", "changes", "message"),
-    [
-        ([], [], {}, "no rows"),
-        ([1.0, math.nan], [1, 2], {}, "1 of 2 values are NaN"),
-        ([1.0, 2.0], [1], {}, "equally long"),
-        ([1.0, 2.0], [1, 2], {"level": 95}, "level"),
-        ([1.0, 2.0], [1, 2], {"resamples": 0}, "resamples"),
-    ],
-)
-def test_bootstrap_refuses_what_has_no_meaning(values, clusters, changes, message):
-    with pytest.raises(ValueError, match=message):
-        bootstrap_mean(values, clusters, seed=1, **changes)
-
 
 # by_category
 
@@ -257,40 +90,24 @@ def random_verdicts() -> pd.DataFrame:
 
 
 def test_win_rate_table_counts_and_divides():
-    table = win_rates(verdicts({1: "ww", 2: "wl", 3: "tt", 4: "il"}), **SETTINGS)
-    assert list(table.columns) == [
-        "model",
-        "opponent",
-        "category",
-        "n",
-        "win_rate",
-        "ci_low",
-        "ci_high",
-        "wins",
-        "ties",
-        "losses",
-        "invalid",
-        "adjusted_win_rate",
-        "adjusted_ci_low",
-        "adjusted_ci_high",
-        "judge",
-        "turn",
-    ]
+    table = win_rates(verdicts({1: "ww", 2: "wl", 3: "tt", 4: "il"}))
+    schemas.WinRates.validate(table)
     cells = ["math", "overall", "overall_paper"]
     assert list(table["category"]) == 3 * cells
     assert list(table["turn"]) == [turn for turn in ("both", "1", "2") for _ in cells]
     row = table.iloc[0]
     assert (row["model"], row["opponent"]) == ("sami", "dpo")
-    assert (row["n"], row["wins"], row["ties"], row["losses"], row["invalid"]) == (7, 3, 2, 2, 1)
+    assert (row["n"], row["rows"]) == (4, 7), "n counts questions"
+    assert (row["wins"], row["ties"], row["losses"], row["invalid"]) == (3, 2, 2, 1)
     assert row["win_rate"] == pytest.approx(3 / 7)
     assert row["adjusted_win_rate"] == pytest.approx(4 / 7)
     assert row["ci_low"] <= row["win_rate"] <= row["ci_high"]
 
 
 def test_each_turn_is_counted_apart_and_in_both():
-    table = win_rates(verdicts({1: "ww", 2: "wl", 3: "tt", 4: "il"}), **SETTINGS)
+    table = win_rates(verdicts({1: "ww", 2: "wl", 3: "tt", 4: "il"}))
     counts = table[table["category"] == "overall"].set_index("turn")
-    columns = ["n", "wins", "ties", "losses", "invalid"]
+    columns = ["rows", "wins", "ties", "losses", "invalid"]
     assert counts.loc["both", columns].tolist() == [7, 3, 2, 2, 1]
     assert counts.loc["1", columns].tolist() == [3, 2, 1, 0, 1]
     assert counts.loc["2", columns].tolist() == [4, 1, 1, 2, 0]
@@ -299,12 +116,12 @@ def test_each_turn_is_counted_apart_and_in_both():
 def test_each_judge_has_its_own_rows():
     rows = verdicts({1: "ww", 2: "wl"})
     judges = pd.concat([rows, rows.assign(judge="pairwise", winner="tie")])
-    table = win_rates(judges, **SETTINGS)
+    table = win_rates(judges)
     assert table["judge"].drop_duplicates().tolist() == ["checklist", "pairwise"]
-    alone = win_rates(rows, **SETTINGS)
+    alone = win_rates(rows)
     pd.testing.assert_frame_equal(table[table["judge"] == "checklist"], alone, check_exact=True)
     other = table[table["judge"] == "pairwise"]
-    assert (other["ties"] == other["n"]).all()
+    assert (other["ties"] == other["rows"]).all()
 
 
 @settings(deadline=None, max_examples=30)
@@ -313,22 +130,21 @@ def test_turns_add_up_and_swapping_the_sides_mirrors_whatever_the_verdicts(winne
     rows = verdicts(winners)
     mirror = {"model": "opponent", "opponent": "model"}
     swapped = rows.assign(winner=rows["winner"].replace(mirror))
-    options = {"resamples": 20, "seed": 1}
-    table, other = (win_rates(frame, **options) for frame in (rows, swapped))
-    counts = ["n", "wins", "ties", "losses", "invalid"]
+    table, other = (win_rates(frame) for frame in (rows, swapped))
+    counts = ["rows", "wins", "ties", "losses", "invalid"]
     overall = table[table["category"] == "overall"].set_index("turn")[counts]
     assert (overall.drop("both").sum() == overall.loc["both"]).all()
-    assert (overall["n"] == overall[["wins", "ties", "losses"]].sum(axis=1)).all()
+    assert (overall["rows"] == overall[["wins", "ties", "losses"]].sum(axis=1)).all()
     np.testing.assert_allclose(table["adjusted_win_rate"], 1 - other["adjusted_win_rate"])
     np.testing.assert_allclose(table["adjusted_ci_low"], 1 - other["adjusted_ci_high"])
 
 
 def test_win_rate_intervals_resample_questions():
     rows = random_verdicts()
-    table = win_rates(rows, **SETTINGS)
+    table = win_rates(rows)
     cell = table[table["turn"] == "both"].set_index("category").loc["overall"]
     valid = rows[rows["winner"] != "invalid"]
-    expected = bootstrap_mean(valid["winner"] == "model", valid["question_id"], **SETTINGS)
+    expected = mean_interval(valid["winner"] == "model", valid["question_id"])
     assert (cell["n"], cell["win_rate"]) == (expected.n, expected.estimate)
     assert (cell["ci_low"], cell["ci_high"]) == (expected.low, expected.high)
 
@@ -340,7 +156,7 @@ def test_swapping_the_sides_mirrors_the_table():
         opponent=rows["model"],
         winner=rows["winner"].replace({"model": "opponent", "opponent": "model"}),
     )
-    table, mirrored = (win_rates(frame, **SETTINGS) for frame in (rows, swapped))
+    table, mirrored = (win_rates(frame) for frame in (rows, swapped))
     pd.testing.assert_series_equal(table["wins"], mirrored["losses"], check_names=False)
     pd.testing.assert_series_equal(table["losses"], mirrored["wins"], check_names=False)
     for column in ("ties", "invalid", "n", "category"):
@@ -352,21 +168,19 @@ def test_swapping_the_sides_mirrors_the_table():
 
 def test_row_order_changes_no_table():
     rows = random_verdicts()
-    pd.testing.assert_frame_equal(
-        win_rates(rows, **SETTINGS), win_rates(rows.sample(frac=1, random_state=1), **SETTINGS)
-    )
+    pd.testing.assert_frame_equal(win_rates(rows), win_rates(rows.sample(frac=1, random_state=1)))
 
 
 def test_each_pair_of_models_has_its_own_rows():
     rows = verdicts({1: "w", 2: "w"})
     both = pd.concat([rows, rows.assign(opponent="base", winner="opponent")])
-    table = win_rates(both, **SETTINGS).set_index(["turn", "opponent", "category"])["win_rate"]
+    table = win_rates(both).set_index(["turn", "opponent", "category"])["win_rate"]
     assert table["both", "dpo", "overall"] == 1
     assert table["both", "base", "overall"] == 0
 
 
 def test_cell_of_invalid_verdicts_is_shown_without_a_rate():
-    row = win_rates(verdicts({1: "i", 2: "i"}), **SETTINGS).iloc[0]
+    row = win_rates(verdicts({1: "i", 2: "i"})).iloc[0]
     assert (row["n"], row["invalid"]) == (0, 2)
     assert row[["win_rate", "ci_low", "ci_high", "adjusted_win_rate"]].isna().all()
 
@@ -384,7 +198,7 @@ def test_cell_of_invalid_verdicts_is_shown_without_a_rate():
 )
 def test_incomplete_verdicts_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        win_rates(change(verdicts({1: "w", 2: "l"})), **SETTINGS)
+        win_rates(change(verdicts({1: "w", 2: "l"})))
 
 
 # compliance
@@ -429,69 +243,53 @@ def test_passing_while_degenerate_is_no_compliance():
 
 
 def test_compliance_has_each_principle_and_all_of_them():
-    table = compliance(CHECKED, **SETTINGS)
-    assert list(table.columns) == [
-        "model",
-        "principle",
-        "category",
-        "n",
-        "compliance",
-        "ci_low",
-        "ci_high",
-    ]
+    table = compliance(CHECKED)
+    schemas.Compliance.validate(table)
+    table = table[table["turn"] == "both"]
     cells = table.set_index(["model", "principle", "category"])
     assert len(cells) == 3 * 3 * 3
     assert cells.loc[("base", "all", "math"), "compliance"] == pytest.approx(3 / 6)
     assert cells.loc[("base", "p0", "overall"), "compliance"] == pytest.approx(2 / 3)
     assert cells.loc[("sami", "all", "overall_paper"), "compliance"] == pytest.approx(3 / 6)
     assert cells.loc[("sami", "p1", "math"), "compliance"] == pytest.approx(1 / 3)
-    assert cells.loc[("sami", "p1", "math"), "n"] == 3
-    assert cells.loc[("sami", "all", "math"), "n"] == 6
+    assert cells.loc[("sami", "p1", "math"), "rows"] == 3
+    assert cells.loc[("sami", "all", "math"), ["n", "rows"]].tolist() == [3, 6]
 
 
 def test_compliance_interval_resamples_questions_not_statements():
     passed = {
         "base": {question: "yyyyyyyy" if question % 2 else "nnnnnnnn" for question in range(8)}
     }
-    cell = compliance(statements(passed), resamples=4000, seed=1).iloc[0]
-    assert cell["ci_low"] == pytest.approx(binomial_quantile(0.025, 8, 0.5) / 8, abs=1e-9)
+    cell = compliance(statements(passed)).iloc[0]
+    expected = mean_interval([0, 1] * 4, range(8))
+    assert (cell["ci_low"], cell["ci_high"]) == pytest.approx((expected.low, expected.high))
 
 
 @pytest.mark.parametrize("column", ["passed", "degenerate"])
 def test_verdict_of_a_check_must_be_boolean(column):
     for value in ("False", 1):
         with pytest.raises(ValueError, match=f"{column}.*boolean"):
-            compliance(CHECKED.assign(**{column: value}), **SETTINGS)
+            compliance(CHECKED.assign(**{column: value}))
 
 
 def test_name_for_all_principles_is_reserved():
     with pytest.raises(ValueError, match="reserved"):
-        compliance(CHECKED.assign(principle="all").drop_duplicates("model"), **SETTINGS)
+        compliance(CHECKED.assign(principle="all").drop_duplicates("model"))
 
 
 def test_difference_is_paired_and_has_the_right_sign():
-    table = compliance_difference(CHECKED, "base", **SETTINGS)
-    assert list(table.columns) == [
-        "model",
-        "baseline",
-        "category",
-        "n",
-        "difference",
-        "ci_low",
-        "ci_high",
-    ]
-    cells = table.set_index(["model", "category"])
+    table = compliance_difference(CHECKED, "base")
+    schemas.ComplianceDifference.validate(table)
+    cells = table[table["turn"] == "1"].set_index(["model", "category"])
     # sami against base: +1 on question 1, +1 on question 2, -2 on the degenerate question 3.
     assert cells.loc[("sami", "math"), "difference"] == 0
-    assert cells.loc[("sami", "math"), "n"] == 6
-    assert (cells.loc[("sami", "math"), "ci_low"], cells.loc[("sami", "math"), "ci_high"]) == (
-        -1,
-        0.5,
-    )
-    assert (cells.loc["dpo", ["difference", "ci_low", "ci_high"]] == 0).all(axis=None)
+    assert cells.loc[("sami", "math"), ["n", "rows"]].tolist() == [3, 6]
+    assert cells.loc[("sami", "math"), "p_value"] == 1
+    assert (cells.loc["dpo", "difference"] == 0).all()
+    assert (cells.loc["dpo", "ci_low"] < 0).all(), "no difference in three questions proves none"
     better = statements({"base": {1: "n", 2: "n"}, "sami": {1: "y", 2: "y"}})
-    assert (compliance_difference(better, "base", **SETTINGS)["difference"] == 1).all()
-    assert (compliance_difference(better, "sami", **SETTINGS)["difference"] == -1).all()
+    assert (compliance_difference(better, "base")["difference"] == 1).all()
+    assert (compliance_difference(better, "sami")["difference"] == -1).all()
 
 
 def test_pairing_is_surer_than_two_separate_intervals():
@@ -502,8 +300,8 @@ def test_pairing_is_surer_than_two_separate_intervals():
         "sami": {question: "nnny" if hard[question] else "yyyy" for question in hard},
     }
     rows = statements(passed)
-    paired = compliance_difference(rows, "base", **SETTINGS).iloc[0]
-    single = compliance(rows, **SETTINGS).iloc[0]
+    paired = compliance_difference(rows, "base").iloc[0]
+    single = compliance(rows).iloc[0]
     assert paired["ci_low"] > 0
     assert paired["ci_high"] - paired["ci_low"] < (single["ci_high"] - single["ci_low"]) / 2
 
@@ -513,7 +311,7 @@ def test_row_without_a_counterpart_is_named():
         lost = (CHECKED["model"] == absent) & (CHECKED["question_id"] >= 2)
         lost &= CHECKED["principle"] == "p1"
         with pytest.raises(ValueError) as error:
-            compliance_difference(CHECKED[~lost & (CHECKED["model"] != "dpo")], "base", **SETTINGS)
+            compliance_difference(CHECKED[~lost & (CHECKED["model"] != "dpo")], "base")
         message = str(error.value)
         assert "2 statements without a counterpart" in message
         for fragment in (f"model='{absent}'", "question_id=2", "turn=1", "principle='p1'"):
@@ -531,8 +329,8 @@ def test_different_stances_are_not_compared():
 
 def test_unknown_baseline_is_an_error_and_a_lone_baseline_has_no_rows():
     with pytest.raises(ValueError, match="sft"):
-        compliance_difference(CHECKED, "sft", **SETTINGS)
-    alone = compliance_difference(CHECKED[CHECKED["model"] == "base"], "base", **SETTINGS)
+        compliance_difference(CHECKED, "sft")
+    alone = compliance_difference(CHECKED[CHECKED["model"] == "base"], "base")
     assert alone.empty
     assert "difference" in alone
 
@@ -560,19 +358,19 @@ def test_lengths_are_means_of_each_model_under_each_constitution():
             responses_of("sami", {"desired": [10, 20], "contrasting": [96, 96]}),
         ]
     )
-    table = response_lengths(rows, **SETTINGS)
+    table = response_lengths(rows)
     schemas.HeldOutLengths.validate(table)
     cells = table.set_index(["model", "constitution"])
-    assert cells["n"].tolist() == [2] * 4
+    assert cells["n"].tolist() == cells["rows"].tolist() == [2] * 4
     assert cells["mean_tokens"].tolist() == [68, 20, 15, 96]
     assert cells["truncated_rate"].tolist() == [0.5, 0, 0, 1]
     first = cells.loc[("base", "desired")]
-    assert first[["mean_tokens_ci_low", "mean_tokens_ci_high"]].tolist() == [40, 96]
-    assert first[["truncated_ci_low", "truncated_ci_high"]].tolist() == [0, 1]
+    assert first["mean_tokens_ci_low"] < 40 and first["mean_tokens_ci_high"] > 96
+    assert 0 <= first["truncated_ci_low"] < first["truncated_ci_high"] <= 1
 
 
 def test_no_responses_have_no_lengths_and_the_table_is_still_one():
-    table = response_lengths(responses_of("base", {"desired": [5]}).iloc[:0], **SETTINGS)
+    table = response_lengths(responses_of("base", {"desired": [5]}).iloc[:0])
     assert table.empty
     schemas.HeldOutLengths.validate(table)
 
@@ -593,33 +391,81 @@ def test_degeneration_table_reports_rate_length_and_truncation():
             "finish_reason": ["length", "stop", "stop", "length", "stop", "stop"],
         }
     )
-    table = degeneration(answers, **SETTINGS)
-    assert list(table.columns) == [
-        "model",
-        "category",
-        "n",
-        "degeneration_rate",
-        "ci_low",
-        "ci_high",
-        "mean_tokens",
-        "mean_tokens_ci_low",
-        "mean_tokens_ci_high",
-        "truncated_rate",
-        "truncated_ci_low",
-        "truncated_ci_high",
-    ]
-    cells = table.set_index(["model", "category"])
+    table = degeneration(answers)
+    schemas.Degeneration.validate(table)
+    assert set(table["constitution"]) == {"contrasting"}
+    cells = table[table["turn"] == "both"].set_index(["model", "category"])
     writing = cells.loc[("base", "writing")]
-    assert list(writing[["n", "degeneration_rate", "mean_tokens", "truncated_rate"]]) == [
-        3,
-        pytest.approx(2 / 3),
-        20,
-        pytest.approx(1 / 3),
-    ]
-    assert (writing["ci_low"], writing["ci_high"]) == (0.5, 1.0)
-    # Question 1 alone has a mean of 15 tokens and half of its answers cut off; question 2 30, none.
-    assert (writing["mean_tokens_ci_low"], writing["mean_tokens_ci_high"]) == (15, 30)
-    assert (writing["truncated_ci_low"], writing["truncated_ci_high"]) == (0, 0.5)
+    assert list(writing[["n", "rows", "degeneration_rate", "mean_tokens", "truncated_rate"]]) == [
+        2, 3, pytest.approx(2 / 3), 20, pytest.approx(1 / 3),
+    ]  # fmt: skip
+    assert writing["ci_low"] < 2 / 3 < writing["ci_high"] <= 1
     assert cells.loc[("base", "overall"), "degeneration_rate"] == 0.5
     assert cells.loc[("base", "overall_paper"), "n"] == 1
     assert cells.loc[("sami", "overall"), "degeneration_rate"] == 0
+    first = table[(table["turn"] == "1") & (table["model"] == "base")].set_index("category")
+    assert first.loc["writing", "degeneration_rate"] == 1
+
+
+# constitutions
+
+
+def under_both(letters: dict[str, dict[int, str]]) -> pd.DataFrame:
+    """Verdicts of one turn by constitution."""
+    return pd.concat(
+        [verdicts(questions).assign(constitution=name) for name, questions in letters.items()],
+        ignore_index=True,
+    )
+
+
+def test_what_is_won_under_the_opposite_constitution_is_no_win_under_the_desired_one():
+    """As a run once reported: 53 % under the desired constitution, 82 % under its opposite."""
+    desired = {q: "w" if q % 2 else "l" for q in range(20)}
+    contrasting = {q: "w" if q % 10 else "l" for q in range(20)}
+    table = win_rates(under_both({"contrasting": contrasting, "desired": desired}))
+    overall = table[(table["category"] == "overall") & (table["turn"] == "1")]
+    assert overall["constitution"].tolist() == ["desired", "contrasting"], "the headline first"
+    assert overall["adjusted_win_rate"].tolist() == [0.5, 0.9]
+    assert overall["p_value"].iloc[0] == 1 and overall["p_value"].iloc[1] < 0.01
+
+
+def test_a_principle_is_never_averaged_with_its_antithesis():
+    rows = statements({"base": {1: "y", 2: "y"}, "sami": {1: "n", 2: "n"}})
+    opposite = rows.assign(constitution="contrasting", stance="antithesis", passed=~rows["passed"])
+    table = compliance(pd.concat([rows, opposite], ignore_index=True), "base")
+    cells = table[(table["category"] == "overall") & (table["turn"] == "1")]
+    cells = cells[cells["principle"] == "all"].set_index(["model", "stance"])["compliance"]
+    assert cells["base", "principle"] == cells["sami", "antithesis"] == 1
+    assert cells["base", "antithesis"] == cells["sami", "principle"] == 0
+    differences = compliance_difference(pd.concat([rows, opposite], ignore_index=True), "base")
+    assert set(differences["difference"]) == {-1, 1}
+
+
+def test_sampled_contrasts_keep_principles_and_antitheses_of_one_constitution_apart():
+    rows = statements({"base": {1: "yn", 2: "yn"}}).assign(constitution="contrasting")
+    rows.loc[rows["principle"] == "p1", "stance"] = "antithesis"
+    table = compliance(rows)
+    cells = table[(table["category"] == "overall") & (table["principle"] == "all")]
+    assert set(zip(cells["stance"], cells["compliance"], strict=True)) == {
+        ("principle", 1.0), ("antithesis", 0.0)
+    }  # fmt: skip
+
+
+# tests of many categories
+
+
+def test_p_values_are_corrected_for_the_categories_of_a_comparison_and_overall_for_the_matches():
+    parts = []
+    for number, category in enumerate(MT_BENCH_CATEGORIES):
+        questions = range(10 * number, 10 * number + 10)
+        letters = "wwwwwwwwwl" if category == "math" else "wlwlwlwltt"
+        parts.append(verdicts(dict(zip(questions, letters, strict=True)), category))
+    rows = pd.concat(parts, ignore_index=True)
+    both = pd.concat([rows, rows.assign(opponent="base")], ignore_index=True)
+    table = win_rates(both)
+    table = table[table["turn"] == "1"].set_index(["opponent", "category"])
+    math = table.loc[("dpo", "math")]
+    assert math["p_value"] == pytest.approx(sign_flip_p([1] * 9 + [-1], range(10)))
+    assert math["p_holm"] == pytest.approx(8 * math["p_value"])
+    overall = table.xs("overall", level="category")
+    assert (overall["p_holm"] == (2 * overall["p_value"]).clip(upper=1)).all()

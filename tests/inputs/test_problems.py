@@ -20,6 +20,7 @@ from sami_pipeline.evaluation.math_answers import (
 from sami_pipeline.inputs import problems
 from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import AccuracyParameters, ProblemsParameters
+from sami_pipeline.principles.constitutions import tabulate_principles
 from sami_pipeline.schemas import Attempts, Problems, Queries
 
 BOTH = {"gsm_symbolic": 1, "chain_sum": 2}
@@ -167,8 +168,20 @@ def test_wrong_solutions_are_left_out_of_training_and_only_there():
 
 
 TEMPLATE = PromptTemplate.parse({"kind": "plain", "turn": "{query} / {constitution}:"}, "a")
-PRINCIPLES = pd.DataFrame(
-    {"principle": ["shows_steps"], "statement": ["Show steps."], "antithesis": ["None."]}
+PRINCIPLES = tabulate_principles(
+    {
+        "math.yml": {
+            "category": "math",
+            "principles": [
+                {
+                    "id": "shows_steps",
+                    "principle": "Show all of your steps.",
+                    "antithesis": "None.",
+                    "evaluation": {"principle": "Show steps."},
+                }
+            ],
+        }
+    }
 )
 
 

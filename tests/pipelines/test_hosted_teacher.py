@@ -5,16 +5,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from kedro.config import OmegaConfigLoader
+from kedro.pipeline import Pipeline
 from openai_server import MODEL, OpenAIServer, Sent, answers_of, error
 from pydantic import ValidationError
 
 from sami_pipeline.engines.transformers_engine import TransformersEngine
-from sami_pipeline.parameters import MathParameters, MtBenchParameters
-from sami_pipeline.pipelines import math, mt_bench
+from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.settings import CONFIG_LOADER_ARGS
 
 KEY = "sk-test-9c02e7d4aa31"
-EXPERIMENTS = {"mt_bench": (mt_bench, MtBenchParameters), "math": (math, MathParameters)}
+EXPERIMENTS = experiments()
 OPENAI = {"kind": "openai", "openai": {"base_url": "http://127.0.0.1:9/v1", "model": "x"}}
 HOSTED = {"models": {"teacher": "hosted"}, "generation": {"engine": OPENAI}}
 pytestmark = [
@@ -30,10 +30,14 @@ def configured(project_folder) -> dict:
     return loader["parameters"]
 
 
+def pipeline_of(name: str, parameters: dict) -> Pipeline:
+    experiment = EXPERIMENTS[name]
+    return experiment.pipeline(experiment.parameters.model_validate(parameters))
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_graph_has_no_teacher_model_where_the_teacher_is_hosted(configured, merged, experiment):
-    module, model = EXPERIMENTS[experiment]
-    pipeline = module.create_pipeline(model.model_validate(merged(configured[experiment], HOSTED)))
+    pipeline = pipeline_of(experiment, merged(configured[experiment], HOSTED))
     (node,) = (each for each in pipeline.nodes if f"{experiment}.generations" in each.outputs)
     assert node.short_name.endswith("ask_hosted_teacher")
     assert not any(name.endswith("_checkpoint") for name in node.inputs)
@@ -42,7 +46,7 @@ def test_graph_has_no_teacher_model_where_the_teacher_is_hosted(configured, merg
 def test_later_iterations_are_taught_by_the_model_that_was_trained(configured, merged):
     iterations = {"iterations": {"count": 2, "engine": {"kind": "transformers"}}}
     parameters = merged(configured["mt_bench"], HOSTED | iterations)
-    pipeline = mt_bench.create_pipeline(MtBenchParameters.model_validate(parameters))
+    pipeline = pipeline_of("mt_bench", parameters)
     first, second = (
         next(node for node in pipeline.nodes if f"mt_bench.{name}generations" in node.outputs)
         for name in ("iteration_1.", "")
@@ -66,7 +70,7 @@ def test_later_iterations_are_taught_by_the_model_that_was_trained(configured, m
 )
 def test_what_does_not_fit_together_is_named(configured, merged, changes, message):
     with pytest.raises(ValidationError, match=message):
-        MtBenchParameters.model_validate(merged(configured["mt_bench"], changes))
+        EXPERIMENTS["mt_bench"].parameters.model_validate(merged(configured["mt_bench"], changes))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import re
 import pandas as pd
 import pytest
 
-from sami_pipeline.session.experiments import EXPERIMENTS
+from sami_pipeline.experiments.registry import experiments
 
 JUDGING = "mt_bench_eval.ask_judge"
 LOCAL_JUDGE = "mt_bench.judge.model=base,mt_bench.judge.answer_format=choice"
@@ -88,4 +88,4 @@ def test_same_answers_can_be_rated_later(judged):
 )
 def test_judge_that_cannot_be_is_refused_before_anything_runs(mt_bench_parameters, judge, fault):
     with pytest.raises(ValueError, match=re.escape(fault)):
-        EXPERIMENTS["mt_bench"].model_validate(mt_bench_parameters | {"judge": judge})
+        experiments()["mt_bench"].parameters.model_validate(mt_bench_parameters | {"judge": judge})

@@ -168,7 +168,7 @@ class KilledRun:
 
         * the histories' columns of speed and memory, in tables, states and the report;
         * when and how long nodes ran, in ``node_records``, ``run_record.json`` and the report;
-        * the lock's holder, and the sizes in ``made_from`` of files with such values;
+        * the lock's holder, and the sizes in ``provenance`` of files with such values;
         * the names of the files of completions, and their order;
         * of training states, all but the weights of the last: the others are taken away or hold
           the histories.
@@ -195,7 +195,7 @@ class KilledRun:
         if path.suffix == ".safetensors":
             return load_file(path)
         text = path.read_bytes().decode("utf-8").replace(self.name, "RUN")
-        if path.parent.name == "made_from":
+        if path.parent.name == "provenance":
             return json.loads(text)["origin"]
         if path.name == "run_record.json":
             return json.loads(text) | {"nodes": None}

@@ -50,7 +50,8 @@ def test_tables_have_the_columns_that_other_work_relies_on(run):
     assert accuracy["model"].unique().tolist() == MODELS
     difference = read(run, "08_reporting", "accuracy_difference")
     assert difference.columns.tolist() == [
-        "model", "baseline", "metric", "k", "n", "difference", *interval,
+        "model", "baseline", "metric", "k", "n", "difference", *interval, "detectable", "p_value",
+        "p_holm",
     ]  # fmt: skip
     assert set(difference["model"]) == set(MODELS) - {"base"}
 

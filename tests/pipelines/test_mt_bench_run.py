@@ -50,7 +50,7 @@ TABLES = {
 }
 # They depend on the machine and on what else it does.
 MEASURED = ["tokens_per_second", "peak_memory_bytes"]
-INTERVAL = ["ci_low", "ci_high"]
+CELL = ["category", "n", "rows"]
 
 
 def decoded(values: Any) -> list:
@@ -110,16 +110,29 @@ def test_every_table_is_there_and_has_rows(run):
 @pytest.mark.parametrize(
     ("name", "columns"),
     [
-        ("win_rates", ["model", "opponent", "category", "n", "win_rate", *INTERVAL]),
-        ("length_controlled", ["judge", "model", "opponent", "method", "n"]),
-        ("judge_quality", ["judge", "reference", "category", "metric", "n", "value", *INTERVAL]),
-        ("compliance", ["model", "principle", "category", "n", "compliance", *INTERVAL]),
-        ("compliance_difference", ["model", "baseline", "category", "n", "difference", *INTERVAL]),
-        ("degeneration", ["model", "category", "n", "degeneration_rate", *INTERVAL]),
+        ("win_rates", ["judge", "constitution", "turn", "model", "opponent", *CELL]),
+        ("length_controlled", ["judge", "constitution", "turn", "model", "opponent", "method"]),
+        (
+            "judge_quality",
+            ["judge", "reference", "constitution", "category", "metric", "n", "rows"],
+        ),
+        ("compliance", ["model", "constitution", "stance", "turn", "principle", *CELL]),
+        ("compliance_difference", ["model", "baseline", "constitution", "stance", "turn", *CELL]),
+        ("degeneration", ["model", "constitution", "turn", *CELL]),
     ],
 )
 def test_table_of_results_has_the_columns_of_its_contract_first(run, name, columns):
     assert run.table(name).columns.tolist()[: len(columns)] == columns
+
+
+@pytest.mark.parametrize("name", ["win_rates", "compliance", "compliance_difference"])
+def test_tables_of_differences_say_over_what_and_whether_it_could_be_chance(run, name):
+    table = run.table(name)
+    assert {"constitution", "n", "rows", "p_value", "p_holm"} <= set(table)
+    assert (table["n"] <= table["rows"]).all()
+    assert set(table["constitution"]) == {"desired", "contrasting"}
+    both = table["turn"] == "both"
+    assert (table.loc[both & (table["category"] == "overall"), "n"] == 8).any(), "questions"
 
 
 def test_results_are_summed_up_for_every_category_and_both_overalls(run):
@@ -133,9 +146,10 @@ def test_results_are_summed_up_for_every_category_and_both_overalls(run):
 
 def test_win_rates_of_the_turns_add_up_for_every_pair_and_category(run):
     table = run.table("win_rates")
-    counts = ["n", "wins", "ties", "losses", "invalid"]
-    cells = table.pivot(index=["model", "opponent", "category"], columns="turn", values=counts)
-    assert len(cells) == 3 * 10
+    counts = ["rows", "wins", "ties", "losses", "invalid"]
+    key = ["constitution", "model", "opponent", "category"]
+    cells = table.pivot(index=key, columns="turn", values=counts).fillna(0)
+    assert len(cells) == 2 * 3 * 10
     for count in counts:
         assert (cells[count]["both"] == cells[count]["1"] + cells[count]["2"]).all()
 
@@ -163,11 +177,13 @@ def test_every_model_responds_to_the_held_out_queries_under_both_constitutions(r
 
 def test_length_is_controlled_for_every_pair_over_all_its_verdicts(run):
     verdicts, table = run.table("verdicts"), run.table("length_controlled")
-    pairs = verdicts.groupby(["model", "opponent"]).size()
-    assert len(table) == 2 * len(pairs) == 6
-    for row in table.itertuples():
-        assert row.n == pairs[row.model, row.opponent]
-        assert row.n_longer <= row.n
+    key = ["constitution", "model", "opponent"]
+    pairs = verdicts.groupby(key).size()
+    both = table[table["turn"] == "both"]
+    assert len(both) == 2 * len(pairs) == 12
+    for row in both.itertuples():
+        assert row.rows == pairs[row.constitution, row.model, row.opponent]
+        assert row.n_longer <= row.rows
 
 
 def test_the_checklist_alone_is_judged_by_what_needs_no_other_judge(run):
@@ -175,7 +191,8 @@ def test_the_checklist_alone_is_judged_by_what_needs_no_other_judge(run):
     assert set(table["metric"]) == {"invalid_rate", "longer_preferred"}
     assert (table["judge"] == "checklist").all()
     rates = table[(table["metric"] == "invalid_rate") & (table["category"] == "overall")]
-    assert rates[["n", "value"]].values.tolist() == [[len(run.table("verdicts")), 0]]
+    assert rates["rows"].sum() == len(run.table("verdicts"))
+    assert (rates["value"] == 0).all()
 
 
 def test_there_is_one_answer_for_each_model_question_turn_and_constitution(run):
@@ -219,11 +236,11 @@ def test_nothing_is_lost_between_queries_and_grids(run):
 def test_screen_shows_the_win_rates_and_where_the_figure_is(run):
     shown = run.finished.stdout
     table = run.table("win_rates")
-    table = table[table["turn"] == "both"]
-    header = ["judge", "model", "opponent", "category", "n", "win_rate", *INTERVAL]
+    table = table[(table["turn"] == "1") & (table["constitution"] == "desired")]
+    header = ["model", "opponent", "category", "n", "adjusted_win_rate", "adjusted_ci_low"]
     assert re.search(r"\s+".join(header), shown)
     for row in table.itertuples():
-        line = [row.model, row.opponent, row.category, str(row.n), f"{row.win_rate:.3f}"]
+        line = [row.model, row.opponent, row.category, str(row.n), f"{row.adjusted_win_rate:.3f}"]
         assert re.search(r"\s+".join(line) + r"\b", shown)
     figure = run.path("08_reporting", "win_rates.html").relative_to(run.project)
     assert str(figure) in shown
@@ -243,7 +260,9 @@ def test_html_figure_needs_no_network(run):
     assert len(page) > 1_000_000, "plotly itself is inside"
 
 
-@pytest.mark.parametrize("name", ["win_rates", "compliance", "learning_curve"])
+@pytest.mark.parametrize(
+    "name", ["win_rates", "compliance", "questions", "lengths", "learning_curve"]
+)
 def test_json_figure_loads_as_a_plotly_figure_with_title_and_data(run, name):
     figure = plotly.io.read_json(run.path("08_reporting", f"{name}.json"))
     assert figure.layout.title.text
@@ -255,12 +274,16 @@ def test_json_figure_loads_as_a_plotly_figure_with_title_and_data(run, name):
 def test_figure_shows_the_adjusted_win_rates_of_the_table(run):
     figure = plotly.io.read_json(run.path("08_reporting", "win_rates.json"))
     table = run.table("win_rates")
-    matches = table[table["turn"] == "both"].groupby(["model", "opponent"], sort=False)
-    assert len(figure.data) == len(matches) == 3
-    for bars, ((model, opponent), rows) in zip(figure.data, matches, strict=True):
-        assert bars.name == f"{model} against {opponent}"
-        expected = 100 * rows["adjusted_win_rate"]
-        assert decoded(bars.y) == pytest.approx(expected.tolist(), nan_ok=True)
+    panels = [("desired", "1"), ("desired", "both"), ("contrasting", "1")]
+    drawn = {(trace.name, trace.xaxis): trace for trace in figure.data}
+    assert len(drawn) == 3 * len(panels)
+    for panel, (constitution, turn) in enumerate(panels, start=1):
+        asked = table[(table["constitution"] == constitution) & (table["turn"] == turn)]
+        for (model, opponent), rows in asked.groupby(["model", "opponent"]):
+            axis = "x" if panel == 1 else f"x{panel}"
+            dots = drawn[f"{model} against {opponent}", axis]
+            expected = 100 * rows["adjusted_win_rate"]
+            assert decoded(dots.x) == pytest.approx(expected.tolist(), nan_ok=True)
 
 
 def test_same_experiment_under_another_name_gives_identical_tables(runs):

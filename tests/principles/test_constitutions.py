@@ -1,6 +1,7 @@
 import json
 import random
 import re
+from collections import Counter
 
 import pandas as pd
 import pytest
@@ -11,9 +12,12 @@ from sami_pipeline.principles.checks import parse_check
 from sami_pipeline.principles.constitutions import (
     CONTRASTING,
     DESIRED,
+    choose_wordings,
     format_constitution,
+    format_statements,
     sample_constitutions,
     tabulate_principles,
+    wording,
 )
 from sami_pipeline.schemas import Constitutions, Principles
 
@@ -122,6 +126,88 @@ def test_another_seed_gives_other_constitutions():
     assert not sampled(seed=0)["text"].equals(sampled(seed=1)["text"])
 
 
+class TestPairs:
+    TWO = tabulate_principles({"writing.yml": written("a", "b")})
+
+    def drawn(self, **changes) -> pd.DataFrame:
+        table = sampled(principles=self.TWO, contrast="pairs", **changes)
+        Constitutions.validate(table)
+        return table
+
+    def pairs(self, table) -> list[tuple[tuple, tuple]]:
+        taken = [
+            tuple(stance == "principle" for _, stance in sorted(json.loads(text)))
+            for text in table["stances"]
+        ]
+        return list(zip(taken[::2], taken[1::2], strict=True))
+
+    def test_a_query_has_as_many_grids_of_two_different_constitutions_as_asked(self):
+        table = self.drawn(pairs_per_query=2)
+        indices = table.groupby("query_id")["constitution_index"].agg(tuple)
+        assert set(indices) == {(0, 1, 2, 3)}
+        assert table["grid"].tolist() == [0, 0, 1, 1] * len(QUERIES)
+        pairs = self.pairs(table)
+        assert all(first != second for first, second in pairs)
+        for one, other in zip(pairs[::2], pairs[1::2], strict=True):
+            assert set(one) != set(other)
+
+    def test_all_six_pairs_of_two_principles_are_drawn_about_equally_often(self):
+        queries = pd.DataFrame({"query_id": map(str, range(600)), "category": "writing"})
+        drawn = self.pairs(sampled(queries, self.TWO, contrast="pairs", pairs_per_query=2))
+        counts = Counter(frozenset(pair) for pair in drawn)
+        assert len(counts) == 6
+        # 200 expected of each; five standard deviations of a binomial are 65.
+        assert max(abs(count - 200) for count in counts.values()) < 65
+
+    def test_the_constitution_with_more_principles_stands_first_and_only_all_are_desired(self):
+        table = self.drawn(pairs_per_query=6)
+        for first, second in self.pairs(table):
+            assert sum(first) >= sum(second)
+        all_taken = ["antithesis" not in text for text in table["stances"]]
+        assert ((table["constitution"] == DESIRED) == all_taken).all()
+        assert sum(all_taken) == 3 * len(QUERIES)
+
+    def test_there_are_no_more_pairs_than_there_are(self):
+        assert len(self.drawn(pairs_per_query=50)) == 12 * len(QUERIES)
+
+    def test_other_than_two_constitutions_are_refused(self):
+        with pytest.raises(InputError, match=r"n_constitutions: contrast: pairs .* got 3"):
+            self.drawn(n_constitutions=3)
+
+
+REWORDED = tabulate_principles(
+    {
+        "writing.yml": {
+            "category": "writing",
+            "principles": [
+                {
+                    "id": "a",
+                    "principle": ["Surely do a.", "Never fail to do a."],
+                    "antithesis": "Surely avoid a.",
+                    "evaluation": {"principle": "Do a."},
+                }
+            ],
+        }
+    }
+)
+
+
+class TestWordings:
+    def test_evaluation_takes_its_own_words_and_where_there_are_none_the_trained_ones(self):
+        Principles.validate(REWORDED)
+        table = sampled(principles=REWORDED, use="evaluation")
+        assert set(table["text"]) == {"Do a.", "Surely avoid a."}
+
+    def test_training_draws_among_its_wordings_and_never_takes_those_of_evaluation(self):
+        table = sampled(principles=REWORDED)
+        desired = table[table["constitution"] == DESIRED]["text"]
+        assert set(desired) == {"Surely do a.", "Never fail to do a."}
+        assert 5 < (desired == "Surely do a.").sum() < 25
+
+    def test_without_wordings_both_uses_say_the_same(self):
+        pd.testing.assert_frame_equal(sampled(), sampled(use="evaluation"))
+
+
 def test_more_constitutions_than_there_are_is_an_error_that_names_the_category():
     queries = pd.DataFrame({"query_id": ["q"], "category": ["math"]})
     with pytest.raises(InputError, match=r"n_constitutions: 3 .*'math'.* 1 principle.* 2 "):
@@ -154,7 +240,8 @@ def test_generator_shuffles_the_statements_alike_for_every_stance():
         both = []
         for stance in ("principle", "antithesis"):
             taken = [(name, stance) for name in "abc"]
-            text = format_constitution(taken, rows, random.Random(seed))
+            words = choose_wordings(wording(rows), None)
+            text = format_statements(taken, words, random.Random(seed))
             assert [line[:2] for line in text.splitlines()] == ["1.", "2.", "3."]
             both.append(re.findall(r"(\w)\.$", text, flags=re.MULTILINE))
         assert both[0] == both[1]

@@ -12,10 +12,10 @@ from sami_pipeline.evaluation import judge_quality, length_control, statistics
 from sami_pipeline.evaluation import math_accuracy as math_statistics
 from sami_pipeline.evaluation.checklist import judge_checklist
 from sami_pipeline.evaluation.math_answers import flexible_answer, same_number, strict_answer
+from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.principles.constitutions import sample_constitutions, tabulate_principles
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.reporting import RunDescription, describe_models, write_page
-from sami_pipeline.reporting.answers import answers_of
 from sami_pipeline.session.experiments import experiment_parameters
 
 OPTIONS = {"resamples": 50, "seed": 0}
@@ -89,12 +89,12 @@ def mt_bench_tables(principle_files: dict[str, Any]) -> dict[str, pd.DataFrame]:
         "checked": checked,
         "verdicts": verdicts,
         "judgements": judgements,
-        "win_rates": statistics.win_rates(verdicts, **OPTIONS),
+        "win_rates": statistics.win_rates(verdicts),
         "length_controlled": length_control.length_controlled(verdicts, answers, **OPTIONS),
         "judge_quality": judge_quality.judge_quality(verdicts, answers, **OPTIONS),
-        "compliance": statistics.compliance(checked, **OPTIONS),
-        "compliance_difference": statistics.compliance_difference(checked, "base", **OPTIONS),
-        "degeneration": statistics.degeneration(answers, **OPTIONS),
+        "compliance": statistics.compliance(checked, "base"),
+        "compliance_difference": statistics.compliance_difference(checked, "base"),
+        "degeneration": statistics.degeneration(answers),
     }
 
 
@@ -129,7 +129,7 @@ def math_tables() -> dict[str, pd.DataFrame]:
             "reference", "finish_reason", "prompt_tokens", "completion_tokens",
         ],
     )  # fmt: skip
-    options = {**OPTIONS, "extraction": "flexible"}
+    options = {"extraction": "flexible"}
     return {
         "problems": problems,
         "attempts": attempts,
@@ -144,14 +144,18 @@ def page_of() -> Callable[..., str]:
     drawn = {
         "figure_win_rates": ("win_rates", figures.win_rates),
         "figure_compliance": ("compliance", figures.compliance),
+        "figure_questions": ("verdicts", figures.paired_questions),
+        "figure_lengths": ("degeneration", figures.lengths),
         "figure_accuracy": ("accuracy", figures.accuracy),
         "figure_attempts": ("accuracy", figures.accuracy_by_attempts),
     }
 
     def write(experiment: str, tables: dict[str, pd.DataFrame]) -> str:
         parameters = experiment_parameters(experiment)
+        subject = experiments()[experiment].subject
         description = RunDescription(
             experiment=experiment,
+            subject=subject,
             run="a run",
             parameters=parameters.model_dump(mode="json"),
             models=describe_models(parameters, {}),
@@ -163,6 +167,6 @@ def page_of() -> Callable[..., str]:
             for name, (table, draw) in drawn.items()
             if table in tables and not tables[table].empty
         }
-        return write_page(description, tables, shown, answers_of(tables, "base", None))
+        return write_page(description, tables, shown, subject.browser(tables, "base", None))
 
     return write

@@ -2,11 +2,11 @@ import json
 
 from examples import HOSTILE, QUESTIONS
 
-from sami_pipeline.reporting.answers import answers_of
+from sami_pipeline.reporting.answers import judged_answers, math_answers
 
 
 def test_every_answer_of_every_model_is_there_with_its_statements_and_verdicts(mt_bench_tables):
-    shown = answers_of(mt_bench_tables, "base", None)
+    shown = judged_answers(mt_bench_tables, "base", None)
     assert [question["id"] for question in shown["questions"]] == list(QUESTIONS)
     answers, statements, verdicts = [], 0, 0
     for question in shown["questions"]:
@@ -26,7 +26,7 @@ def test_every_answer_of_every_model_is_there_with_its_statements_and_verdicts(m
 
 
 def test_outcomes_and_followed_statements_are_those_of_the_tables(mt_bench_tables):
-    shown = answers_of(mt_bench_tables, "base", None)
+    shown = judged_answers(mt_bench_tables, "base", None)
     setting = shown["questions"][0]["settings"][0]
     names = {"model": "win", "opponent": "loss", "tie": "tie", "invalid": "invalid"}
     verdicts = mt_bench_tables["verdicts"]
@@ -48,7 +48,7 @@ def test_outcomes_and_followed_statements_are_those_of_the_tables(mt_bench_table
 
 
 def test_constitution_of_a_setting_is_the_one_that_was_asked_under(mt_bench_tables):
-    shown = answers_of(mt_bench_tables, "base", None)
+    shown = judged_answers(mt_bench_tables, "base", None)
     texts = mt_bench_tables["question_constitutions"].set_index(["query_id", "constitution"])[
         "text"
     ]
@@ -59,7 +59,7 @@ def test_constitution_of_a_setting_is_the_one_that_was_asked_under(mt_bench_tabl
 
 
 def test_what_a_judge_said_stands_at_its_own_verdict_only(mt_bench_tables):
-    shown = answers_of(mt_bench_tables, "base", None)
+    shown = judged_answers(mt_bench_tables, "base", None)
     said = [
         (question["id"], setting["title"], verdict["judge"], judgement["text"])
         for question in shown["questions"]
@@ -73,15 +73,15 @@ def test_what_a_judge_said_stands_at_its_own_verdict_only(mt_bench_tables):
 
 
 def test_questions_beyond_the_limit_are_left_out_and_counted(mt_bench_tables, math_tables):
-    assert answers_of(mt_bench_tables, "base", 1)["total"] == len(QUESTIONS)
-    shown = answers_of(math_tables, "base", 2)
+    assert judged_answers(mt_bench_tables, "base", 1)["total"] == len(QUESTIONS)
+    shown = math_answers(math_tables, "base", 2)
     assert (len(shown["questions"]), shown["total"]) == (2, 3)
 
 
 def test_every_attempt_at_a_problem_is_there_with_what_was_read_and_whether_it_is_right(
     math_tables,
 ):
-    shown = answers_of(math_tables, "base", None)
+    shown = math_answers(math_tables, "base", None)
     first = shown["questions"][0]["settings"][0]
     sft = first["answers"][1]
     assert [(text["title"], text["right"], text["facts"][0]) for text in sft["texts"]] == [
@@ -97,7 +97,7 @@ def test_every_attempt_at_a_problem_is_there_with_what_was_read_and_whether_it_i
 
 
 def test_answers_are_plain_json_for_empty_tables_too(mt_bench_tables, math_tables):
-    for tables in (mt_bench_tables, math_tables):
-        json.dumps(answers_of(tables, "base", None), allow_nan=False)
+    for tables, browser in ((mt_bench_tables, judged_answers), (math_tables, math_answers)):
+        json.dumps(browser(tables, "base", None), allow_nan=False)
         empty = {name: table.iloc[:0] for name, table in tables.items()}
-        assert answers_of(empty, "base", None)["questions"] == []
+        assert browser(empty, "base", None)["questions"] == []

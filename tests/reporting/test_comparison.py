@@ -5,6 +5,7 @@ import pytest
 
 from sami_pipeline import figures
 from sami_pipeline.errors import InputError
+from sami_pipeline.experiments.registry import headlines
 from sami_pipeline.parameters import CompareRunsParameters
 from sami_pipeline.reporting.comparison import compare_runs
 from sami_pipeline.schemas import Comparison
@@ -26,11 +27,16 @@ def accuracy(value: float) -> pd.DataFrame:
 def compliance() -> pd.DataFrame:
     rows = [
         {
-            "model": "sami", "principle": principle, "category": category, "n": 9,
-            "compliance": value, **INTERVAL,
+            "model": "sami", "constitution": constitution, "stance": stance, "turn": turn,
+            "principle": principle, "category": category, "n": 9, "rows": 18, "compliance": value,
+            "p_value": 0.5, "p_holm": 1.0, **INTERVAL,
         }
-        for principle, category, value in (
-            ("all", "math", 0.2), ("all", "overall", 0.5), ("shows_steps", "overall", 0.3),
+        for constitution, stance, turn, principle, category, value in (
+            ("desired", "principle", "1", "all", "math", 0.2),
+            ("desired", "principle", "1", "all", "overall", 0.5),
+            ("desired", "principle", "both", "all", "overall", 0.6),
+            ("contrasting", "antithesis", "1", "all", "overall", 0.9),
+            ("desired", "principle", "1", "shows_steps", "overall", 0.3),
         )
     ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -38,16 +44,20 @@ def compliance() -> pd.DataFrame:
 
 def win_rates() -> pd.DataFrame:
     adjusted = {"adjusted_ci_low": 0.3, "adjusted_ci_high": 0.8}
-    counts = {"wins": 2, "ties": 1, "losses": 1, "invalid": 0, "n": 4}
+    counts = {"wins": 2, "ties": 1, "losses": 1, "invalid": 0, "n": 4, "rows": 4}
+    tested = {"p_value": 0.5, "p_holm": 1.0, "detectable": 0.2}
     rows = [
         {
             "model": "sami", "opponent": "base", "category": category, "win_rate": 0.5,
-            "adjusted_win_rate": value, "judge": judge, "turn": turn,
-            **INTERVAL, **adjusted, **counts,
+            "adjusted_win_rate": value, "judge": judge, "turn": turn, "constitution": constitution,
+            **INTERVAL, **adjusted, **counts, **tested,
         }
-        for category, judge, turn, value in (
-            ("overall", "checklist", "both", 0.625), ("overall", "checklist", "1", 0.1),
-            ("overall", "pairwise", "both", 0.4), ("math", "checklist", "both", 0.2),
+        for category, judge, constitution, turn, value in (
+            ("overall", "checklist", "desired", "1", 0.625),
+            ("overall", "checklist", "desired", "both", 0.1),
+            ("overall", "checklist", "contrasting", "1", 0.9),
+            ("overall", "pairwise", "desired", "1", 0.4),
+            ("math", "checklist", "desired", "1", 0.2),
         )
     ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -66,49 +76,56 @@ RESULTS = {
     "two/mt_bench/held_out": unreadable,
 }
 
+HEADLINES = headlines()
+
 
 def values(table: pd.DataFrame) -> dict[tuple[str, str, str], float]:
     return table.set_index(["run", "model", "metric"])["value"].to_dict()
 
 
 def test_table_holds_the_headline_figures_of_every_run():
-    table = Comparison.validate(compare_runs(RESULTS))
+    table = Comparison.validate(compare_runs(RESULTS, HEADLINES))
     assert values(table) == {
         **{("one", m, "greedy"): 0.25 for m in ("base", "sft")},
         **{("two", m, "greedy"): 0.25 for m in ("base", "sft")},
         **{("one", m, "pass_at_1"): 0.5 for m in ("base", "sft")},
         **{("two", m, "pass_at_1"): 0.4 for m in ("base", "sft")},
         **{(run, m, "pass_at_3"): 0.75 for run in ("one", "two") for m in ("base", "sft")},
-        ("two", "sami", "compliance"): 0.5,
-        ("two", "sami", "win_rate against base"): 0.625,
-        ("two", "sami", "win_rate against base (pairwise judge)"): 0.4,
+        ("two", "sami", "compliance, desired"): 0.5,
+        ("two", "sami", "compliance, contrasting"): 0.9,
+        ("two", "sami", "win_rate against base, desired"): 0.625,
+        ("two", "sami", "win_rate against base, contrasting"): 0.9,
+        ("two", "sami", "win_rate against base, desired (pairwise judge)"): 0.4,
     }
     # The rate that counts a tie half, with its own interval.
-    row = table[table["metric"] == "win_rate against base"].iloc[0]
+    row = table[table["metric"] == "win_rate against base, desired"].iloc[0]
     assert (row["ci_low"], row["ci_high"]) == (0.3, 0.8)
 
 
 def test_chosen_runs_come_in_the_order_they_were_named():
-    assert compare_runs(RESULTS, ["two", "one"])["run"].unique().tolist() == ["two", "one"]
-    assert compare_runs(RESULTS, ["one"])["run"].unique().tolist() == ["one"]
+    assert compare_runs(RESULTS, HEADLINES, ["two", "one"])["run"].unique().tolist() == [
+        "two",
+        "one",
+    ]
+    assert compare_runs(RESULTS, HEADLINES, ["one"])["run"].unique().tolist() == ["one"]
     assert CompareRunsParameters(runs="two one").runs == ("two", "one")
 
 
 def test_run_without_results_is_named_with_those_that_have_some():
     with pytest.raises(InputError, match=r"compare_runs.runs: 'three' .* known: one, two"):
-        compare_runs(RESULTS, ["one", "three"])
+        compare_runs(RESULTS, HEADLINES, ["one", "three"])
     with pytest.raises(InputError, match="none yet; make one with kedro run"):
-        compare_runs({"one/math/attempts": unreadable})
+        compare_runs({"one/math/attempts": unreadable}, HEADLINES)
 
 
 def test_table_of_another_version_is_named_with_the_remedy():
     old = {"one/mt_bench/win_rates": lambda: win_rates().drop(columns="judge")}
     with pytest.raises(InputError, match=r"one/mt_bench/win_rates.parquet: .*version .*'judge'"):
-        compare_runs(RESULTS | old)
+        compare_runs(RESULTS | old, HEADLINES)
 
 
 def test_figure_has_a_panel_for_each_metric_and_one_colour_for_each_run():
-    table = compare_runs(RESULTS)
+    table = compare_runs(RESULTS, HEADLINES)
     figure = figures.comparison(table)
     assert len(figure.layout.annotations) == table.groupby(["experiment", "metric"]).ngroups
     colours = {trace.name: trace.marker.color for trace in figure.data}

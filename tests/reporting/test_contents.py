@@ -3,14 +3,15 @@ import pytest
 from kedro.config import OmegaConfigLoader
 
 from sami_pipeline import PROJECT_FOLDER
+from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.parameters import JudgeParameters
-from sami_pipeline.pipelines import math, mt_bench
 from sami_pipeline.reporting.contents import (
     CONTENTS,
     SECTIONS,
     SHOWN,
     Estimate,
     Table,
+    decided,
     overviews,
     side,
     whole,
@@ -27,8 +28,8 @@ def made() -> set[str]:
     parameters = experiment_parameters("mt_bench")
     rated = parameters.model_copy(update={"judge": JudgeParameters(kind="single", model="base")})
     graphs = [
-        mt_bench.create_pipeline(rated),
-        math.create_pipeline(experiment_parameters("math")),
+        experiments()["mt_bench"].pipeline(rated),
+        experiments()["math"].pipeline(experiment_parameters("math")),
     ]
     return {name.partition(".")[2] for graph in graphs for name in graph.all_outputs()}
 
@@ -52,18 +53,21 @@ def test_every_part_stands_in_a_section():
     assert {part.section for part in CONTENTS} <= set(SECTIONS)
 
 
-def test_overview_has_a_row_a_category_a_column_a_match_and_a_grid_a_judge_and_turn(
+def test_overview_has_a_row_a_category_a_column_a_match_and_a_grid_a_judge_and_setting(
     mt_bench_tables,
 ):
     data = mt_bench_tables["win_rates"]
     grids = overviews(TABLES["win_rates"], data)
+    asked = [("desired", "1"), ("desired", "both"), ("desired", "2"), ("contrasting", "1")]
     assert [grid.caption for grid in grids] == [
-        f"judge: {judge}, turn: {turn}"
-        for judge, turn in data[["judge", "turn"]].drop_duplicates().itertuples(index=False)
-    ]
+        f"judge: {judge}, constitution: {constitution}, turn: {turn}"
+        for judge in ("checklist", "pairwise")
+        for constitution, turn in asked
+    ], "the headline first; both turns only where there are two"
+    assert [grid.folded for grid in grids[:4]] == [False, False, True, False]
     first = grids[0]
     assert first.header == ["category", "sami against base", "dpo against base", "sami against dpo"]
-    row = data.iloc[0]
+    row = data[(data["constitution"] == "desired") & (data["turn"] == "1")].iloc[0]
     cell = first.rows[0][1]
     assert cell.value == f"{100 * row['adjusted_win_rate']:.1f}"
     low, high = 100 * row["adjusted_ci_low"], 100 * row["adjusted_ci_high"]
@@ -76,6 +80,9 @@ def test_overviews_of_a_run_lose_no_number(mt_bench_tables, math_tables):
             table, data = TABLES[name], tables[name]
             for column, values in (table.where or {}).items():
                 data = data[data[column].isin(values)]
+            if "turn" in data:  # without a second turn, both are the first
+                twice = data.loc[data["turn"] == "2", "constitution"].unique()
+                data = data[(data["turn"] != "both") | data["constitution"].isin(twice)]
             if table.ends:
                 data = data[data[table.ends].isin([data[table.ends].min(), data[table.ends].max()])]
             grids = overviews(table, tables[name])
@@ -121,3 +128,28 @@ def test_numbers_are_written_with_interval_sign_and_unit():
     assert signed.cell(tokens).value == "+12.3", "a length is no percentage"
     missing = {**row, "value": float("nan")}
     assert signed.cell(missing).value == "–"
+
+
+def win_rate(**changes) -> dict:
+    return {"n": 40, "value": 0.6, "ci_low": 0.52, "ci_high": 0.68, "p_holm": 0.01, **changes}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (win_rate(), "above"),
+        (win_rate(p_holm=0.06), ""),
+        (win_rate(p_holm=float("nan")), ""),
+        (win_rate(n=5), ""),
+        (win_rate(ci_low=0.49), ""),
+        (win_rate(ci_low=0.3, ci_high=0.4), "below"),
+    ],
+)
+def test_a_difference_is_one_only_with_its_interval_its_test_and_enough_clusters(row, expected):
+    assert decided(row, Estimate("value", parity=0.5)) == expected
+
+
+def test_every_grid_of_a_comparison_says_how_small_a_difference_it_would_show(mt_bench_tables):
+    for name in ("win_rates", "compliance_difference"):
+        for grid in overviews(TABLES[name], mt_bench_tables[name]):
+            assert "found in four of five cases" in grid.note, name

@@ -7,7 +7,8 @@ from sami_pipeline.reporting.outcome import NO_DIFFERENCE, outcome
 def differences(**bounds: tuple[float, float, float]) -> dict[str, pd.DataFrame]:
     rows = [
         {
-            "model": model, "baseline": "base", "category": "overall", "n": 10,
+            "model": model, "baseline": "base", "constitution": "desired", "stance": "principle",
+            "turn": "1", "category": "overall", "n": 10, "p_holm": 0.01,
             "difference": value, "ci_low": low, "ci_high": high,
         }
         for model, (value, low, high) in bounds.items()
@@ -39,50 +40,92 @@ def test_without_an_interval_nothing_is_concluded():
     assert "better" not in said
 
 
-def win_rates(rate: float, low: float, high: float, invalid: int = 0) -> dict[str, pd.DataFrame]:
+def win_rates(rate: float, low: float, high: float, **changes) -> dict[str, pd.DataFrame]:
     row = {
-        "judge": "pairwise", "turn": "both", "model": "sami", "opponent": "base",
-        "category": "overall", "n": 40, "invalid": invalid, "wins": 1, "ties": 1, "losses": 1,
-        "win_rate": 0.0, "ci_low": 0.0, "ci_high": 0.0,
-        "adjusted_win_rate": rate, "adjusted_ci_low": low, "adjusted_ci_high": high,
+        "judge": "pairwise", "constitution": "desired", "turn": "1", "model": "sami",
+        "opponent": "base", "category": "overall", "n": 40, "rows": 40, "invalid": 0, "wins": 1,
+        "ties": 1, "losses": 1, "win_rate": 0.0, "ci_low": 0.0, "ci_high": 0.0, "p_holm": 0.01,
+        "detectable": 0.1,
+        "adjusted_win_rate": rate, "adjusted_ci_low": low, "adjusted_ci_high": high, **changes,
     }  # fmt: skip
-    other = {**row, "turn": "1", "adjusted_win_rate": 0.99, "adjusted_ci_low": 0.98}
-    return {"win_rates": pd.DataFrame([row, other])}
+    second = {**row, "turn": "2", "adjusted_win_rate": 0.99, "adjusted_ci_low": 0.98}
+    return {"win_rates": pd.DataFrame([row, second, {**row, "turn": "both"}])}
 
 
 @pytest.mark.parametrize(
     ("bounds", "words"),
     [
-        ((0.6, 0.52, 0.7), "sami beats base (60.0 % [52.0, 70.0] of 40)"),
-        ((0.4, 0.3, 0.48), "sami loses to base (40.0 % [30.0, 48.0] of 40)"),
-        ((0.6, 0.5, 0.7), f"between sami and base {NO_DIFFERENCE} (60.0 % [50.0, 70.0] of 40)"),
+        ((0.6, 0.52, 0.7), "sami beats base (60.0 % [52.0, 70.0] of 40 questions, p = 0.010)"),
+        ((0.4, 0.3, 0.48), "sami loses to base (40.0 % [30.0, 48.0] of 40 questions, p = 0.010)"),
+        ((0.6, 0.5, 0.7), f"between sami and base {NO_DIFFERENCE} (60.0 % [50.0, 70.0] of 40"),
     ],
 )
-def test_win_rates_of_both_turns_are_held_against_one_half(bounds, words):
+def test_headline_is_the_first_turn_under_the_desired_constitution(bounds, words):
     said = outcome(win_rates(*bounds))
-    assert f"Judged by the pairwise judge over all categories, a tie counting half a win: {words}."
+    assert "Asked under the desired constitution, at the first turn, judged by the pairwise" in said
     assert words in said
-    assert "99.0" not in said, "a single turn is no headline"
+    assert "99.0" not in said, "the second turn alone is no headline"
+    assert f"On both turns: {words}" in said
+
+
+def test_an_interval_without_its_test_or_with_few_questions_names_no_winner():
+    assert "beats" not in outcome(win_rates(0.6, 0.52, 0.7, p_holm=0.06))
+    said = outcome(win_rates(0.9, 0.7, 1.0, n=5))
+    assert "beats" not in said and "too little was asked to tell sami and base apart" in said
+
+
+def test_what_is_said_of_one_constitution_is_not_said_of_the_other():
+    both = [
+        win_rates(0.53, 0.47, 0.59, p_holm=0.4)["win_rates"],
+        win_rates(0.82, 0.75, 0.9)["win_rates"].assign(constitution="contrasting"),
+    ]
+    said = outcome({"win_rates": pd.concat(both, ignore_index=True)})
+    desired, _, contrasting = said.partition("Asked under the contrasting constitution")
+    assert f"between sami and base {NO_DIFFERENCE} (53.0 %" in desired and "beats" not in desired
+    assert "sami beats base (82.0 %" in contrasting
+
+
+def length_controlled(value: float, low: float, high: float) -> pd.DataFrame:
+    row = {
+        "judge": "pairwise", "constitution": "desired", "turn": "1", "model": "sami",
+        "opponent": "base", "method": "stratified", "n": 40,
+    }  # fmt: skip
+    row |= {"win_rate": value, "ci_low": low, "ci_high": high}
+    other = {**row, "method": "glm", "win_rate": 0.1, "ci_low": 0.05, "ci_high": 0.15}
+    return pd.DataFrame([row, other])
 
 
 @pytest.mark.parametrize(
     ("controlled", "words"),
     [
-        ((0.55, 0.51, 0.6), "With length held equal (stratified) none of this changes."),
+        ((0.55, 0.51, 0.6), "sami beats base"),
         (
             (0.5, 0.4, 0.6),
-            "With length held equal (stratified) this changes: between sami and base "
-            f"{NO_DIFFERENCE} (50.0 % [40.0, 60.0]).",
+            "sami is preferred to base (60.0 % [52.0, 70.0] of 40 questions, p = 0.010), which is "
+            f"no win: with length held equal {NO_DIFFERENCE} (50.0 % [40.0, 60.0])",
         ),
+        ((float("nan"),) * 3, "no win: one of the two always writes the longer answer"),
     ],
 )
-def test_a_win_that_is_one_of_length_is_said_to_be(controlled, words):
+def test_a_win_of_length_is_not_called_one(controlled, words):
     tables = win_rates(0.6, 0.52, 0.7)
-    names = ("win_rate", "ci_low", "ci_high")
-    row = {"judge": "pairwise", "model": "sami", "opponent": "base", "method": "stratified"}
-    other = {**row, "method": "glm", "win_rate": 0.1, "ci_low": 0.05, "ci_high": 0.15}
-    row |= dict(zip(names, controlled, strict=True))
-    assert words in outcome({**tables, "length_controlled": pd.DataFrame([row, other])})
+    tables["win_rates"] = tables["win_rates"].iloc[:1]
+    said = outcome({**tables, "length_controlled": length_controlled(*controlled)})
+    assert words in said
+    assert ("beats" in said) == (controlled[0] == 0.55)
+
+
+def test_a_category_is_named_only_if_it_survives_the_correction():
+    tables = win_rates(0.6, 0.52, 0.7)
+    overall = tables["win_rates"].iloc[:1]
+    single = [
+        overall.assign(category="math", p_holm=0.01),
+        overall.assign(category="stem", p_holm=0.2),
+        overall.assign(category="writing", p_holm=0.01, n=5),
+    ]
+    said = outcome({"win_rates": pd.concat([overall, *single], ignore_index=True)})
+    assert "sami is preferred to base in math." in said
+    assert "stem" not in said and "writing" not in said
 
 
 def test_verdicts_that_could_not_be_read_are_counted():
@@ -90,18 +133,38 @@ def test_verdicts_that_could_not_be_read_are_counted():
     assert "Left out" not in outcome(win_rates(0.6, 0.5, 0.7))
 
 
+def test_caveats_are_named_where_they_apply_and_only_there():
+    plain = outcome(win_rates(0.6, 0.52, 0.7))
+    assert "tie" not in plain.partition("To be kept in mind")[2]
+    assert "a win rate of 60 % would be found in four of five cases" in plain
+    tables = win_rates(0.6, 0.52, 0.7, ties=18)
+    tables["degeneration"] = pd.DataFrame(
+        [{"model": "sami", "constitution": "desired", "turn": "both", "category": "overall",
+          "n": 40, "degeneration_rate": 0.0, "ci_low": 0.0, "ci_high": 0.1,
+          "truncated_rate": 0.73}]
+    )  # fmt: skip
+    tables["response_counts"] = pd.DataFrame(
+        {"category": "math", "status": ["usable", "degenerate"], "queries": [9, 3]}
+    )
+    said = outcome(tables)
+    for words in ("73 % of sami's answers are cut off", "45 % of the pairwise judge's comparisons "
+                  "tie", "3 of 12 training queries were not trained on"):  # fmt: skip
+        assert words in said
+    assert "mostly repetition" not in said
+
+
 def test_results_of_a_run_are_all_in_the_paragraph(mt_bench_tables):
     said = outcome(mt_bench_tables)
     for judge in ("checklist", "pairwise"):
-        assert f"Judged by the {judge} judge" in said
+        assert f"judged by the {judge} judge" in said
     assert "intervals over questions" in said
     assert "nan" not in said.lower()
 
 
 def test_math_says_the_baselines_accuracy_and_the_differences_from_it(math_tables):
     said = outcome(math_tables)
-    assert "With one greedy attempt, base solves 0.0 % [0.0, 0.0] of 3 problems" in said
-    assert f"{NO_DIFFERENCE} from base for sft (+33.3 points [+0.0, +100.0])" in said
+    assert "With one greedy attempt, base solves 0.0 % [0.0, " in said and "of 3 problems" in said
+    assert "too little was asked to tell sft and base apart" in said, "three problems"
     assert "any of 2 sampled attempts" in said and "intervals over problems" in said
 
 

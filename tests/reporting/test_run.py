@@ -3,6 +3,7 @@ from datetime import UTC, datetime
 import pandas as pd
 import pytest
 
+from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.parameters import MtBenchParameters
 from sami_pipeline.reporting import RunDescription, describe_models
 from sami_pipeline.reporting.record import Attempt, NodeRecord, environment
@@ -24,6 +25,7 @@ def experiment(judge: dict, **groups) -> MtBenchParameters:
 def described(parameters: MtBenchParameters, records=()) -> RunDescription:
     return RunDescription(
         experiment="mt_bench",
+        subject=experiments()["mt_bench"].subject,
         run="a run",
         parameters=parameters.model_dump(mode="json"),
         models=describe_models(parameters, {}),

@@ -73,8 +73,9 @@ def generations(*pairs, query_ids=None) -> pd.DataFrame:
                 {
                     "query_id": query_ids[number] if query_ids else f"q{number}",
                     "category": "writing",
+                    "grid": index // 2,
                     "constitution_index": index,
-                    "stances": json.dumps([["yes", ("principle", "antithesis")[index]]]),
+                    "stances": json.dumps([["yes", ("principle", "antithesis")[index % 2]]]),
                     "response": text,
                     "finish_reason": reason,
                 }
@@ -160,6 +161,49 @@ FAULTS = {
 }
 
 
+def pair_rows(*grids: tuple[str, int, str, str], split: str = "train") -> pd.DataFrame:
+    """Return the rows of grids: (query, grid, first constitution, second constitution)."""
+    return pd.DataFrame(
+        [
+            {
+                "query_id": query,
+                "grid": grid,
+                "constitution_index": 2 * grid + place,
+                "constitution": constitution,
+                "split": split,
+                "status": "usable",
+            }
+            for query, grid, *pair in grids
+            for place, constitution in enumerate(pair)
+        ]
+    )
+
+
+class TestDesiredFirst:
+    GRIDS = (
+        ("a", 0, "desired", "contrasting"),
+        ("a", 1, "contrasting", "contrasting"),
+        ("b", 0, "desired", "contrasting"),
+        ("b", 1, "desired", "contrasting"),
+        ("c", 0, "contrasting", "contrasting"),
+    )
+
+    def kept(self, rows, **options) -> list[tuple[str, int]]:
+        table = responses.with_desired_first(rows.sample(frac=1, random_state=0), **options)
+        return sorted(set(zip(table["query_id"], table["grid"], strict=True)))
+
+    def test_only_grids_that_begin_with_the_desired_constitution_are_kept(self):
+        rows = pair_rows(*self.GRIDS)
+        assert self.kept(rows, once=False) == [("a", 0), ("b", 0), ("b", 1)]
+
+    def test_the_desired_response_of_a_query_is_imitated_once(self):
+        assert len(self.kept(pair_rows(*self.GRIDS), once=True)) == 2
+
+    def test_held_out_grids_all_stay(self):
+        rows = pair_rows(*self.GRIDS, split="held_out")
+        assert len(responses.with_desired_first(rows, once=True)) == len(rows)
+
+
 class TestStatus:
     @pytest.mark.parametrize("reason", FAULTS)
     def test_reason_is_the_first_that_applies(self, reason):
@@ -181,6 +225,34 @@ class TestStatus:
         for reason in ("truncated", "degenerate"):
             marked = responses.mark_usable(generations(FAULTS[reason]), lenient)
             assert set(marked["status"]) == {"usable"}, reason
+
+    @pytest.mark.parametrize(
+        ("status", "filters", "responses_"),
+        [
+            ("filter_word", {"words": ["[insert"]}, ("Dear [insert name]", "No.")),
+            ("usable", {"words": ["[insert"]}, ("Dear Ann", "No.")),
+            ("too_short", {"minimum_characters": 5}, ("A long answer.", "Yes.")),
+            ("usable", {"minimum_characters": 4}, ("A long answer.", "Yes.")),
+            ("length_ratio", {"minimum_length_ratio": 3}, ("twelve chars", "fiver")),
+            ("usable", {"minimum_length_ratio": 3}, ("fifteen letters", "fiver")),
+            # Of the four characters "abcd" one differs from the longer one's beginning "abXd".
+            ("too_similar", {"minimum_edit_distance": 0.5}, ("abXd and more", "abcd")),
+            ("usable", {"minimum_edit_distance": 0.25}, ("abXd and more", "abcd")),
+        ],
+    )
+    def test_published_filters_leave_out_what_they_are_told_to(self, status, filters, responses_):
+        pair = tuple((text, "stop") for text in responses_)
+        for rows in (pair, pair[::-1]):
+            marked = responses.mark_usable(generations(rows), parameters(filters=filters))
+            assert set(marked["status"]) == {status}
+            ResponseCounts.validate(responses.count_statuses(marked))
+
+    def test_a_bad_response_spoils_its_own_grid_alone(self):
+        good, bad = FAULTS["usable"], FAULTS["empty"]
+        marked = responses.mark_usable(generations((*good, *bad)), parameters())
+        assert marked["status"].tolist() == ["usable", "usable", "empty", "empty"]
+        counts = responses.count_statuses(marked).set_index("status")["queries"]
+        assert counts.to_dict() == {"usable": 1, "empty": 1}
 
     def test_loop_of_these_tests_is_degenerate(self):
         assert is_degenerate(LOOP)

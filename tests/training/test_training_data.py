@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sami_pipeline.evaluation.statistics import bootstrap_mean
+from sami_pipeline.evaluation.intervals import mean_interval
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.schemas import HeldOut
 from sami_pipeline.training.data import HELD_OUT_METRICS, held_out_table, select_grids
@@ -26,6 +26,7 @@ def response_rows(n_constitutions=3) -> pd.DataFrame:
         [
             {
                 "query_id": query_id,
+                "grid": 0,
                 "constitution_index": index,
                 "split": split,
                 "status": status,
@@ -50,6 +51,17 @@ def test_grids_are_those_of_the_usable_queries_of_the_split(encoder, split, quer
     grids = select_grids(response_rows(), split, encoder)
     first = [texts(encoder, grid.prompt_ids)[0] for grid in grids]
     assert first == [f"prompt {query}0" for query in queries]
+
+
+def test_each_pair_of_a_query_is_a_grid(encoder):
+    rows = response_rows(n_constitutions=4)
+    rows["grid"] = rows["constitution_index"] // 2
+    # One bad response spoils its own pair alone.
+    rows.loc[(rows["query_id"] == "d") & (rows["grid"] == 0), "status"] = "empty"
+    grids = select_grids(rows, "train", encoder)
+    assert [texts(encoder, grid.prompt_ids) for grid in grids] == [
+        [f"prompt {name}" for name in pair] for pair in (("a0", "a1"), ("a2", "a3"), ("d2", "d3"))
+    ]
 
 
 def test_response_and_prompt_of_one_constitution_stand_on_the_diagonal(encoder):
@@ -99,9 +111,7 @@ def measured(shift=0.0, n=6) -> pd.DataFrame:
 
 
 def test_held_out_table_has_every_metric_before_and_after_and_their_difference():
-    table = held_out_table(
-        "sami", {"before": measured(), "after": measured(0.25)}, resamples=200, seed=0
-    )
+    table = held_out_table("sami", {"before": measured(), "after": measured(0.25)})
     HeldOut.validate(table)
     assert table[["stage", "metric"]].apply(tuple, axis=1).tolist() == [
         (stage, metric)
@@ -111,35 +121,36 @@ def test_held_out_table_has_every_metric_before_and_after_and_their_difference()
     assert set(table["n"]) == {6}
 
 
-def test_held_out_values_are_means_over_grids_with_bootstrap_intervals():
+def test_held_out_values_are_means_over_grids_with_intervals():
     before = measured()
-    table = held_out_table("sami", {"before": before}, resamples=200, seed=3)
+    table = held_out_table("sami", {"before": before})
     for row in table.itertuples():
         values = before[row.metric]
-        expected = bootstrap_mean(values, range(6), resamples=200, seed=3)
+        limits = (0, 1) if row.metric.endswith("accuracy") else None
+        expected = mean_interval(values, range(6), limits=limits)
         assert row.value == pytest.approx(values.mean())
         assert (row.ci_low, row.ci_high) == (expected.low, expected.high)
         assert row.ci_low < row.value < row.ci_high
 
 
 def test_difference_is_paired_by_grid():
-    table = held_out_table(
-        "sami", {"before": measured(), "after": measured(0.25)}, resamples=200, seed=0
-    )
+    table = held_out_table("sami", {"before": measured(), "after": measured(0.25)})
     difference = table[table["stage"] == "difference"]
     # Every grid moved by the same amount, so there is no uncertainty although grids differ.
-    for column in ("value", "ci_low", "ci_high"):
-        assert difference[column].tolist() == pytest.approx([0.25] * len(HELD_OUT_METRICS))
+    assert difference["value"].tolist() == pytest.approx([0.25] * len(HELD_OUT_METRICS))
+    nats = difference[~difference["metric"].str.endswith("accuracy")]
+    for column in ("ci_low", "ci_high"):
+        assert nats[column].tolist() == pytest.approx([0.25] * len(nats))
 
 
 def test_nothing_held_out_gives_an_empty_table_that_the_catalog_accepts():
-    table = held_out_table("sami", {}, resamples=200, seed=0)
+    table = held_out_table("sami", {})
     assert table.empty
     HeldOut.validate(table)
 
 
 def test_one_held_out_query_has_a_value_and_no_interval():
-    table = held_out_table("sami", {"before": measured(n=1)}, resamples=200, seed=0)
+    table = held_out_table("sami", {"before": measured(n=1)})
     HeldOut.validate(table)
     assert table["value"].notna().all()
     assert table[["ci_low", "ci_high"]].isna().all(axis=None)

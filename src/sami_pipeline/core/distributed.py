@@ -110,7 +110,8 @@ def shard(model: PreTrainedModel, device: torch.device) -> None:
     The weights of a layer are brought together while it computes. Those outside the layers
     (embedding, last norm, head) belong to the model itself and stay together from the forward
     pass to the end of the backward pass; ``computed_inside_forward`` is where they can be read.
-    Gradients of the workers are averaged after every backward pass.
+    Gradients of the workers are averaged after every backward pass. The model must have been tried
+    before (``probe.choose_layout``), which takes whole weights.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sami_pipeline.core.distributed import computed_inside_forward
+from sami_pipeline.core.distributed import computed_inside_forward, is_sharded
 from sami_pipeline.core.grid import Grid
-from sami_pipeline.core.heads import Head, token_kl, token_logprobs
+from sami_pipeline.core.heads import Head
+from sami_pipeline.core.lengths import check_lengths, sides_of_original_context
+from sami_pipeline.core.model_outputs import computing_model, response_outputs
 from sami_pipeline.core.packing import Layout, PackedTokens, pack
-from sami_pipeline.core.tree_attention import TREE_ATTENTION, TokenTree, use_tree_attention
+from sami_pipeline.core.probe import choose_layout, traits_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-logger = logging.getLogger(__name__)
-
-# Families whose layers mix tokens nowhere but in the attention function that transformers looks
-# up, and hand it all keyword arguments: read in their source and compared with separate rows in
-# tests/core/test_logprobs.py. Others use the repeated layout.
-SHARED_PREFIX_MODEL_TYPES = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"}
-)
-# Families whose logits are head(hidden), scaled or capped as ``_token_logprobs`` does it. Others
-# make their own logits at every position: dearer, but never wrong.
-KNOWN_HEAD_MODEL_TYPES = SHARED_PREFIX_MODEL_TYPES | {
-    "gemma2", "phi", "phi3", "granite", "cohere", "mixtral",
-}  # fmt: skip
+__all__ = [
+    "GridLogprobs",
+    "Reference",
+    "batched_grid_logprobs",
+    "choose_layout",
+    "grid_logprobs",
+]
 
 
 @dataclass(frozen=True)
@@ -75,24 +69,6 @@ class Reference:
     context: Callable[[], AbstractContextManager] = nullcontext
 
 
-def choose_layout(model: PreTrainedModel) -> tuple[Layout, str]:
-    """Return the layout this model can be trusted with, and why.
-
-    Sharing a prompt needs attention that keeps the branches of a tree apart. Eager attention and
-    FlashAttention-2 would silently let them see each other.
-    """
-    config = model.config
-    attention = config._attn_implementation
-    if config.model_type not in SHARED_PREFIX_MODEL_TYPES:
-        return (
-            "repeated",
-            f"model type {config.model_type!r} has not been verified with token trees",
-        )
-    if attention not in ("sdpa", TREE_ATTENTION, "flex_attention"):
-        return "repeated", f"{attention!r} attention can't keep the branches of a token tree apart"
-    return "shared_prefix", f"{config.model_type} with {attention} attention takes token trees"
-
-
 def grid_logprobs(model: PreTrainedModel, grid: Grid, **options: Any) -> GridLogprobs:
     """Return the log-probabilities of one grid; see ``batched_grid_logprobs`` for the options.
 
@@ -130,144 +106,55 @@ def batched_grid_logprobs(
         One ``GridLogprobs`` a grid, differentiable with respect to the model's parameters.
 
     Raises:
-        ValueError: "shared_prefix" is asked of a model that would silently misread its mask.
+        ValueError: an option is unknown, "shared_prefix" is asked of a model that would misread
+            it, a grid is longer than the model's positions, or the model can't be used at all.
     """
-    trusted, reason = choose_layout(model)
-    if layout == "shared_prefix" and trusted == "repeated":
-        raise ValueError(f"layout: the prompt can't be shared, since {reason}")
+    for name, value, known in (("layout", layout, (None, *get_args(Layout))),
+                               ("head", head, get_args(Head))):  # fmt: skip
+        if value not in known:
+            choices = ", ".join(str(choice) for choice in known)
+            raise ValueError(f"{name}: must be one of {choices}, got {value!r}")
+    if not grids:
+        raise ValueError("grids: none are given")
+    policy = computing_model(model)
+    traits = traits_of(policy)
+    if traits.refusal:
+        raise ValueError(f"model: {traits.refusal}")
+    if layout == "shared_prefix" and traits.layout == "repeated":
+        raise ValueError(f"layout: the prompt can't be shared, since {traits.reason}")
+    layout = layout or traits.layout
+    if reference is not None and traits_of(reference.model).layout == "repeated":
+        layout = "repeated"
+    check_lengths(policy.config, grids)
+    sides = sides_of_original_context(policy.config, grids)
+    if len(sides) > 1:
+        options = {
+            "layout": layout, "head": head, "chunk_tokens": chunk_tokens, "reference": reference,
+        }  # fmt: skip
+        return _one_side_at_a_time(model, grids, sides, options)
     tokens = pack(
-        grids, layout=layout or trusted, pad_to_multiple=pad_to_multiple, device=model.device
+        grids,
+        layout=layout,
+        pad_to_multiple=pad_to_multiple if sides == [None] else 1,
+        device=policy.device,
     )
 
     def compute() -> tuple[Tensor, Tensor | None]:
-        outputs = _response_outputs(model, tokens)
+        outputs = response_outputs(policy, tokens, traits.mask_form, traits.logits)
         logprobs = outputs.logprobs(tokens.target_ids, head, chunk_tokens)
         if reference is None:
             return logprobs, None
+        kept = computing_model(reference.model)
+        known = traits_of(kept)
         with torch.no_grad(), reference.context():
             initial = computed_inside_forward(
-                reference.model, lambda: _response_outputs(reference.model, tokens)
+                kept, lambda: response_outputs(kept, tokens, known.mask_form, known.logits)
             )
         return logprobs, outputs.kl(initial)
 
     # The head is read without its layer, which in a model in shards FSDP would not notice.
-    logprobs, kl = computed_inside_forward(model, compute)
+    logprobs, kl = computed_inside_forward(policy, compute)
     return _split_cells(logprobs, kl, tokens)
-
-
-@dataclass(frozen=True)
-class _ResponseOutputs:
-    """What a model computed at the positions that predict response tokens.
-
-    Attributes:
-        hidden: (N, H) final hidden states, or the (N, V) logits where the head is not known.
-        weight: (V, H) output embedding, or None where ``hidden`` are logits.
-        bias: (V,) or None.
-        softcap: see ``token_logprobs``.
-        scale: see ``token_logprobs``.
-    """
-
-    hidden: Tensor
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    softcap: float | None = None
-    scale: float = 1.0
-
-    def logprobs(self, targets: Tensor, head: Head, chunk_tokens: int | None) -> Tensor:
-        """(N,) log-probabilities of the targets in nats."""
-        if self.weight is None:
-            return -F.cross_entropy(self.hidden, targets, reduction="none")
-        return token_logprobs(
-            self.hidden,
-            self.weight,
-            targets,
-            bias=self.bias,
-            softcap=self.softcap,
-            scale=self.scale,
-            head=head,
-            chunk_tokens=chunk_tokens,
-        )
-
-    def kl(self, reference: _ResponseOutputs) -> Tensor:
-        """(N,) KL divergence from the reference in nats."""
-        if self.weight is None or reference.weight is None:
-            logp, logq = self.hidden.log_softmax(-1), reference.hidden.log_softmax(-1)
-            return (logp.exp() * (logp - logq)).sum(-1)
-        return token_kl(
-            self.hidden,
-            self.weight,
-            reference.hidden,
-            reference.weight,
-            bias=self.bias,
-            reference_bias=reference.bias,
-            softcap=self.softcap,
-            scale=self.scale,
-        )
-
-
-def _response_outputs(model: PreTrainedModel, tokens: PackedTokens) -> _ResponseOutputs:
-    inputs = {
-        "input_ids": tokens.input_ids,
-        "position_ids": tokens.position_ids,
-        "use_cache": False,
-        **_attention_inputs(model, tokens),
-    }
-    if model.config.model_type not in KNOWN_HEAD_MODEL_TYPES:
-        logits = model(**inputs).logits.flatten(0, 1)[tokens.source_index]
-        return _ResponseOutputs(logits.to(torch.promote_types(logits.dtype, torch.float32)))
-    hidden = model.base_model(**inputs).last_hidden_state
-    head = model.get_output_embeddings()
-    text_config = model.config.get_text_config()
-    return _ResponseOutputs(
-        hidden.flatten(0, 1)[tokens.source_index],
-        head.weight,
-        getattr(head, "bias", None),
-        getattr(text_config, "final_logit_softcapping", None),
-        _logit_scale(text_config),
-    )
-
-
-def _attention_inputs(model: PreTrainedModel, tokens: PackedTokens) -> dict[str, Any]:
-    """Return what tells this model's attention which tokens see each other."""
-    if tokens.segments is None:
-        return {"attention_mask": tokens.padding_mask}
-    tree = TokenTree(tokens.segments)
-    device = tokens.input_ids.device
-    if model.config._attn_implementation == "flex_attention":
-        return {
-            "attention_mask": _for_layer_types(
-                model.config, lambda window: tree.block_mask(window, device)
-            )
-        }
-    use_tree_attention(model)
-    # transformers hands a ready 4D mask through. It is never read; were a layer to read it in
-    # spite of the tree, its NaN would show.
-    unread = torch.full((1, 1, 1, 1), float("nan"), device=device)
-    return {
-        "attention_mask": _for_layer_types(model.config, lambda window: unread),
-        "token_tree": tree,
-    }
-
-
-def _for_layer_types(config: Any, mask: Callable[[int | None], Any]) -> Any:
-    """Return a mask in the form the model takes: one, or one for each of its layer types.
-
-    A ready mask bypasses the model's own sliding window, so the window is part of it.
-    """
-    window = getattr(config, "sliding_window", None)
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is None or config.model_type in ("llama", "mistral", "gemma"):
-        return mask(window if config.model_type == "mistral" else None)
-    masks = {"full_attention": mask(None)}
-    if "sliding_attention" in layer_types:
-        masks["sliding_attention"] = mask(window)
-    return masks
-
-
-def _logit_scale(config: Any) -> float:
-    if getattr(config, "logits_scaling", None):  # Granite divides
-        return 1.0 / config.logits_scaling
-    return getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
 
 
 def _split_cells(logprobs: Tensor, kl: Tensor | None, tokens: PackedTokens) -> list[GridLogprobs]:
@@ -291,3 +178,36 @@ def _split_cells(logprobs: Tensor, kl: Tensor | None, tokens: PackedTokens) -> l
 def _cell_sums(per_token: Tensor, tokens: PackedTokens) -> Tensor:
     # split + sum adds in a fixed order; index_add would not be reproducible on a GPU.
     return torch.stack([cell.sum() for cell in per_token.split(tokens.cell_lengths)])
+
+
+def _one_side_at_a_time(
+    model: PreTrainedModel,
+    grids: Sequence[Grid],
+    sides: Sequence[Sequence[tuple[int, int, int]]],
+    options: dict[str, Any],
+) -> list[GridLogprobs]:
+    """Compute the cells of each side of a model's original context in a pass of their own."""
+    if is_sharded(model):
+        raise ValueError(
+            "grids: some cells are longer than the model's original context and some are not; its "
+            "longrope scaling keeps them apart, which takes one process"
+        )
+    cells: dict[tuple[int, int, int], GridLogprobs] = {}
+    for side in sides:
+        alone = [Grid([grids[n].prompt_ids[i]], [grids[n].response_ids[j]]) for n, i, j in side]
+        cells |= zip(side, batched_grid_logprobs(model, alone, **options), strict=True)
+    results = []
+    for number, grid in enumerate(grids):
+        n_prompts, n_responses = grid.shape
+        rows = [[cells[number, i, j] for j in range(n_responses)] for i in range(n_prompts)]
+        has_kl = rows[0][0].kl is not None
+        results.append(
+            GridLogprobs(
+                sums=torch.stack([torch.cat([c.sums[0] for c in row]) for row in rows]),
+                token_counts=torch.cat([cell.token_counts for cell in rows[0]]),
+                kl=torch.stack([torch.cat([c.kl[0] for c in row]) for row in rows])
+                if has_kl
+                else None,
+            )
+        )
+    return results

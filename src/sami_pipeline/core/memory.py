@@ -114,9 +114,7 @@ def empty_model(architecture: PretrainedConfig) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            architecture, dtype=torch.float32, attn_implementation="sdpa"
-        )
+        return AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
 
 
 def example_grid(
@@ -197,9 +195,7 @@ def traced_step(
     # What needs a kernel of a GPU computes the same, and keeps no more, with it.
     config = replace(config, attention="sdpa", compile_layers=False, head="chunked", trackers=())
     with _WithoutData(), _StorageCounter() as counter:
-        model = AutoModelForCausalLM.from_config(
-            architecture, dtype=torch.float32, attn_implementation="sdpa"
-        )
+        model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
         full = replace(config, lora=None, kl_beta=0.0 if config.lora else config.kl_beta)
         with prepared(model, full) as reference:
             if config.lora is not None:

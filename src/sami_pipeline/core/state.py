@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
 import shutil
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from sami_pipeline.code_versions import CodeVersion, listed
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.core.distributed import Workers, as_shard_of, current_workers, own_part
 from sami_pipeline.core.grid import Grid
@@ -31,6 +33,9 @@ from sami_pipeline.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
+NO_CODE = CodeVersion()
 STATES_KEPT = 2
 _NAME = "step-{:08d}"
 # Of a model's configuration: where it lay, what wrote it, and what training does not read.
@@ -41,11 +46,14 @@ _NOT_ARCHITECTURE = {
 
 
 class StateMismatchError(InputError):
-    """A saved state belongs to other data, other parameters or another initial model."""
+    """A saved state belongs to other data, parameters or code, or another initial model."""
 
 
 def fingerprint(
-    model: PreTrainedModel, grids: Sequence[Grid], config: SamiTrainingConfig
+    model: PreTrainedModel,
+    grids: Sequence[Grid],
+    config: SamiTrainingConfig,
+    code: CodeVersion = NO_CODE,
 ) -> dict[str, str]:
     """Return what determines a run of SAMI; see ``fingerprint_parts``."""
     # As plain lists: a tuple or an array of the same ids is the same data.
@@ -55,11 +63,14 @@ def fingerprint(
     ]
     # How often the state is saved and where steps are logged do not change what is computed.
     parameters = asdict(config) | {"save_state_every": None, "trackers": None}
-    return fingerprint_parts(model, data, parameters)
+    return fingerprint_parts(model, data, parameters, code)
 
 
 def fingerprint_parts(
-    model: PreTrainedModel, data: Sequence[Any], parameters: dict[str, Any]
+    model: PreTrainedModel,
+    data: Sequence[Any],
+    parameters: dict[str, Any],
+    code: CodeVersion = NO_CODE,
 ) -> dict[str, str]:
     """Return what determines a run, hashed by part, so that a mismatch can name the part.
 
@@ -67,6 +78,7 @@ def fingerprint_parts(
         model: before training.
         data: one JSON-able item an example, in order.
         parameters: JSON-able.
+        code: what trains.
     """
     weights = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -88,6 +100,7 @@ def fingerprint_parts(
         "initial model": weights.hexdigest(),
         "training data": examples.hexdigest(),
         "parameters": hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest(),
+        **code.parts(),
     }
 
 
@@ -217,10 +230,10 @@ def load_latest_state(
 ) -> tuple[int, list[dict[str, Any]]]:
     """Restore the latest whole state in place and return (steps done, history).
 
-    Returns (0, []) when there is none, or only that of another run which came to its end: its
-    model is made, so nothing is lost with it. The state may have been saved by another number of
-    workers; their random numbers, which only dropout and stochastic rounding draw, do not come
-    back then.
+    Returns (0, []) when there is none, or only that of another run which came to its end, which is
+    discarded: its model is made, so nothing is lost with it. The state may have been saved by
+    another number of workers; their random numbers, which only dropout and stochastic rounding
+    draw, do not come back then.
 
     Raises:
         StateMismatchError: the state belongs to another, unfinished run; the message names the
@@ -229,8 +242,11 @@ def load_latest_state(
     workers = current_workers()
     states = list_states(folder)
     record = json.loads((states[-1] / "state.json").read_text()) if states else {}
-    makes_room = record.get("finished", False) and record["fingerprint"] != run_fingerprint
+    changed = changed_parts(record["fingerprint"], run_fingerprint) if states else []
+    makes_room = bool(changed) and record.get("finished", False)
     workers.wait()
+    if makes_room:
+        logger.info("%s", discarded(states[-1], changed))
     if workers.is_first:
         for old in [*folder.glob(".step-*"), *(states if makes_room else [])]:
             shutil.rmtree(old)
@@ -262,12 +278,21 @@ def load_latest_state(
 
 def refuse_mismatch(state: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
     """Raise a StateMismatchError that names the parts in which two fingerprints differ."""
-    changed = [part for part, value in wanted.items() if saved.get(part) != value]
-    if changed:
+    if changed := changed_parts(saved, wanted):
         raise StateMismatchError(
-            f"{state}: this training state belongs to another run ({', '.join(changed)} changed); "
+            f"{state}: this training state belongs to another run ({listed(changed)} changed); "
             f"delete {state.parent} to start anew, or restore what changed"
         )
+
+
+def discarded(state: Path, changed: Sequence[str]) -> str:
+    """Return the line that says why a finished state is not gone on with."""
+    return f"{state} is discarded, its training starts anew: {listed(changed)} changed"
+
+
+def changed_parts(saved: dict[str, str], wanted: dict[str, str]) -> list[str]:
+    """Return the parts in which fingerprints differ, a part that only one has included."""
+    return [part for part in {**wanted, **saved} if saved.get(part) != wanted.get(part)]
 
 
 def list_states(folder: Path) -> list[Path]:

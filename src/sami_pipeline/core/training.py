@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from sami_pipeline import code_versions
 from sami_pipeline.core.adapters import add_adapters, merge_adapters, without_adapters
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.core.distributed import (
@@ -32,12 +33,13 @@ from sami_pipeline.core.distributed import (
     whole,
 )
 from sami_pipeline.core.grid import Grid, TextGrid
+from sami_pipeline.core.lengths import check_lengths
 from sami_pipeline.core.logprobs import (
     GridLogprobs,
     Reference,
     batched_grid_logprobs,
-    choose_layout,
 )
+from sami_pipeline.core.model_outputs import computing_model
 from sami_pipeline.core.objective import (
     grid_accuracy,
     mi_lower_bound,
@@ -46,6 +48,7 @@ from sami_pipeline.core.objective import (
 )
 from sami_pipeline.core.optimisers import build_optimiser, sample_weights
 from sami_pipeline.core.packing import packed_length
+from sami_pipeline.core.probe import choose_layout, take_over_traits
 from sami_pipeline.core.state import fingerprint, load_latest_state, save_state
 
 if TYPE_CHECKING:
@@ -113,9 +116,10 @@ def train_sami(
         ``peak_memory_bytes`` is that of the worker with the highest.
 
     Raises:
-        ValueError: no grids, a grid that is not square, weights of the wrong dtype, or parameters
-            that several workers can't follow.
-        StateMismatchError: ``state_folder`` holds the state of another run.
+        ValueError: no grids, a grid that is not square or too long for the model, weights of the
+            wrong dtype, or parameters that several workers can't follow.
+        StateMismatchError: ``state_folder`` holds the state of another, unfinished run: of other
+            data, parameters or code.
         FloatingPointError: a gradient is not finite; the states on disk are of the steps before.
     """
     token_grids = [
@@ -126,11 +130,17 @@ def train_sami(
     ]
     workers = current_workers()
     _check(model, token_grids, config)
+    check_lengths(computing_model(model).config, token_grids)
     if workers.count > 1:
         check_many_workers(token_grids, config)
     torch.manual_seed(config.seed + workers.rank)
-    run_fingerprint = fingerprint(model, token_grids, config) if state_folder is not None else {}
+    run_fingerprint = (
+        {}
+        if state_folder is None
+        else fingerprint(model, token_grids, config, code_versions.of(train_sami))
+    )
     batches = batch_schedule(len(token_grids), config)
+    choose_layout(model)  # tried before its weights are cast, where rounding hides the least
     with prepared(model, config) as reference, _trackers(config, tracker_folder) as log:
         layout, reason = choose_layout(model)
         logger.info("Rows are laid out as %s: %s", layout, reason)
@@ -226,6 +236,7 @@ def prepared(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[Ref
         initial = copy.deepcopy(model).requires_grad_(False).eval()
         if config.weights != "float32":  # it computes as the model does, so that KL begins at 0
             _cast_weights(initial.parameters(), torch.bfloat16)
+        take_over_traits(model, initial)
         reference = Reference(initial)
     if config.weights != "float32":
         # The optimiser takes trainable ones apart itself where it keeps their remainder.

@@ -19,10 +19,6 @@ from sami_pipeline.core.packing import Segment
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
-    from transformers import PreTrainedModel
-
-# The name under which transformers finds this attention; without a tree it is plain sdpa.
-TREE_ATTENTION = "sdpa_token_tree"
 
 
 class TokenTree:
@@ -105,14 +101,14 @@ class _MatmulAttention(torch.autograd.Function):
         # activation of the layer.
         ctx.save_for_backward(stacked, key, value, mask)
         ctx.scale, ctx.shape = scale, query.shape
-        return torch.bmm(weights, value).view(query.shape)
+        return torch.bmm(weights, value).view(1, heads, length, value.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         stacked, key, value, mask = ctx.saved_tensors
         weights = _attention_weights(stacked, key, mask)
-        gradient = gradient.reshape(stacked.shape)
+        gradient = gradient.reshape(*stacked.shape[:2], value.shape[-1])
         d_value = torch.bmm(weights.transpose(1, 2), gradient)
         d_weights = torch.bmm(gradient, value.transpose(1, 2))
         d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
@@ -138,7 +134,6 @@ def _attend(
     )  # fmt: skip
 
 
-@torch.compiler.disable  # it would be compiled anew for every combination of lengths
 def tree_attention_forward(
     module: torch.nn.Module,
     query: Tensor,
@@ -146,9 +141,6 @@ def tree_attention_forward(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
     token_tree: TokenTree | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
@@ -158,51 +150,79 @@ def tree_attention_forward(
         module: the attention layer.
         query: (1, heads, T, head_dim) when a tree is given.
         key: (1, key-value heads, T, head_dim).
-        value: as ``key``.
+        value: as ``key``, of any width.
         attention_mask: only read without a tree.
-        dropout: probability.
-        scaling: factor on the scores; None is head_dim^-½.
-        sliding_window: keys this many positions back and further are not seen.
         token_tree: the segments of the row; None is transformers' own sdpa attention.
-        options: passed on without a tree.
+        options: ``dropout``, ``scaling`` and ``sliding_window`` are read with a tree; without one
+            all are passed on.
 
     Returns:
         (1, T, heads, head_dim) and None in the place of attention weights.
+
+    Raises:
+        TokenTreeError: an option changes the scores in a way that this attention does not know.
     """
     if token_tree is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
-            sliding_window=sliding_window, **options,
-        )  # fmt: skip
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    for name in ("softcap", "position_bias", "s_aux"):
+        if options.get(name) is not None:
+            raise TokenTreeError(f"attention on token trees takes no {name}")
+    return _attend_along_paths(
+        query,
+        key,
+        value,
+        token_tree,
+        dropout=options.get("dropout") or 0.0,
+        scaling=options.get("scaling"),
+        window=options.get("sliding_window"),
+    ), None
+
+
+class TokenTreeError(ValueError):
+    """A model asks attention for something that it can't do on a token tree."""
+
+
+@torch.compiler.disable  # it would be compiled again for every combination of lengths
+def _attend_along_paths(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: TokenTree,
+    *,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """Return (1, T, heads, width): each segment's attention to its path."""
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     # One split has one concatenation as its backward; slices would each fill a whole row.
-    queries, keys, values = (t.split(token_tree.lengths, dim=2) for t in (query, key, value))
+    queries, keys, values = (t.split(tree.lengths, dim=2) for t in (query, key, value))
     outputs = []
-    for index, segment in enumerate(token_tree.segments):
+    for index, segment in enumerate(tree.segments):
         path = (*segment.ancestors, index)
         path_keys, path_values = (
             pieces[index] if len(path) == 1 else torch.cat([pieces[p] for p in path], dim=2)
             for pieces in (keys, values)
         )
-        mask = token_tree.mask(segment, sliding_window, query)
+        mask = tree.mask(segment, window, query)
         outputs.append(
             _attend(queries[index], path_keys, path_values, mask, scale=scale, dropout=dropout)
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
-def use_tree_attention(model: PreTrainedModel) -> None:
-    """Let a model with sdpa attention take trees too; without one it computes as before."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
+def use_tree_attention() -> None:
+    """Let every model with transformers' sdpa attention take token trees.
 
-    if model.config._attn_implementation == TREE_ATTENTION:
-        return
-    AttentionInterface.register(TREE_ATTENTION, tree_attention_forward)
-    AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
-    model.set_attn_implementation(TREE_ATTENTION)
+    The function that transformers looks up under "sdpa" is exchanged for one that computes the same
+    where no tree is given, in this process. So no model has to be switched over and back, and a
+    layer that is computed again in the backward pass finds it too.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("sdpa", tree_attention_forward)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -36,14 +36,30 @@ __all__ = [
     "SamplingParameters",
     "TransformersParameters",
     "VllmParameters",
+    "code_not_used",
     "complete",
     "completion_key",
     "generate",
     "model_fingerprint",
     "open_engine",
     "open_model",
+    "packages_outside",
     "release",
 ]
+
+# By kind, the code that only this kind of engine runs, as ``code_versions.of`` takes it.
+_OWN_CODE = {
+    "openai": (
+        "engines.openai_engine", "engines.credentials", "engines.parameters:OpenAIParameters",
+    ),
+    "transformers": (
+        "engines.transformers_engine", "engines.parameters:TransformersParameters",
+    ),
+    "vllm": (
+        "engines.vllm_engine", "engines.vllm_server", "engines.vllm_worker",
+        "engines.parameters:VllmParameters",
+    ),
+}  # fmt: skip
 
 
 def open_engine(
@@ -91,6 +107,7 @@ def open_engine(
         model_folder,
         dtype=parameters.transformers.dtype,
         batch_size=parameters.transformers.batch_size,
+        kept_gib=parameters.transformers.kept_gib,
         trust_remote_code=trust_remote_code,
         chat=chat,
     )
@@ -139,3 +156,19 @@ def release() -> None:
     from sami_pipeline.engines import vllm_server
 
     vllm_server.release()
+
+
+def code_not_used(chosen: Iterable[EngineParameters]) -> tuple[str, ...]:
+    """Return the code of engines that none of these settings chooses; see ``code_versions.of``."""
+    kinds = {engine.kind for engine in chosen}
+    unused = [each for kind, code in _OWN_CODE.items() if kind not in kinds for each in code]
+    return (*unused, *([] if kinds else ["engines.parameters:EngineParameters"]))
+
+
+def packages_outside(chosen: Iterable[EngineParameters]) -> dict[str, str]:
+    """Return versions of what engines compute with in environments of their own."""
+    from sami_pipeline.engines import vllm_server
+
+    pythons = sorted({engine.vllm.python or "" for engine in chosen if engine.kind == "vllm"})
+    versions = [vllm_server.version(vllm_server.interpreter(each or None)) for each in pythons]
+    return {"vllm": " and ".join(each.strip() for each in versions)} if versions else {}

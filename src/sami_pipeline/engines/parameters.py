@@ -80,7 +80,12 @@ class TransformersParameters(Settings):
         "auto", description="Of the weights; auto takes bfloat16 where the hardware has it."
     )
     batch_size: BatchSize = Field(
-        64, description="Prompts generated together; more is faster and takes more memory."
+        64, description="Responses written together; more is faster and takes more memory."
+    )
+    kept_gib: NonNegativeFloat = Field(
+        1.0,
+        description="Memory for keys and values of responses that have ended, in GiB: the next "
+        "turn of a conversation goes on from there, in the place of reading it all again.",
     )
 
 

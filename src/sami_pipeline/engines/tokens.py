@@ -47,7 +47,7 @@ def split_too_long(
 
 def read_completion(
     encoder: TextEncoder,
-    prompt: EncodedPrompt,
+    prompt: Sequence[int],
     ids: Sequence[int],
     ends: Collection[int],
     sampling: SamplingParameters,
@@ -56,7 +56,7 @@ def read_completion(
 
     Args:
         encoder: the model's.
-        prompt: what they were generated behind.
+        prompt: the tokens that they were generated behind.
         ids: what was generated, the token that ended it and what follows included.
         ends: tokens that end a response.
         sampling: its stop strings end the response too and are cut off.
@@ -66,20 +66,20 @@ def read_completion(
     end_token = ""
     if length is not None:
         end_token = str(encoder.tokenizer.convert_ids_to_tokens(ids[length]))
-    text, thinking = encoder.read(prompt.ids, written), ""
+    text, thinking = encoder.read(prompt, written), ""
     cuts = [text.find(stop) for stop in sampling.stop if stop in text]
     if cuts:
         text, end_token = text[: min(cuts)], ""
     if not encoder.chat.keep_thinking:
-        begun = prompt.chat and is_thinking(prompt.text)
-        marked = encoder.read_with_marks(prompt.ids, written)
+        begun = is_thinking(encoder.end_of(prompt))
+        marked = encoder.read_with_marks(prompt, written)
         thinking, response = split_thinking(marked, begun=begun)
         if thinking or begun:
             text = response
     return Completion(
         text=text,
         finish_reason="stop" if cuts or length is not None else "length",
-        prompt_tokens=len(prompt.ids),
+        prompt_tokens=len(prompt),
         completion_tokens=len(ids) if length is None else length,
         end_token=end_token,
         thinking=thinking,

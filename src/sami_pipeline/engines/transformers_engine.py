@@ -1,30 +1,50 @@
-"""Generation with transformers: batched by length, greedy, sampled or one of given choices."""
+"""Generation with transformers: rows of all sampling parameters are written together.
+
+Prompts are read by length, rows leave when they end and others take their place (``rows``). Models
+whose attention transformers does not look up by name are run by their own ``generate``, batch by
+batch. Either way a row draws from random numbers of its own, and in fp32 its text does not depend
+on its neighbours.
+"""
 
 from __future__ import annotations
 
 import gc
-import hashlib
+import logging
 import sys
-from collections import defaultdict
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers import (
     GenerationConfig,
-    PreTrainedTokenizerBase,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
     StoppingCriteria,
+    StoppingCriteriaList,
 )
 
+from sami_pipeline.engines import row_cache
 from sami_pipeline.engines.base import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.engines.generation import model_fingerprint
+from sami_pipeline.engines.rows import Row, Rows
+from sami_pipeline.engines.sampling import draw_tokens, uniform_numbers
 from sami_pipeline.engines.tokens import encode_prompts, read_completion, split_too_long
+from sami_pipeline.errors import one_line
 from sami_pipeline.models.checkpoints import load_causal_model, load_tokenizer
 from sami_pipeline.models.prompts import ChatParameters
 from sami_pipeline.models.tokens import EncodedPrompt, TextEncoder, end_token_ids
 
+logger = logging.getLogger(__name__)
 Dtype = Literal["auto", "float32", "bfloat16"]
+
+# Completions are handed over, and stored, this often.
+SECONDS_BETWEEN_PIECES = 0.5
+# Prompts are read when this share of the batch is free: reading one at a time is slow.
+_SHARE_FREE = 1 / 8
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
@@ -36,40 +56,15 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-class _StopStrings(StoppingCriteria):
-    """Ends each row at a stop string in what it has generated; the prompt may hold one too."""
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], prompt_width: int
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.stop = stop
-        self.prompt_width = prompt_width
-        # A character takes at most four byte-level tokens.
-        self.window = 4 * max(map(len, stop))
-
-    def __call__(
-        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
-    ) -> torch.BoolTensor:
-        first = max(self.prompt_width, input_ids.shape[1] - self.window)
-        texts = self.tokenizer.batch_decode(input_ids[:, first:], skip_special_tokens=True)
-        found = [any(stop in text for stop in self.stop) for text in texts]
-        return torch.tensor(found, device=input_ids.device)
-
-
-def _batch_seed(seed: int, drawn: Sequence[tuple[str, int]]) -> int:
-    digest = hashlib.sha256(repr((seed, drawn)).encode()).digest()
-    return int.from_bytes(digest[:8], "big", signed=True)
-
-
 class TransformersEngine:
     """The embedded default engine.
 
     Args:
         model_folder: a Hugging Face folder with safetensors weights.
         dtype: "auto" takes bfloat16 where the hardware has it.
-        batch_size: prompts generated together. A larger batch is faster and takes more memory:
-            on two CPU cores SmolLM2-135M gave 84, 210, 338 and 435 tokens/s at 4, 16, 40 and 80.
+        batch_size: responses written together. A larger batch is faster and takes more memory.
+        kept_gib: memory for keys and values of rows that have ended, in GiB: a prompt that begins
+            with a row's prompt and response is read from there on.
         trust_remote_code: let Python code run that the folder brings.
         chat: how the chat template is rendered.
     """
@@ -80,6 +75,7 @@ class TransformersEngine:
         *,
         dtype: Dtype = "auto",
         batch_size: int = 64,
+        kept_gib: float = 1.0,
         trust_remote_code: bool = False,
         chat: ChatParameters | None = None,
     ) -> None:
@@ -96,138 +92,260 @@ class TransformersEngine:
             eos_token_id=sorted(self._ends), pad_token_id=self.tokenizer.pad_token_id
         )
         self.batch_size = batch_size
-        self.identity = f"transformers {resolved} {model_fingerprint(model_folder)}"
+        # The rule by which samples are drawn is a part of it.
+        self.identity = f"transformers rows {resolved} {model_fingerprint(model_folder)}"
         self.identity += self.encoder.chat.identity
+        reason = use_row_attention(self.model)
+        if reason:
+            logger.warning(
+                "%s: rows can't be written independently (%s); plain generate is used, which is "
+                "slower",
+                type(self.model).__name__,
+                reason,
+            )
+        self.rows = (
+            None if reason else Rows(self.model, batch_size, kept_bytes=int(kept_gib * 2**30))
+        )
 
     def stream(
         self, requests: Sequence[GenerationRequest], *, seed: int
     ) -> Iterator[dict[int, Completion]]:
-        """Yield the completions batch by batch; see ``Engine.stream``."""
+        """Yield the completions as rows end; see ``Engine.stream``."""
         prompts = encode_prompts(self.encoder, requests)
         encoded = [prompt.ids for prompt in prompts]
         context = getattr(self.model.config, "max_position_embeddings", sys.maxsize)
         too_long, fitting = split_too_long(requests, prompts, context)
         if too_long:
             yield too_long
-        groups: dict[SamplingParameters, list[int]] = defaultdict(list)
-        for index in fitting:
-            groups[requests[index].sampling].append(index)
-        for sampling in sorted(groups, key=repr):
-            # Longest first: neighbours pad little, and too large a batch fails at once.
-            order = sorted(
-                groups[sampling],
-                key=lambda i: (-len(encoded[i]), prompts[i].text, requests[i].sample),
-            )
-            for batch in self._batches(order, encoded):
-                asked = [prompts[i] for i in batch]
-                if sampling.choices:
-                    outputs = self._choose(asked, sampling)
-                else:
-                    # A batch draws from a seed of its own: it does not matter what was drawn
-                    # before, by this process or by one that was killed.
-                    drawn = [(prompts[i].text, requests[i].sample) for i in batch]
-                    outputs = self._generate_batch(asked, sampling, _batch_seed(seed, drawn))
-                yield dict(zip(batch, outputs, strict=True))
+        # Longest first: neighbours pad little, and too large a batch fails at once.
+        order = sorted(fitting, key=lambda i: (-len(encoded[i]), encoded[i], requests[i].sample))
+        waiting = []
+        for index in order:
+            request = requests[index]
+            if request.sampling.choices:
+                yield {index: self._choose(prompts[index], request.sampling)}
+            else:
+                waiting.append(self._row(index, encoded[index], request, seed))
+        if self.rows is None:
+            yield from self._write_in_batches(waiting)
+        else:
+            yield from self._write(self.rows, waiting)
 
     def close(self) -> None:
         """Give the model's memory back."""
         del self.model
+        self.rows = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _batches(
-        self, order: Sequence[int], encoded: Sequence[Sequence[int]]
-    ) -> Iterator[list[int]]:
-        """Yield batches of neighbours, none less than half as long as the longest beside it."""
-        batch: list[int] = []
-        for index in order:
-            too_short = batch and 2 * len(encoded[index]) < len(encoded[batch[0]])
-            if too_short or len(batch) == self.batch_size:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
-
-    @torch.inference_mode()
-    def _generate_batch(
-        self, prompts: Sequence[EncodedPrompt], sampling: SamplingParameters, seed: int
-    ) -> list[Completion]:
-        inputs = self.tokenizer.pad(
-            {"input_ids": [prompt.ids for prompt in prompts]}, return_tensors="pt"
+    def _row(self, index: int, prompt: list[int], request: GenerationRequest, seed: int) -> Row:
+        sampling = request.sampling
+        uniforms = (
+            uniform_numbers(seed, prompt, request.sample, sampling.max_new_tokens)
+            if sampling.temperature > 0
+            else np.empty(0)
         )
-        width = inputs["input_ids"].shape[1]
-        sampled = sampling.temperature > 0
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            output = self.model.generate(
-                **inputs.to(self.device),
-                max_new_tokens=sampling.max_new_tokens,
-                do_sample=sampled,
-                temperature=sampling.temperature if sampled else None,
-                top_p=sampling.top_p if sampled else None,
-                top_k=0 if sampled else None,
-                stopping_criteria=[_StopStrings(self.tokenizer, sampling.stop, width)]
-                if sampling.stop
-                else None,
-            )
-        return [
-            # A row that ended before its batch is filled up with padding, which ends it too.
-            read_completion(self.encoder, prompt, row[width:].tolist(), self._ends, sampling)
-            for prompt, row in zip(prompts, output, strict=True)
-        ]
+        return Row(index, prompt, sampling, uniforms)
 
     @torch.inference_mode()
-    def _choose(
-        self, prompts: Sequence[EncodedPrompt], sampling: SamplingParameters
-    ) -> list[Completion]:
+    def _write(self, rows: Rows, waiting: list[Row]) -> Iterator[dict[int, Completion]]:
+        """Write rows together; those that wait take the places of those that end."""
+        rows.clear()  # a call before may have been left in the middle
+        waiting = waiting[::-1]
+        done: dict[int, Completion] = {}
+        last_piece = time.monotonic()
+        while waiting or rows.active:
+            free = rows.slots - len(rows.active)
+            if waiting and free >= min(len(waiting), max(1, _SHARE_FREE * rows.slots)):
+                arriving = [waiting.pop() for _ in range(min(free, len(waiting)))]
+                first = len(rows.active)
+                logits = rows.read(arriving)
+            else:
+                first = 0
+                logits = rows.step()
+            ended = self._extend(rows.active[first:], logits)
+            for place in ended:
+                row = rows.active[first + place]
+                done[row.index] = self._completion(row)
+            rows.leave([first + place for place in ended])
+            if done and time.monotonic() - last_piece > SECONDS_BETWEEN_PIECES:
+                yield done
+                done, last_piece = {}, time.monotonic()
+        if done:
+            yield done
+
+    def _extend(self, rows: Sequence[Row], logits: torch.Tensor) -> list[int]:
+        """Write one more token of each row; return the places of those that have ended.
+
+        Args:
+            rows: of the batch.
+            logits: (rows, vocabulary).
+        """
+        tokens = draw_tokens(
+            logits,
+            [row.sampling for row in rows],
+            [row.uniforms[len(row.written)] if len(row.uniforms) else 0.0 for row in rows],
+        )
+        for row, token in zip(rows, tokens, strict=True):
+            row.written.append(token)
+        return [place for place, row in enumerate(rows) if self._has_ended(row)]
+
+    def _has_ended(self, row: Row) -> bool:
+        if row.written[-1] in self._ends or len(row.written) >= row.sampling.max_new_tokens:
+            return True
+        stop = row.sampling.stop
+        if not stop:
+            return False
+        # A character takes at most four byte-level tokens.
+        tail = row.written[-4 * max(map(len, stop)) :]
+        text = self.tokenizer.decode(tail, skip_special_tokens=True)
+        return any(each in text for each in stop)
+
+    def _completion(self, row: Row) -> Completion:
+        return read_completion(self.encoder, row.prompt, row.written, self._ends, row.sampling)
+
+    def _write_in_batches(self, waiting: Sequence[Row]) -> Iterator[dict[int, Completion]]:
+        """Write batches of neighbours, none less than half as long as the longest of its batch."""
+        batch: list[Row] = []
+        for row in waiting:
+            too_short = batch and 2 * len(row.prompt) < len(batch[0].prompt)
+            if too_short or len(batch) == self.batch_size:
+                yield self._generate_batch(batch)
+                batch = []
+            batch.append(row)
+        if batch:
+            yield self._generate_batch(batch)
+
+    @torch.inference_mode()
+    def _generate_batch(self, rows: list[Row]) -> dict[int, Completion]:
+        inputs = self.tokenizer.pad(
+            {"input_ids": [row.prompt for row in rows]}, return_tensors="pt"
+        )
+        drawn = _Drawn(self, rows)
+        self.model.generate(
+            **inputs.to(self.device),
+            max_new_tokens=max(row.sampling.max_new_tokens for row in rows),
+            do_sample=False,
+            logits_processor=LogitsProcessorList([drawn]),
+            stopping_criteria=StoppingCriteriaList([_Ended(drawn)]),
+        )
+        return {row.index: self._completion(row) for row in rows}
+
+    @torch.inference_mode()
+    def _choose(self, prompt: EncodedPrompt, sampling: SamplingParameters) -> Completion:
         """Read each choice's log-probability; the response is the likeliest.
 
         Choices have the tokens that they have behind the prompt and are read to their last token,
         so that those which begin alike are told apart.
         """
-        completions = []
-        for prompt in prompts:
-            choices = [self.encoder.encode_response([prompt], each) for each in sampling.choices]
-            # What is read before the last token of each choice. The prompt is read once for all
-            # of them, and one-token choices need no more.
-            beginnings = list(dict.fromkeys(tuple(c[:-1]) for c in choices if len(c) > 1))
-            read = self.model(
-                torch.tensor([prompt.ids], device=self.device),
-                use_cache=bool(beginnings),
-                logits_to_keep=1,
+        choices = [self.encoder.encode_response([prompt], each) for each in sampling.choices]
+        # What is read before the last token of each choice. The prompt is read once for all of
+        # them, and one-token choices need no more.
+        beginnings = list(dict.fromkeys(tuple(c[:-1]) for c in choices if len(c) > 1))
+        read = self.model(
+            torch.tensor([prompt.ids], device=self.device),
+            use_cache=bool(beginnings),
+            logits_to_keep=1,
+        )
+        # (1, vocabulary) after the prompt alone; (beginning + 1, vocabulary) after a beginning.
+        first = read.logits[0].float().log_softmax(-1)
+        logprobs: dict[tuple[int, ...], torch.Tensor] = {(): first}
+        if beginnings:
+            inputs = self.tokenizer.pad(
+                {"input_ids": [list(each) for each in beginnings]},
+                padding_side="right",
+                return_tensors="pt",
             )
-            # (1, vocabulary) after the prompt alone; (beginning + 1, vocabulary) after a beginning.
-            first = read.logits[0].float().log_softmax(-1)
-            logprobs: dict[tuple[int, ...], torch.Tensor] = {(): first}
-            if beginnings:
-                inputs = self.tokenizer.pad(
-                    {"input_ids": [list(each) for each in beginnings]},
-                    padding_side="right",
-                    return_tensors="pt",
-                )
-                read.past_key_values.batch_repeat_interleave(len(beginnings))
-                # Padding stands behind what is read: the causal mask alone hides it.
-                output = self.model(
-                    inputs["input_ids"].to(self.device), past_key_values=read.past_key_values
-                )
-                for beginning, logits in zip(beginnings, output.logits, strict=True):
-                    logprobs[beginning] = torch.cat([first, logits.float().log_softmax(-1)])
-            sums = torch.stack(
-                [
-                    logprobs[tuple(choice[:-1])][range(len(choice)), choice].sum()
-                    for choice in choices
-                ]
+            read.past_key_values.batch_repeat_interleave(len(beginnings))
+            # Padding stands behind what is read: the causal mask alone hides it.
+            output = self.model(
+                inputs["input_ids"].to(self.device), past_key_values=read.past_key_values
             )
-            chosen = int(sums.argmax())
-            completions.append(
-                Completion(
-                    text=sampling.choices[chosen],
-                    finish_reason="stop",
-                    prompt_tokens=len(prompt.ids),
-                    completion_tokens=len(choices[chosen]),
-                    choice_logprobs=tuple(sums.log_softmax(0).tolist()),
-                )
-            )
-        return completions
+            for beginning, logits in zip(beginnings, output.logits, strict=True):
+                logprobs[beginning] = torch.cat([first, logits.float().log_softmax(-1)])
+        sums = torch.stack(
+            [logprobs[tuple(choice[:-1])][range(len(choice)), choice].sum() for choice in choices]
+        )
+        chosen = int(sums.argmax())
+        return Completion(
+            text=sampling.choices[chosen],
+            finish_reason="stop",
+            prompt_tokens=len(prompt.ids),
+            completion_tokens=len(choices[chosen]),
+            choice_logprobs=tuple(sums.log_softmax(0).tolist()),
+        )
+
+
+class _Drawn(LogitsProcessor):
+    """Leaves plain ``generate`` no choice but the token that the engine draws for each row."""
+
+    def __init__(self, engine: TransformersEngine, rows: Sequence[Row]) -> None:
+        self.engine = engine
+        self.rows = rows
+        self.ended = [False] * len(rows)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        going = [place for place, ended in enumerate(self.ended) if not ended]
+        ended = self.engine._extend([self.rows[place] for place in going], scores[going])
+        forced = torch.full_like(scores, -torch.inf)
+        for place in going:
+            forced[place, self.rows[place].written[-1]] = 0
+        for place, row in enumerate(self.rows):
+            if self.ended[place]:
+                forced[place, row.written[-1]] = 0
+        for place in ended:
+            self.ended[going[place]] = True
+        return forced
+
+
+class _Ended(StoppingCriteria):
+    """Ends plain ``generate`` for the rows that the engine has seen end."""
+
+    def __init__(self, drawn: _Drawn) -> None:
+        self.drawn = drawn
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.tensor(self.drawn.ended, device=input_ids.device)
+
+
+@torch.inference_mode()
+def use_row_attention(model: PreTrainedModel) -> str:
+    """Switch a model to ``row_cache.ATTENTION`` if its logits stay the same.
+
+    Two prompts of different lengths are read, and continued by a token each, both ways.
+
+    Returns:
+        why the model was left as it is; "" where it was switched.
+    """
+    lengths, tokens = (3, 7), torch.arange(1, 17) % model.config.get_text_config().vocab_size
+    prompts = [tokens[:length].tolist() for length in lengths]
+    following = [tokens[-1:].tolist()] * 2
+    plain = [
+        model(torch.tensor([prompt + more], device=model.device), use_cache=False).logits[0, -2:]
+        for prompt, more in zip(prompts, following, strict=True)
+    ]
+    expected = torch.stack(plain).float()  # (2, 2, vocabulary)
+    before = model.config._attn_implementation
+    row_cache.register()
+    try:
+        model.set_attn_implementation(row_cache.ATTENTION)
+        if model.config._attn_implementation != row_cache.ATTENTION:
+            return "its attention is not looked up by name"
+        rows = Rows(model, 2, kept_bytes=0)
+        arriving = [Row(i, p, SamplingParameters(2), np.empty(0)) for i, p in enumerate(prompts)]
+        first = rows.read(arriving)
+        for row, token in zip(arriving, following, strict=True):
+            row.written += token
+        found = torch.stack([first, rows.step()], 1).float()
+    except Exception as error:  # whatever a model's own code raises over an unknown cache
+        reason = f"{type(error).__name__}: {one_line(str(error))[:200]}"
+    else:
+        centred = expected - expected.mean(-1, keepdim=True)
+        difference = ((found - expected).norm() / centred.norm()).item()
+        limit = 1e-3 if model.dtype == torch.float32 else 0.1
+        if difference <= limit:
+            return ""
+        reason = f"logits differ by {difference:.2g} of their size"
+    model.set_attn_implementation(before)
+    return reason

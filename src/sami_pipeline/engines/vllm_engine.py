@@ -177,7 +177,7 @@ class VllmEngine:
         if reason not in ("stop", "length"):
             raise EngineError(f"vLLM engine: a response ended with the reason {reason!r}")
         ends = self._ends_of(sampling)
-        completion = read_completion(self.encoder, prompt, ids, ends, sampling)
+        completion = read_completion(self.encoder, prompt.ids, ids, ends, sampling)
         if sampling.choices and completion.text not in sampling.choices:
             return Completion("", "failed", len(prompt.ids), completion.completion_tokens)
         return replace(completion, finish_reason="stop") if reason == "stop" else completion

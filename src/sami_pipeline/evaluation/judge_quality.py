@@ -34,14 +34,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
+from sami_pipeline.evaluation.intervals import (
+    NO_ROWS,
+    Interval,
+    bootstrap_statistic,
+    mean_interval,
+)
 from sami_pipeline.evaluation.length_control import with_lengths
 from sami_pipeline.evaluation.statistics import (
     COMPARISON_KEY,
-    NO_ROWS,
-    Interval,
-    bootstrap_mean,
-    bootstrap_statistic,
     by_category,
+    by_constitution,
     require_rows,
     require_verdicts,
     with_clusters,
@@ -86,9 +89,10 @@ def judge_quality(
         seed: Seed of each interval.
 
     Returns:
-        One row per (judge, metric, category of `by_category`), the metrics as far as they apply to
-        the judge: `reference` (the judge compared with, or ""), `n` (comparisons or calls that the
-        metric is about), `value` and its interval over questions. With n = 0 they are NaN.
+        One row per (judge, metric, constitution, category of `by_category`), the metrics as far as
+        they apply to the judge: `reference` (the judge compared with, or ""), `n` questions, `rows`
+        (comparisons or calls that the metric is about), `value` and its interval over questions.
+        With n = 0 they are NaN.
 
     Raises:
         ValueError: If a table is incomplete, or an answer is missing.
@@ -104,13 +108,15 @@ def judge_quality(
         if judgements is not None and (judgements["judge"] == judge).any():
             measures += _of_calls(judgements[judgements["judge"] == judge])
         for metric, reference, estimate, frame in measures:
-            values = [column for column in ("category", "value", "other") if column in frame]
-            for category, part in by_category(with_clusters(frame, values)):
-                result = estimate(part.dropna(subset="value"), options)
-                bounds = (result.estimate, result.low, result.high)
-                records.append((judge, reference, category, metric, result.n, *bounds))
-    columns = ["judge", "reference", "category", "metric", "n", "value", "ci_low", "ci_high"]
-    return pd.DataFrame(records, columns=columns)
+            values = ["constitution", "category", "value", "other"]
+            frame = with_clusters(frame, [column for column in values if column in frame])
+            for constitution, asked in by_constitution(frame):
+                for category, part in by_category(asked):
+                    result = estimate(part.dropna(subset="value"), options)
+                    key = (judge, reference, constitution, category, metric)
+                    records.append((*key, *result.counts, *result.bounds))
+    columns = ["judge", "reference", "constitution", "category", "metric", "n", "rows", "value"]
+    return pd.DataFrame(records, columns=[*columns, "ci_low", "ci_high"])
 
 
 _Estimate = Callable[[pd.DataFrame, dict[str, Any]], Interval]
@@ -120,7 +126,7 @@ _Measure = tuple[str, str, _Estimate, pd.DataFrame]
 def _mean(rows: pd.DataFrame, options: dict[str, Any]) -> Interval:
     if rows.empty:
         return NO_ROWS
-    return bootstrap_mean(rows["value"], rows["question_id"], **options)
+    return mean_interval(rows["value"], rows["question_id"])
 
 
 def _kappa(rows: pd.DataFrame, options: dict[str, Any]) -> Interval:

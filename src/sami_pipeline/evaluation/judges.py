@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from sami_pipeline.errors import InputError
+from sami_pipeline.evaluation.intervals import NO_ROWS, mean_interval
 from sami_pipeline.evaluation.statistics import (
     ANSWER_KEY,
-    bootstrap_mean,
     by_category,
     by_turn,
     require_rows,
@@ -352,21 +352,17 @@ def decide_ratings(judgements: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -
     return _verdicts(pd.concat(parts, ignore_index=True))
 
 
-def ratings(
-    judgements: pd.DataFrame, *, resamples: int = 10_000, level: float = 0.95, seed: int
-) -> pd.DataFrame:
+def ratings(judgements: pd.DataFrame) -> pd.DataFrame:
     """Mean rating of each model under each constitution, per category and turn.
 
     Args:
         judgements: single grading, as ``decide_ratings`` takes it.
-        resamples: Bootstrap samples per interval, over questions.
-        level: Coverage of the intervals.
-        seed: Seed of each interval.
 
     Returns:
         One row per (model, constitution, turn, category of ``by_category``); turn is "both", which
-        is all that were rated, "1" or "2". ``n`` counts valid ratings, ``invalid`` the others; a
-        cell without any valid one has a NaN rating.
+        is all that were rated, "1" or "2". ``n`` counts questions, ``rows`` valid ratings,
+        ``invalid`` the others; a cell without any valid one has a NaN rating. Intervals are over
+        questions.
     """
     rated = with_clusters(
         _rated(judgements), ["model", "constitution", "turn", "category", "rating"]
@@ -376,19 +372,17 @@ def ratings(
         for turn, given in by_turn(graded):
             for category, rows in by_category(given):
                 valid = rows.dropna(subset="rating")
-                bounds = (np.nan, np.nan, np.nan)
+                mean = NO_ROWS
                 if len(valid):
-                    mean = bootstrap_mean(
-                        valid["rating"], valid["question_id"],
-                        resamples=resamples, level=level, seed=seed,
-                    )  # fmt: skip
-                    bounds = (mean.estimate, mean.low, mean.high)
-                counts = (len(valid), len(rows) - len(valid))
-                records.append((model, constitution, category, turn, *counts, *bounds))
-    columns = [
-        "model", "constitution", "category", "turn", "n", "invalid", "rating", "ci_low", "ci_high",
-    ]  # fmt: skip
-    return pd.DataFrame(records, columns=columns)
+                    mean = mean_interval(
+                        valid["rating"],
+                        valid["question_id"],
+                        limits=(LOWEST_RATING, HIGHEST_RATING),
+                    )
+                counts = (*mean.counts, len(rows) - len(valid))
+                records.append((model, constitution, category, turn, *counts, *mean.bounds))
+    columns = ["model", "constitution", "category", "turn", "n", "rows", "invalid", "rating"]
+    return pd.DataFrame(records, columns=[*columns, "ci_low", "ci_high"])
 
 
 def _rated(judgements: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,8 @@
 """Win rates with the length of the answers controlled.
 
 A judge may prefer an answer for being longer. Two corrections of the adjusted win rate (a tie
-counts half), each for one judge and one pair of models over all comparisons with a verdict:
+counts half), each for one judge and one pair of models, over the comparisons under one constitution
+(and at one turn) with a verdict:
 
 - **stratified**, as arXiv 2404.14313 (section 4.1) does: the comparisons are split into those where
   the model's answer is longer than the opponent's and those where it is shorter or as long, and the
@@ -28,13 +29,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from sami_pipeline.evaluation.intervals import NO_ROWS, Interval, bootstrap_statistic
 from sami_pipeline.evaluation.statistics import (
     ANSWER_KEY,
     COMPARISON_KEY,
-    NO_ROWS,
     POINTS,
-    Interval,
-    bootstrap_statistic,
+    by_constitution_and_turn,
     describe,
     require_rows,
     require_verdicts,
@@ -251,37 +251,38 @@ def length_controlled(
         seed: Seed of each interval.
 
     Returns:
-        One row per (judge, model, opponent, method): `n` verdicts other than "invalid", `n_longer`
-        of them on a longer answer of the model, the rate and its interval over questions. All
-        categories, turns and constitutions are taken together.
+        One row per (judge, constitution, turn of `by_turn`, model, opponent, method): `n`
+        questions, `rows` verdicts other than "invalid", `n_longer` of them on a longer answer of
+        the model, the rate and its interval over questions. All categories are taken together. A
+        judge who always prefers the longer (or the shorter) answer under a constitution is seen
+        here: the stratified rate is then 1/2. Over both constitutions together it would not be.
 
     Raises:
         ValueError: If a table is incomplete or an answer is missing.
     """
     require_verdicts(verdicts)
     rows = with_lengths(verdicts, answers).sort_values(COMPARISON_KEY, kind="stable")
-    rows = with_clusters(rows, ["judge", "model", "opponent", "winner"]).assign(
+    columns = ["judge", "constitution", "turn", "model", "opponent", "winner"]
+    rows = with_clusters(rows, columns).assign(
         difference=rows["model_length"] - rows["opponent_length"]
     )
+    options = {"resamples": resamples, "level": level, "seed": seed}
     pairs = verdicts[["judge", "model", "opponent"]].drop_duplicates()
-    groups = rows[rows["winner"] != "invalid"].groupby(["judge", "model", "opponent"])
     records = []
-    for pair in pairs.itertuples(index=False, name=None):
-        valid = groups.get_group(pair) if pair in groups.groups else rows.iloc[:0]
-        for method in METHODS:
-            result = NO_ROWS
-            if len(valid):
-                result = controlled_win_rate(
-                    method,
-                    valid["winner"].map(POINTS),
-                    valid["difference"],
-                    valid["question_id"],
-                    resamples=resamples,
-                    level=level,
-                    seed=seed,
-                )
+    for judge, model, opponent in pairs.itertuples(index=False, name=None):
+        met = rows[(rows["judge"] == judge) & (rows["model"] == model)]
+        met = met[met["opponent"] == opponent]
+        for constitution, turn, asked in by_constitution_and_turn(met):
+            valid = asked[asked["winner"] != "invalid"]
+            points, questions = valid["winner"].map(POINTS), valid["question_id"]
             longer = int((valid["difference"] > 0).sum())
-            bounds = (result.estimate, result.low, result.high)
-            records.append((*pair, method, result.n, longer, *bounds))
-    columns = ["judge", "model", "opponent", "method", "n", "n_longer"]
-    return pd.DataFrame(records, columns=[*columns, "win_rate", "ci_low", "ci_high"])
+            for method in METHODS:
+                result = NO_ROWS
+                if len(valid):
+                    result = controlled_win_rate(
+                        method, points, valid["difference"], questions, **options
+                    )
+                key = (judge, constitution, turn, model, opponent, method)
+                records.append((*key, *result.counts, longer, *result.bounds))
+    columns = ["judge", "constitution", "turn", "model", "opponent", "method", "n", "rows"]
+    return pd.DataFrame(records, columns=[*columns, "n_longer", "win_rate", "ci_low", "ci_high"])

@@ -11,13 +11,13 @@ All tables here are made of *attempts*, one row each:
 * `completion_tokens` (int): length of the solution.
 
 A model's problems all have the same attempts, so that no problem counts more than another. Every
-interval is a 95 % percentile bootstrap over *problems*: values are computed for each problem once,
-then whole problems are drawn with replacement. Each cell uses the seed afresh.
+interval is a 95 % interval over *problems* (`intervals.mean_interval`): values are computed for
+each problem once.
 """
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -25,8 +25,17 @@ import numpy as np
 import pandas as pd
 
 from sami_pipeline.errors import InputError
+from sami_pipeline.evaluation.intervals import (
+    DIFFERENCE,
+    LENGTH,
+    SHARE,
+    Interval,
+    holm,
+    mean_interval,
+    sign_flip_p,
+)
 from sami_pipeline.evaluation.math_answers import parse_number
-from sami_pipeline.evaluation.statistics import Interval, require_rows
+from sami_pipeline.evaluation.statistics import require_rows
 
 GREEDY = 0
 """The `attempt` that was decoded greedily."""
@@ -34,12 +43,7 @@ GREEDY = 0
 METRICS = ("greedy", "pass_at_k", "maj_at_k", "invalid_rate", "mean_tokens")
 """What the tables hold in `metric`, in their order."""
 
-LEVEL = 0.95
-"""Coverage of the intervals."""
-
 Extraction = Literal["strict", "flexible"]
-
-_DRAWS_AT_ONCE = 2**20
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -134,16 +138,12 @@ def _majority_accuracies(correct: int, wrong: tuple[int, ...], invalid: int) -> 
 def accuracy(
     attempts: pd.DataFrame,
     *,
-    resamples: int = 10_000,
-    seed: int,
     extraction: Extraction = "strict",
 ) -> pd.DataFrame:
     """Summarise how well each model solves the problems.
 
     Args:
         attempts: One row per (model, problem_id, attempt), as the module describes.
-        resamples: Bootstrap samples per interval.
-        seed: Seed of each interval.
         extraction: The column with the answers that vote, the one that `correct` was judged by.
 
     Returns:
@@ -167,8 +167,8 @@ def accuracy(
     records = []
     for model, rows in attempts.groupby("model", sort=False):
         values = _problem_values(rows, extraction)
-        for (metric, k), cell in _intervals(values, resamples, seed).items():
-            records.append((model, metric, k, cell.n, cell.estimate, cell.low, cell.high))
+        for metric, k, _, cell in _intervals(values, SHARE):
+            records.append((model, metric, k, cell.n, *cell.bounds))
     columns = ["model", "metric", "k", "n", "value", "ci_low", "ci_high"]
     return pd.DataFrame(records, columns=columns)
 
@@ -177,8 +177,6 @@ def accuracy_difference(
     attempts: pd.DataFrame,
     baseline: str,
     *,
-    resamples: int = 10_000,
-    seed: int,
     extraction: Extraction = "strict",
 ) -> pd.DataFrame:
     """Compare each model with a baseline on the same problems.
@@ -186,15 +184,15 @@ def accuracy_difference(
     Args:
         attempts: One row per (model, problem_id, attempt), as the module describes.
         baseline: Name of the model to compare with.
-        resamples: Bootstrap samples per interval.
-        seed: Seed of each interval.
         extraction: The column with the answers that vote, the one that `correct` was judged by.
 
     Returns:
-        Columns `model`, `baseline`, `metric`, `k`, `n`, `difference`, `ci_low`, `ci_high`: for each
-        other model and each metric of `accuracy` that both have, the mean over problems of the
-        model's value minus the baseline's, in the metric's unit. If one of the two has no samples,
-        only their greedy attempts are compared. No rows if the baseline is alone.
+        Columns `model`, `baseline`, `metric`, `k`, `n`, `difference`, `ci_low`, `ci_high`,
+        `detectable`, `p_value`, `p_holm`: for each other model and each metric of `accuracy` that
+        both have, the mean over problems of the model's value minus the baseline's, in the metric's
+        unit, and the p-value of the exact paired test, corrected for the number of models. If one
+        of the two has no samples, only their greedy attempts are compared. No rows if the baseline
+        is alone.
 
     Raises:
         ValueError: As `accuracy`.
@@ -224,10 +222,16 @@ def accuracy_difference(
         ours, theirs = (_problem_values(side, extraction) for _, side in pair)
         shared = [cell for cell in ours if cell in theirs]
         gains = {cell: ours[cell] - theirs[cell] for cell in shared}
-        for (metric, k), cell in _intervals(gains, resamples, seed).items():
-            records.append((model, baseline, metric, k, cell.n, cell.estimate, cell.low, cell.high))
+        for metric, k, column, cell in _intervals(gains, DIFFERENCE):
+            p_value = sign_flip_p(column, np.arange(len(column)))
+            measures = (cell.n, *cell.bounds, cell.detectable, p_value)
+            records.append((model, baseline, metric, k, *measures))
     columns = ["model", "baseline", "metric", "k", "n", "difference", "ci_low", "ci_high"]
-    return pd.DataFrame(records, columns=columns)
+    table = pd.DataFrame(records, columns=[*columns, "detectable", "p_value"])
+    corrected = pd.Series(np.nan, index=table.index)
+    for _, family in table.groupby(["metric", "k"]):
+        corrected[family.index] = holm(family["p_value"].tolist())
+    return table.assign(p_holm=corrected)
 
 
 def _require_attempts(attempts: pd.DataFrame, extraction: str) -> None:
@@ -323,34 +327,11 @@ def _votes_won(answers: list[int], target: int) -> tuple[float, ...]:
 
 
 def _intervals(
-    values: dict[tuple[str, int], np.ndarray], resamples: int, seed: int
-) -> dict[tuple[str, int], Interval]:
-    """Give each metric the interval of `statistics.bootstrap_mean` with problems as clusters.
-
-    All metrics share one set of draws, which `bootstrap_mean` would make again for each of them,
-    and which take most of its time. The results are the same up to rounding.
-    """
-    if resamples < 1:
-        raise ValueError(f"need resamples >= 1, got {resamples}")
-    n = len(next(iter(values.values())))
-    if n < 2:
-        return {
-            cell: Interval(float(column.mean()), math.nan, math.nan, n)
-            for cell, column in values.items()
-        }
-    generator = np.random.default_rng(seed)
-    means = np.empty((len(values), resamples))
-    step = max(1, _DRAWS_AT_ONCE // n)
-    for start in range(0, resamples, step):
-        part = means[:, start : start + step]
-        size = part.shape[1]
-        draws = generator.integers(0, n, size=(size, n)) + n * np.arange(size)[:, None]
-        drawn = np.bincount(draws.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
-        # One column at a time: the last bit of a product of matrices depends on its other columns.
-        for row, column in zip(part, values.values(), strict=True):
-            row[:] = drawn @ column / n
-    bounds = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1).T
-    return {
-        cell: Interval(float(column.sum() / n), float(low), float(high), n)
-        for (cell, column), (low, high) in zip(values.items(), bounds, strict=True)
-    }
+    values: dict[tuple[str, int], np.ndarray], limits: tuple[float, float]
+) -> Iterator[tuple[str, int, np.ndarray, Interval]]:
+    """Give each metric its interval, with problems as clusters; tokens have other limits."""
+    for (metric, k), column in values.items():
+        bounded = limits
+        if metric == "mean_tokens":
+            bounded = LENGTH if limits == SHARE else None
+        yield metric, k, column, mean_interval(column, np.arange(len(column)), limits=bounded)

@@ -25,7 +25,7 @@ def attempt_requests(
     """
     test = problems[problems["split"] == "test"]
     desired = [(name, "principle") for name in principles["principle"]]
-    constitution = format_constitution(desired, principles)
+    constitution = format_constitution(desired, principles, "evaluation")
     rows, requests = [], []
     for problem in test.itertuples(index=False):
         prompt = template.build([problem.question], constitution=constitution)

@@ -5,7 +5,7 @@ arXiv 2306.05685; 80 questions, 10 in each of 8 categories.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import pandas as pd
 
@@ -109,8 +109,3 @@ def first_questions(questions: pd.DataFrame, per_category: int | None) -> pd.Dat
         return questions
     ids = questions.drop_duplicates("question_id").groupby("category").head(per_category)
     return questions[questions["question_id"].isin(ids["question_id"])]
-
-
-def temperatures_of(rows: pd.DataFrame, temperatures: Mapping[str, float]) -> Sequence[float]:
-    """Return each row's sampling temperature, that of its category."""
-    return [temperatures[category] for category in rows["category"]]

@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
-from sami_pipeline.evaluation.mt_bench import temperatures_of
 from sami_pipeline.models.prompts import Prompt, PromptTemplate
 from sami_pipeline.parameters import EvaluationParameters, GenerationParameters
 from sami_pipeline.training.responses import with_completions
@@ -37,7 +36,7 @@ def turn_requests(
         parameters: temperatures by category and the limit of an answer.
     """
     prompts = [_prompt(template, row) for row in rows.itertuples(index=False)]
-    temperatures = temperatures_of(rows, parameters.temperatures)
+    temperatures = map(parameters.temperature_of, rows["category"])
     requests = [
         GenerationRequest(
             prompt,

@@ -1,23 +1,32 @@
-"""Tables of results with intervals: win rates, compliance, differences and degeneration.
+"""Tables of results with intervals and tests: win rates, compliance, differences, degeneration.
 
-Win rates with length controlled are in `length_control`, how good a judge is in `judge_quality`.
+Win rates with length controlled are in `length_control`, how good a judge is in `judge_quality`,
+how the intervals and tests are made in `intervals`.
 
-Every interval is a percentile bootstrap over *questions*: the answers to one question (its turns
-and constitutions) are not independent, so whole questions are drawn with replacement. A cell with
-fewer than two questions has no interval (NaN). Where every question gave the same value, the
-interval has no width; that is a limit of the bootstrap, no proof of certainty.
+The **constitution** is a dimension of every table, as the turn is: what a model does when it is
+asked for the desired principles and when it is asked for their opposite are two questions, and no
+number here averages over both. Nor does any average a principle with its antithesis.
 
-Each cell uses the seed afresh, so that a number does not depend on which other cells there are.
+`n` counts questions, which is what was resampled: the answers to one question (its turns and
+statements) are not independent. `rows` counts what the mean is over.
+
+`p_holm` is `p_value` corrected for the number of categories that a comparison has
+(`with_corrected_p`). A cell with fewer than two questions has no interval (NaN).
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
 
+from sami_pipeline.evaluation.intervals import (
+    DIFFERENCE,
+    LENGTH,
+    NO_ROWS,
+    holm,
+    mean_interval,
+    sign_flip_p,
+)
 from sami_pipeline.tables import StoredTable, columns_of
 
 PAPER_CATEGORIES = (
@@ -47,149 +56,17 @@ POINTS = {"model": 1.0, "tie": 0.5, "opponent": 0.0}
 """What a valid verdict adds to the adjusted win rate."""
 STATEMENT_KEY = [*ANSWER_KEY, "principle"]
 
-_DRAWS_AT_ONCE = 2**20
+DESIRED = "desired"
+"""The constitution of the headline, with the first turn: the paper's question."""
+
+FIRST_TURN = "1"
 
 
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its uncertainty.
-
-    Attributes:
-        estimate: The mean of the rows, in their unit.
-        low: Lower bound, NaN with fewer than two clusters.
-        high: Upper bound, NaN with fewer than two clusters.
-        n: Number of rows (not of clusters).
-    """
-
-    estimate: float
-    low: float
-    high: float
-    n: int
-
-
-def bootstrap_mean(
-    values: ArrayLike,
-    clusters: ArrayLike,
-    *,
-    resamples: int = 10_000,
-    level: float = 0.95,
-    seed: int,
-) -> Interval:
-    """Percentile interval of the mean of rows that come in clusters.
-
-    Percentile bootstrap (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13)
-    over whole clusters (Cameron, Gelbach & Miller 2008, "Bootstrap-Based Improvements for Inference
-    with Clustered Errors", "pairs cluster bootstrap"). A resample draws as many clusters as there
-    are, with replacement; its mean is the sum over the number of rows it happens to hold. The order
-    of the rows changes nothing, not even in the last bit.
-
-    Args:
-        values: (rows,) numbers or booleans.
-        clusters: (rows,) sortable label of each row's cluster.
-        resamples: Number of bootstrap samples.
-        level: Coverage of the interval, between 0 and 1.
-        seed: Seed of `numpy.random.default_rng`.
-
-    Returns:
-        The mean of all rows and its interval. Memory is bounded by about 2^20 draws at a time, or
-        by one resample where that is more.
-
-    Raises:
-        ValueError: If there are no rows, values are NaN, lengths differ, or a setting is out of
-            range.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    clusters = np.asarray(clusters)
-    if values.ndim != 1 or values.shape != clusters.shape:
-        raise ValueError(
-            f"values {values.shape} and clusters {clusters.shape} must be equally long"
-        )
-    if values.size == 0:
-        raise ValueError("the mean of no rows is undefined")
-    if np.isnan(values).any():
-        raise ValueError(f"{np.isnan(values).sum()} of {values.size} values are NaN")
-    if resamples < 1 or not 0 < level < 1:
-        raise ValueError(f"need resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
-
-    labels, cluster = np.unique(clusters, return_inverse=True)
-    order = np.lexsort((values, cluster))
-    sums = np.bincount(cluster[order], weights=values[order])
-    counts = np.bincount(cluster)
-    estimate = float(sums.sum() / values.size)
-    if labels.size < 2:
-        return Interval(estimate, math.nan, math.nan, values.size)
-
-    means = np.concatenate(
-        [
-            sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
-            for draws in _cluster_draws(labels.size, resamples, labels.size, seed)
-        ]
-    )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high), values.size)
-
-
-def _cluster_draws(
-    clusters: int, resamples: int, width: int, seed: int
-) -> Iterator[NDArray[np.int64]]:
-    """Yield (part, clusters) indices drawn with replacement; part · width stays near 2^20."""
-    generator = np.random.default_rng(seed)
-    step = max(1, _DRAWS_AT_ONCE // width)
-    for start in range(0, resamples, step):
-        yield generator.integers(0, clusters, size=(min(step, resamples - start), clusters))
-
-
-def bootstrap_statistic(
-    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    clusters: ArrayLike,
-    *,
-    limits: tuple[float, float],
-    resamples: int = 10_000,
-    level: float = 0.95,
-    seed: int,
-) -> Interval:
-    """Percentile interval of any statistic of rows that come in clusters.
-
-    The same resamples as `bootstrap_mean` draws, for what is no mean of rows.
-
-    Args:
-        statistic: Takes (part, clusters) numbers, how often each cluster (in sorted order of its
-            label) is in each of `part` samples; gives (part,) values, NaN where it is undefined.
-        clusters: (rows,) sortable label of each row's cluster.
-        limits: The smallest and the largest value possible. A resample in which the statistic is
-            undefined counts as the first for the lower bound and as the second for the upper.
-        resamples: Number of bootstrap samples.
-        level: Coverage of the interval, between 0 and 1.
-        seed: Seed of `numpy.random.default_rng`.
-
-    Returns:
-        The statistic of all rows and its interval; no interval where the statistic is undefined.
-        A statistic that needs an array of all rows for each sample gets about 2^20 numbers at once.
-
-    Raises:
-        ValueError: If there are no rows.
-    """
-    clusters = np.asarray(clusters)
-    if clusters.size == 0:
-        raise ValueError("a statistic of no rows is undefined")
-    number = np.unique(clusters).size
-    estimate = float(statistic(np.ones((1, number)))[0])
-    if number < 2 or math.isnan(estimate):
-        return Interval(estimate, math.nan, math.nan, clusters.size)
-    values = []
-    for draws in _cluster_draws(number, resamples, clusters.size, seed):
-        cells = draws + number * np.arange(len(draws))[:, None]
-        weights = np.bincount(cells.ravel(), minlength=draws.size).reshape(draws.shape)
-        values.append(statistic(weights.astype(np.float64)))
-    drawn = np.concatenate(values)
-    low, high = (
-        float(np.quantile(np.nan_to_num(drawn, nan=limit), share))
-        for limit, share in zip(limits, ((1 - level) / 2, (1 + level) / 2), strict=True)
-    )
-    return Interval(estimate, low, high, clusters.size)
-
-
-NO_ROWS = Interval(math.nan, math.nan, math.nan, 0)
+def in_order(categories: Iterable[str]) -> list[str]:
+    """Return the different categories: MT-Bench's first and in its order, others alphabetically."""
+    present = set(categories)
+    known = [category for category in MT_BENCH_CATEGORIES if category in present]
+    return known + sorted(present.difference(known))
 
 
 def by_category(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -209,8 +86,7 @@ def by_category(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     present = set(frame["category"])
     if taken := present & {OVERALL, OVERALL_PAPER}:
         raise ValueError(f"reserved for summaries, no category: {sorted(taken)}")
-    known = [category for category in MT_BENCH_CATEGORIES if category in present]
-    for category in known + sorted(present.difference(known)):
+    for category in in_order(present):
         yield category, frame[frame["category"] == category]
     if present:
         yield OVERALL, frame
@@ -289,50 +165,85 @@ def by_turn(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield str(turn), rows
 
 
-def win_rates(
-    verdicts: pd.DataFrame, *, resamples: int = 10_000, level: float = 0.95, seed: int
+def with_corrected_p(
+    table: pd.DataFrame, comparison: Sequence[str], matches: Sequence[str]
 ) -> pd.DataFrame:
-    """Win rates of each model against each opponent it met, per judge, turn and category.
+    """Return a table with `p_holm`, its `p_value` corrected within families of comparisons.
+
+    The categories of one comparison are a family, since a reader looks for the ones that differ. A
+    summary over categories is in a family with the same summary of the other matches.
+
+    Args:
+        table: Rows with `category`, `p_value`, and the other columns named here.
+        comparison: Columns that together name a comparison, whose rows are its categories.
+        matches: Those of them that name who is compared.
+    """
+    summary = table["category"].isin([OVERALL, OVERALL_PAPER])
+    corrected = pd.Series(np.nan, index=table.index)
+    for rows, key in (
+        (table[~summary], list(comparison)),
+        (table[summary], ["category", *(name for name in comparison if name not in matches)]),
+    ):
+        for _, family in rows.groupby(key, sort=False):
+            corrected[family.index] = holm(family["p_value"].tolist())
+    return table.assign(p_holm=corrected)
+
+
+def by_constitution_and_turn(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield (constitution, turn of `by_turn`, rows), the desired constitution first."""
+    for constitution, rows in by_constitution(frame):
+        for turn, part in by_turn(rows):
+            yield constitution, turn, part
+
+
+def by_constitution(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield (constitution, its rows), the desired one first, the others by name."""
+    parts = dict(list(frame.groupby("constitution")))
+    for name in sorted(parts, key=lambda name: (name != DESIRED, name)):
+        yield name, parts[name]
+
+
+def win_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Win rates of each model against each opponent, per judge, constitution, turn and category.
 
     `win_rate` is w / (w + l + t) and `adjusted_win_rate` (w + t/2) / (w + l + t), as FastChat's
     `show_result.py` defines them.
 
     Args:
         verdicts: Rows as `require_verdicts` wants them.
-        resamples: Bootstrap samples per interval.
-        level: Coverage of the intervals.
-        seed: Seed of each interval.
 
     Returns:
-        One row per (judge, turn of `by_turn`, model, opponent, category of `by_category`), in this
-        order. Invalid verdicts are counted in `invalid` and are in neither `n` nor the rates; a
-        cell without any valid one has NaN rates.
+        One row per (judge, constitution, turn of `by_turn`, model, opponent, category of
+        `by_category`), in this order. Invalid verdicts are counted in `invalid` and are in neither
+        `n` nor the rates; a cell without any valid one has NaN rates. `p_value` is that of wins
+        against losses, `detectable` the smallest departure of the adjusted rate from one half that
+        so many questions would show (`intervals.Interval`).
 
     Raises:
         ValueError: As `require_verdicts`.
     """
     require_verdicts(verdicts)
-
-    def interval(rows: pd.DataFrame, points: dict[str, float]) -> Interval:
-        if rows.empty:
-            return NO_ROWS
-        scores = rows["winner"].map(points).to_numpy(dtype=np.float64)
-        return bootstrap_mean(
-            scores, rows["question_id"], resamples=resamples, level=level, seed=seed
-        )
-
     records = []
-    for judge, turn, model, opponent, category, rows in _win_rate_cells(verdicts):
+    for judge, constitution, turn, model, opponent, category, rows in _win_rate_cells(verdicts):
         valid = rows[rows["winner"] != "invalid"]
-        strict = interval(valid, {"model": 1.0, "tie": 0.0, "opponent": 0.0})
-        adjusted = interval(valid, POINTS)
+        points = valid["winner"].map(POINTS).to_numpy(dtype=np.float64)
+        strict = adjusted = NO_ROWS
+        p_value = np.nan
+        if len(valid):
+            strict = mean_interval(points == 1, valid["question_id"])
+            adjusted = mean_interval(points, valid["question_id"])
+            p_value = sign_flip_p(2 * points - 1, valid["question_id"])
         wins, ties, losses, invalid = (int((rows["winner"] == name).sum()) for name in OUTCOMES)
         records.append(
             {
+                "judge": judge,
+                "constitution": constitution,
+                "turn": turn,
                 "model": model,
                 "opponent": opponent,
                 "category": category,
-                "n": strict.n,
+                "n": adjusted.n,
+                "rows": adjusted.rows,
                 "win_rate": strict.estimate,
                 "ci_low": strict.low,
                 "ci_high": strict.high,
@@ -343,22 +254,27 @@ def win_rates(
                 "adjusted_win_rate": adjusted.estimate,
                 "adjusted_ci_low": adjusted.low,
                 "adjusted_ci_high": adjusted.high,
-                "judge": judge,
-                "turn": turn,
+                "detectable": adjusted.detectable,
+                "p_value": p_value,
             }
         )
-    return pd.DataFrame(records)
+    return with_corrected_p(
+        pd.DataFrame(records),
+        ["judge", "constitution", "turn", "model", "opponent"],
+        matches=["model", "opponent"],
+    )
 
 
 def _win_rate_cells(
     verdicts: pd.DataFrame,
-) -> Iterator[tuple[str, str, str, str, str, pd.DataFrame]]:
-    verdicts = with_clusters(verdicts, ["judge", "model", "opponent", "turn", "category", "winner"])
+) -> Iterator[tuple[str, str, str, str, str, str, pd.DataFrame]]:
+    columns = ["judge", "model", "opponent", "constitution", "turn", "category", "winner"]
+    verdicts = with_clusters(verdicts, columns)
     for judge, judged in verdicts.groupby("judge", sort=False):
-        for turn, at_turn in by_turn(judged):
-            for (model, opponent), met in at_turn.groupby(["model", "opponent"], sort=False):
+        for constitution, turn, asked in by_constitution_and_turn(judged):
+            for (model, opponent), met in asked.groupby(["model", "opponent"], sort=False):
                 for category, rows in by_category(met):
-                    yield judge, turn, model, opponent, category, rows
+                    yield judge, constitution, turn, model, opponent, category, rows
 
 
 def complies(checked: pd.DataFrame) -> pd.Series:
@@ -379,51 +295,67 @@ def _require_checked(checked: pd.DataFrame) -> None:
     )
 
 
-def compliance(
-    checked: pd.DataFrame, *, resamples: int = 10_000, level: float = 0.95, seed: int
-) -> pd.DataFrame:
-    """Share of the statements that each model's answers follow, per principle and category.
+def compliance(checked: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
+    """Share of the statements that each model's answers follow, by stance and principle.
 
     Args:
         checked: One row per (model, question_id, turn, constitution, principle), that is per answer
             and statement of its constitution, with `category`, `stance`, `passed` and
             `degenerate`.
-        resamples: Bootstrap samples per interval.
-        level: Coverage of the intervals.
-        seed: Seed of each interval.
+        baseline: The model that the p-values are about.
 
     Returns:
-        One row per (model, principle, category of `by_category`); principle "all" comes first and
-        takes all statements together. `n` counts statements.
+        One row per (model, constitution, stance, turn of `by_turn`, principle, category of
+        `by_category`); principle "all" comes first and takes all statements of the stance together.
+        `rows` counts statements. `p_value` is that of the paired difference from the baseline, NaN
+        for the baseline itself.
 
     Raises:
-        ValueError: If the table is incomplete (`require_rows`) or a principle is called "all".
+        ValueError: If the table is incomplete (`require_rows`), a principle is called "all", or, as
+            `pair_statements`, if the baseline does not have the same statements.
     """
     _require_checked(checked)
     if (checked["principle"] == ALL_PRINCIPLES).any():
         raise ValueError(f"{ALL_PRINCIPLES!r} is reserved for all principles together")
     records = []
-    checked = with_clusters(checked, ["model", "principle", "category"]).assign(
-        complies=complies(checked)
-    )
-    for model, answered in checked.groupby("model", sort=False):
-        principles = list(answered.groupby("principle", sort=False))
-        for principle, statements in [(ALL_PRINCIPLES, answered), *principles]:
-            for category, rows in by_category(statements):
-                result = bootstrap_mean(
-                    rows["complies"],
-                    rows["question_id"],
-                    resamples=resamples,
-                    level=level,
-                    seed=seed,
-                )
-                records.append((model, principle, category, result.n, *_bounds(result)))
-    columns = ["model", "principle", "category", "n", "compliance", "ci_low", "ci_high"]
-    return pd.DataFrame(records, columns=columns)
+    for model in checked["model"].drop_duplicates():
+        rows = checked[checked["model"] == model]
+        if baseline is None or model == baseline:
+            rows = rows.assign(followed=complies(rows), gain=np.nan)
+        else:
+            rows = pair_statements(checked, model, baseline)
+            rows = rows.assign(followed=rows["model_complies"], gain=_gain(rows))
+        for *key, cell in _statement_cells(rows, ["followed", "gain"], by_principle=True):
+            result = mean_interval(cell["followed"], cell["question_id"])
+            p_value = np.nan
+            if not cell["gain"].isna().any():
+                p_value = sign_flip_p(cell["gain"], cell["question_id"])
+            records.append((model, *key, *result.counts, *result.bounds, p_value))
+    key = ["model", "constitution", "stance", "turn", "principle"]
+    columns = [*key, "category", "n", "rows", "compliance", "ci_low", "ci_high", "p_value"]
+    return with_corrected_p(pd.DataFrame(records, columns=columns), key, matches=["model"])
 
 
-def _bounds(interval: Interval) -> tuple[float, float, float]:
-    return interval.estimate, interval.low, interval.high
+def _statement_cells(
+    rows: pd.DataFrame, values: Sequence[str], *, by_principle: bool
+) -> Iterator[tuple]:
+    """Yield (constitution, stance, turn, [principle,] category, rows) of a table of statements."""
+    columns = ["constitution", "stance", "turn", "principle", "category", *values]
+    rows = with_clusters(rows, columns)
+    for constitution, under in by_constitution(rows):
+        for stance, asked in under.groupby("stance", sort=False):
+            for turn, at_turn in by_turn(asked):
+                parts = [(ALL_PRINCIPLES, at_turn)]
+                if by_principle:
+                    parts += at_turn.groupby("principle", sort=False)
+                for principle, statements in parts:
+                    names = (principle,) if by_principle else ()
+                    for category, cell in by_category(statements):
+                        yield constitution, stance, turn, *names, category, cell
+
+
+def _gain(pairs: pd.DataFrame) -> pd.Series:
+    return pairs["model_complies"].astype(int) - pairs["other_complies"].astype(int)
 
 
 def pair_statements(checked: pd.DataFrame, model: str, other: str) -> pd.DataFrame:
@@ -469,26 +401,18 @@ def pair_statements(checked: pd.DataFrame, model: str, other: str) -> pd.DataFra
     return pairs[[*STATEMENT_KEY, "category", "stance", "model_complies", "other_complies"]]
 
 
-def compliance_difference(
-    checked: pd.DataFrame,
-    baseline: str,
-    *,
-    resamples: int = 10_000,
-    level: float = 0.95,
-    seed: int,
-) -> pd.DataFrame:
+def compliance_difference(checked: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """How much more of the same statements each model follows than a baseline model.
 
     Args:
         checked: Rows as `compliance` takes them.
         baseline: Name of the model to compare with.
-        resamples: Bootstrap samples per interval.
-        level: Coverage of the intervals.
-        seed: Seed of each interval.
 
     Returns:
-        One row per (other model, category of `by_category`): the mean over statements of the
-        paired difference, in [-1, 1], with its interval. No rows if the baseline is alone.
+        One row per (other model, constitution, stance, turn of `by_turn`, category of
+        `by_category`): the mean over statements of the paired difference, in [-1, 1], with its
+        interval, its exact p-value and the smallest difference that so many questions would show.
+        No rows if the baseline is alone.
 
     Raises:
         ValueError: As `pair_statements`.
@@ -501,31 +425,30 @@ def compliance_difference(
         if model == baseline:
             continue
         pairs = pair_statements(checked, model, baseline)
-        gain = pairs["model_complies"].astype(int) - pairs["other_complies"].astype(int)
-        for category, rows in by_category(with_clusters(pairs, ["category"]).assign(gain=gain)):
-            result = bootstrap_mean(
-                rows["gain"], rows["question_id"], resamples=resamples, level=level, seed=seed
+        pairs = pairs.assign(gain=_gain(pairs))
+        for *key, cell in _statement_cells(pairs, ["gain"], by_principle=False):
+            result = mean_interval(cell["gain"], cell["question_id"], limits=DIFFERENCE)
+            p_value = sign_flip_p(cell["gain"], cell["question_id"])
+            records.append(
+                (model, baseline, *key, *result.counts, *result.bounds, result.detectable, p_value)
             )
-            records.append((model, baseline, category, result.n, *_bounds(result)))
-    columns = ["model", "baseline", "category", "n", "difference", "ci_low", "ci_high"]
-    return pd.DataFrame(records, columns=columns)
+    key = ["model", "baseline", "constitution", "stance", "turn"]
+    measures = ["n", "rows", "difference", "ci_low", "ci_high", "detectable", "p_value"]
+    table = pd.DataFrame(records, columns=[*key, "category", *measures])
+    return with_corrected_p(table, key, matches=["model", "baseline"])
 
 
-def response_lengths(
-    responses: pd.DataFrame, *, resamples: int = 10_000, level: float = 0.95, seed: int
-) -> pd.DataFrame:
+def response_lengths(responses: pd.DataFrame) -> pd.DataFrame:
     """Mean length of each model's responses under each constitution.
 
     Args:
         responses: One row per (model, query_id, constitution_index), with `constitution`,
             `completion_tokens` and `finish_reason` ("length" means truncated).
-        resamples: Bootstrap samples per interval, over queries.
-        level: Coverage of the intervals.
-        seed: Seed of each interval.
 
     Returns:
         One row per (model, constitution): the mean length in tokens of the model's own tokenizer
-        and the share of truncated responses, each with its interval. No rows for no responses.
+        and the share of truncated responses, each with its interval over queries. No rows for no
+        responses.
 
     Raises:
         ValueError: If the table is incomplete (`require_rows`).
@@ -535,37 +458,27 @@ def response_lengths(
         key = ["model", "query_id", "constitution_index"]
         require_rows(responses, key, ["constitution", "completion_tokens", "finish_reason"])
     for (model, constitution), rows in responses.groupby(["model", "constitution"], sort=False):
-        tokens, truncated = (
-            bootstrap_mean(values, rows["query_id"], resamples=resamples, level=level, seed=seed)
-            for values in (rows["completion_tokens"], rows["finish_reason"] == "length")
-        )
-        records.append((model, constitution, tokens.n, *_bounds(tokens), *_bounds(truncated)))
-    dtypes = {"model": "str", "constitution": "str", "n": int}
+        tokens = mean_interval(rows["completion_tokens"], rows["query_id"], limits=LENGTH)
+        truncated = mean_interval(rows["finish_reason"] == "length", rows["query_id"])
+        records.append((model, constitution, *tokens.counts, *tokens.bounds, *truncated.bounds))
+    dtypes = {"model": "str", "constitution": "str", "n": int, "rows": int}
     for column in ("mean_tokens", "truncated_rate"):
         prefix = column.removesuffix("_rate")
         dtypes |= dict.fromkeys((column, f"{prefix}_ci_low", f"{prefix}_ci_high"), float)
     return pd.DataFrame(records, columns=list(dtypes)).astype(dtypes)
 
 
-def degeneration(
-    answers: pd.DataFrame | StoredTable,
-    *,
-    resamples: int = 10_000,
-    level: float = 0.95,
-    seed: int,
-) -> pd.DataFrame:
+def degeneration(answers: pd.DataFrame | StoredTable) -> pd.DataFrame:
     """How often each model's answers mostly repeat themselves, and how long they are.
 
     Args:
         answers: One row per (model, question_id, turn, constitution), with `category`,
             `degenerate`, `completion_tokens` and `finish_reason` ("length" means truncated).
-        resamples: Bootstrap samples per interval.
-        level: Coverage of the intervals.
-        seed: Seed of each interval.
 
     Returns:
-        One row per (model, category of `by_category`): the share of degenerate answers, the mean
-        length in tokens and the share of truncated answers, each with its interval.
+        One row per (model, constitution, turn of `by_turn`, category of `by_category`): the share
+        of degenerate answers, the mean length in tokens and the share of truncated answers, each
+        with its interval.
 
     Raises:
         ValueError: If the table is incomplete (`require_rows`).
@@ -574,33 +487,21 @@ def degeneration(
     key = ["model", *ANSWER_KEY]
     answers = columns_of(answers, [*key, *columns, "degenerate"])
     require_rows(answers, key, columns, ["degenerate"])
-    answers = with_clusters(answers, ["model", *columns, "degenerate"])
-
-    def interval(rows: pd.DataFrame, values: pd.Series) -> Interval:
-        return bootstrap_mean(
-            values, rows["question_id"], resamples=resamples, level=level, seed=seed
-        )
-
+    kept = ["model", "constitution", "turn", *columns, "degenerate"]
+    answers = with_clusters(answers, kept)
     records = []
     for model, given in answers.groupby("model", sort=False):
-        for category, rows in by_category(given):
-            rate = interval(rows, rows["degenerate"])
-            tokens = interval(rows, rows["completion_tokens"])
-            truncated = interval(rows, rows["finish_reason"] == "length")
-            records.append(
-                {
-                    "model": model,
-                    "category": category,
-                    "n": rate.n,
-                    "degeneration_rate": rate.estimate,
-                    "ci_low": rate.low,
-                    "ci_high": rate.high,
-                    "mean_tokens": tokens.estimate,
-                    "mean_tokens_ci_low": tokens.low,
-                    "mean_tokens_ci_high": tokens.high,
-                    "truncated_rate": truncated.estimate,
-                    "truncated_ci_low": truncated.low,
-                    "truncated_ci_high": truncated.high,
-                }
-            )
-    return pd.DataFrame(records)
+        for constitution, turn, asked in by_constitution_and_turn(given):
+            for category, rows in by_category(asked):
+                questions = rows["question_id"]
+                rate = mean_interval(rows["degenerate"], questions)
+                tokens = mean_interval(rows["completion_tokens"], questions, limits=LENGTH)
+                truncated = mean_interval(rows["finish_reason"] == "length", questions)
+                measures = (*rate.bounds, *tokens.bounds, *truncated.bounds)
+                records.append((model, constitution, turn, category, *rate.counts, *measures))
+    columns = ["model", "constitution", "turn", "category", "n", "rows"]
+    columns += ["degeneration_rate", "ci_low", "ci_high"]
+    for name in ("mean_tokens", "truncated"):
+        value = "truncated_rate" if name == "truncated" else name
+        columns += [value, f"{name}_ci_low", f"{name}_ci_high"]
+    return pd.DataFrame(records, columns=columns)

@@ -126,6 +126,10 @@ class TextEncoder:
         left_out = self._special_ids - self._mark_ids
         return self._text(before, [token for token in ids if token not in left_out])
 
+    def end_of(self, prompt: Sequence[int]) -> str:
+        """Return the last words of a prompt, control tokens written out."""
+        return self._decode(prompt[-_CONTEXT:])
+
     def end_ids(self, prompt: EncodedPrompt, ended: bool, end_token: str = "") -> list[int]:
         """Return the token that is to end a response to a prompt, or nothing.
 

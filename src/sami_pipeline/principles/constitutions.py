@@ -7,10 +7,19 @@ import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from sami_pipeline.errors import InputError, first_fault
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
@@ -20,16 +29,44 @@ DESIRED = "desired"
 CONTRASTING = "contrasting"
 
 Contrast = Literal["sampled", "opposite"]
+# How the constitutions that train are drawn; pairs gives grids without the desired one too.
+TrainingContrast = Literal["sampled", "opposite", "pairs"]
+# A statement is written in one wording to train on and may be in another to evaluate with.
+Use = Literal["training", "evaluation"]
+# The wordings of each (principle, "principle" | "antithesis"): one or more texts.
+Wordings = Mapping[tuple[str, str], Sequence[str]]
+
+_Text = Annotated[str, Field(min_length=1)]
+_Texts = Annotated[
+    tuple[_Text, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1),
+]
 
 
-class Principle(BaseModel):
-    """A principle and its antithesis; where they are verifiable, each names its check."""
+class EvaluationWordings(BaseModel):
+    """How a principle and its antithesis are worded in evaluation, in words not trained on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    principle: str = Field(min_length=1)
-    antithesis: str = Field(min_length=1)
+    principle: _Texts | None = None
+    antithesis: _Texts | None = None
+
+
+class Principle(BaseModel):
+    """A principle and its antithesis; where they are verifiable, each names its check.
+
+    Each has one wording or a list of them, under which responses are written and trained, and may
+    have others for evaluation (arXiv 2410.01704 trains on a strong wording and tests on a weak
+    one). The check stands for what all wordings ask.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(pattern=r"^[a-z][a-z0-9_.]*$")
+    principle: _Texts
+    antithesis: _Texts
+    evaluation: EvaluationWordings = EvaluationWordings()
     check: dict[str, Any] | None = None
     antithesis_check: dict[str, Any] | None = None
 
@@ -46,6 +83,17 @@ class Principle(BaseModel):
             raise ValueError("check and antithesis_check: give both, or neither")
         return self
 
+    def wordings(self) -> dict[str, dict[str, list[str]]]:
+        """Return the wordings of each use of "principle" and "antithesis"."""
+        trained = {"principle": self.principle, "antithesis": self.antithesis}
+        return {
+            stance: {
+                "training": list(texts),
+                "evaluation": list(getattr(self.evaluation, stance) or texts),
+            }
+            for stance, texts in trained.items()
+        }
+
 
 class CategoryPrinciples(BaseModel):
     """The principles of one category: the contents of one YAML file."""
@@ -58,9 +106,10 @@ class CategoryPrinciples(BaseModel):
 
     @field_validator("category")
     @classmethod
-    def _known_category(cls, value: str) -> str:
-        if value not in MT_BENCH_CATEGORIES:
-            raise ValueError(f"unknown category {value!r}; known: {', '.join(MT_BENCH_CATEGORIES)}")
+    def _known_category(cls, value: str, info: ValidationInfo) -> str:
+        known = MT_BENCH_CATEGORIES if info.context is None else info.context["categories"]
+        if known is not None and value not in known:
+            raise ValueError(f"unknown category {value!r}; known: {', '.join(known)}")
         return value
 
     @field_validator("principles")
@@ -73,11 +122,14 @@ class CategoryPrinciples(BaseModel):
         return value
 
 
-def parse_principles(specifications: Mapping[str, Any]) -> dict[str, CategoryPrinciples]:
+def parse_principles(
+    specifications: Mapping[str, Any], categories: Sequence[str] | None = MT_BENCH_CATEGORIES
+) -> dict[str, CategoryPrinciples]:
     """Return the principles of all files by category.
 
     Args:
         specifications: parsed YAML by file name.
+        categories: what principles may be written for; None takes any.
 
     Raises:
         InputError: one line naming the file, the field and what is wrong with it.
@@ -86,7 +138,9 @@ def parse_principles(specifications: Mapping[str, Any]) -> dict[str, CategoryPri
     owners: dict[str, str] = {}
     for file_name in sorted(specifications):
         try:
-            parsed = CategoryPrinciples.model_validate(specifications[file_name])
+            parsed = CategoryPrinciples.model_validate(
+                specifications[file_name], context={"categories": categories}
+            )
         except ValidationError as error:
             raise InputError(f"principles file {file_name}: {first_fault(error)}") from error
         if parsed.category in owners:
@@ -99,14 +153,18 @@ def parse_principles(specifications: Mapping[str, Any]) -> dict[str, CategoryPri
     return by_category
 
 
-def tabulate_principles(specifications: Mapping[str, Any]) -> pd.DataFrame:
+def tabulate_principles(
+    specifications: Mapping[str, Any], categories: Sequence[str] | None = MT_BENCH_CATEGORIES
+) -> pd.DataFrame:
     """Return the principles of all files as one table, one row per principle of a category.
 
     Args:
         specifications: parsed YAML by file name.
+        categories: what principles may be written for; None takes any.
 
     Returns:
-        ``category, principle, statement, antithesis, check, antithesis_check, written_by``; the
+        ``category, principle, statement, antithesis, wordings, check, antithesis_check,
+        written_by``; the first wording of each stance, all wordings of each use as JSON, the
         checks as JSON, empty where a principle is not verifiable.
 
     Raises:
@@ -116,13 +174,14 @@ def tabulate_principles(specifications: Mapping[str, Any]) -> pd.DataFrame:
         {
             "category": category,
             "principle": item.id,
-            "statement": item.principle,
-            "antithesis": item.antithesis,
+            "statement": item.principle[0],
+            "antithesis": item.antithesis[0],
+            "wordings": json.dumps(item.wordings(), ensure_ascii=False),
             "check": json.dumps(item.check) if item.check else "",
             "antithesis_check": json.dumps(item.antithesis_check) if item.antithesis_check else "",
             "written_by": parsed.written_by,
         }
-        for category, parsed in parse_principles(specifications).items()
+        for category, parsed in parse_principles(specifications, categories).items()
         for item in parsed.principles
     ]
     if not rows:
@@ -136,49 +195,67 @@ def sample_constitutions(
     *,
     n_constitutions: int,
     seed: int,
-    contrast: Contrast = "sampled",
+    contrast: TrainingContrast = "sampled",
+    pairs_per_query: int = 1,
+    use: Use = "training",
 ) -> pd.DataFrame:
-    """Return n contrasting constitutions for every query.
+    """Return contrasting constitutions for every query.
 
     A constitution takes each principle of the query's category or its antithesis. The first is
     the desired one, all principles; the others are distinct, drawn without replacement, or with
-    ``contrast="opposite"`` begin with the one that takes every antithesis.
+    ``contrast="opposite"`` begin with the one that takes every antithesis. With
+    ``contrast="pairs"`` (arXiv 2410.01704) a query has pairs of different constitutions, drawn
+    from all pairs that there are; in each the one with more principles comes first.
 
     Args:
         queries: ``query_id, category``.
         principles: as from ``tabulate_principles``.
-        n_constitutions: at least 2, at most 2 to the number of the category's principles.
+        n_constitutions: of a grid; at least 2, at most 2 to the number of the category's
+            principles.
         seed: decides, with the query's id, which contrasts are taken and in what order the
             statements stand. The order never depends on which constitution it is.
         contrast: see above.
+        pairs_per_query: grids of a query with ``contrast="pairs"``; where there are fewer pairs,
+            all are taken.
+        use: whose wordings are taken.
 
     Returns:
-        One row per (query, constitution): ``query_id, category, constitution_index,
-        constitution`` ("desired" or "contrasting"), ``stances`` (JSON list of
+        One row per (query, constitution of a grid): ``query_id, category, grid,
+        constitution_index, constitution`` ("desired" or "contrasting"), ``stances`` (JSON list of
         [principle, "principle" | "antithesis"] in the order they are written), ``text``.
+        ``grid`` counts a query's grids from 0; the index goes through all of them.
 
     Raises:
-        InputError: fewer than 2 constitutions, more than there are, or a category without
-            principles.
+        InputError: fewer than 2 constitutions, more than there are, other than 2 for pairs, or a
+            category without principles.
     """
     if n_constitutions < 2:
         raise InputError(
             f"n_constitutions: must be at least 2 to have a contrast, got {n_constitutions}"
+        )
+    if contrast == "pairs" and n_constitutions != 2:
+        raise InputError(
+            f"n_constitutions: contrast: pairs makes grids of 2, got {n_constitutions}; set it to 2"
         )
     by_category = dict(tuple(principles.groupby("category", sort=True)))
     missing = sorted(set(queries["category"]) - set(by_category))
     if missing:
         raise InputError(f"principles: none for category {', '.join(missing)}; write a file for it")
     names = {category: table["principle"].tolist() for category, table in by_category.items()}
-    words = {category: wording(table) for category, table in by_category.items()}
+    words = {category: wording(table, use) for category, table in by_category.items()}
     rows = []
     for query_id, category in zip(queries["query_id"], queries["category"], strict=True):
         count = len(names[category])
         generator = random.Random(f"{seed}/constitutions/{query_id}")
         # One order for all constitutions of a query: position must not give the stance away.
         order = generator.sample(range(count), count)
-        for index, takes in enumerate(
-            _choose_stances(count, n_constitutions, contrast, generator, category)
+        chosen_words = choose_wordings(words[category], f"{seed}/{query_id}")
+        if contrast == "pairs":
+            drawn = _choose_pairs(count, pairs_per_query, generator)
+        else:
+            drawn = [_choose_stances(count, n_constitutions, contrast, generator, category)]
+        for index, (grid, takes) in enumerate(
+            (number, takes) for number, constitutions in enumerate(drawn) for takes in constitutions
         ):
             stances = [
                 (names[category][i], "principle" if takes[i] else "antithesis") for i in order
@@ -187,17 +264,18 @@ def sample_constitutions(
                 {
                     "query_id": query_id,
                     "category": category,
+                    "grid": grid,
                     "constitution_index": index,
-                    "constitution": DESIRED if index == 0 else CONTRASTING,
+                    "constitution": DESIRED if all(takes) else CONTRASTING,
                     "stances": json.dumps(stances),
-                    "text": format_statements(stances, words[category]),
+                    "text": format_statements(stances, chosen_words),
                 }
             )
     return pd.DataFrame(rows)
 
 
 def _choose_stances(
-    count: int, wanted: int, contrast: Contrast, generator: random.Random, category: str
+    count: int, wanted: int, contrast: TrainingContrast, generator: random.Random, category: str
 ) -> list[tuple[bool, ...]]:
     if wanted > 2**count:
         raise InputError(
@@ -212,10 +290,19 @@ def _choose_stances(
     return [all_of_them, *others[: wanted - 1]]
 
 
+def _choose_pairs(
+    count: int, wanted: int, generator: random.Random
+) -> list[tuple[tuple[bool, ...], tuple[bool, ...]]]:
+    constitutions = list(itertools.product((True, False), repeat=count))
+    generator.shuffle(constitutions)
+    # A stable sort: of two with equally many principles either may come first.
+    constitutions.sort(key=sum, reverse=True)
+    pairs = list(itertools.combinations(constitutions, 2))
+    return generator.sample(pairs, min(wanted, len(pairs)))
+
+
 def format_constitution(
-    stances: Sequence[tuple[str, str]],
-    principles: pd.DataFrame,
-    generator: random.Random | None = None,
+    stances: Sequence[tuple[str, str]], principles: pd.DataFrame, use: Use = "training"
 ) -> str:
     """Return the statements of a constitution as text, one numbered line each.
 
@@ -224,17 +311,27 @@ def format_constitution(
     Args:
         stances: (principle, "principle" | "antithesis") pairs.
         principles: the rows of one category.
-        generator: shuffles the statements anew, as for training prompts; None keeps the order.
+        use: whose wordings are taken, the first of each.
     """
-    return format_statements(stances, wording(principles), generator)
+    return format_statements(stances, choose_wordings(wording(principles, use), None))
 
 
-def wording(principles: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """Return the statement of each (principle, "principle" | "antithesis") of one category."""
+def wording(principles: pd.DataFrame, use: Use = "training") -> Wordings:
+    """Return the wordings of each (principle, "principle" | "antithesis") of one category."""
     return {
-        (name, stance): statement
-        for stance, column in (("principle", "statement"), ("antithesis", "antithesis"))
-        for name, statement in zip(principles["principle"], principles[column], strict=True)
+        (name, stance): tuple(texts[use])
+        for name, wordings in zip(principles["principle"], principles["wordings"], strict=True)
+        for stance, texts in json.loads(wordings).items()
+    }
+
+
+def choose_wordings(words: Wordings, key: str | None) -> dict[tuple[str, str], str]:
+    """Return one wording of each statement, drawn by ``key``; None takes the first of each."""
+    return {
+        (name, stance): texts[0]
+        if key is None or len(texts) == 1
+        else random.Random(f"{key}/wording/{name}/{stance}").choice(texts)
+        for (name, stance), texts in words.items()
     }
 
 
@@ -243,7 +340,13 @@ def format_statements(
     words: Mapping[tuple[str, str], str],
     generator: random.Random | None = None,
 ) -> str:
-    """Return what ``format_constitution`` does, from a ``wording`` made once for many."""
+    """Return a constitution as text, from wordings chosen once for many.
+
+    Args:
+        stances: (principle, "principle" | "antithesis") pairs.
+        words: as from ``choose_wordings``.
+        generator: shuffles the statements, as for training prompts; None keeps the order.
+    """
     statements = [words[name, stance] for name, stance in stances]
     if generator is not None:
         generator.shuffle(statements)

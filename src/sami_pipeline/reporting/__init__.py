@@ -6,6 +6,6 @@ results in words, ``answers`` gathers what the models wrote, and ``page`` makes 
 """
 
 from sami_pipeline.reporting.page import write_page
-from sami_pipeline.reporting.run import RunDescription, describe_models
+from sami_pipeline.reporting.run import RunDescription, Subject, describe_models
 
-__all__ = ["RunDescription", "describe_models", "write_page"]
+__all__ = ["RunDescription", "Subject", "describe_models", "write_page"]

@@ -1,6 +1,6 @@
 """What the models wrote, for the browser of answers: plain data, one entry a question.
 
-Both experiments give the same shape, so that one page shows both::
+All experiments give the same shape, so that one page shows both::
 
     {"note", "total", "models": [...], "categories": [...], "judges": [...],
      "matches": [[model, opponent], ...],
@@ -23,8 +23,8 @@ from typing import Any
 import pandas as pd
 
 from sami_pipeline.evaluation.math_accuracy import GREEDY
-from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
-from sami_pipeline.principles.constitutions import format_statements, wording
+from sami_pipeline.evaluation.statistics import in_order
+from sami_pipeline.principles.constitutions import choose_wordings, format_statements, wording
 
 Tables = Mapping[str, pd.DataFrame]
 Json = dict[str, Any]
@@ -50,19 +50,13 @@ _ORDERS = {
 _SETTING = ["question_id", "turn", "constitution"]
 
 
-def answers_of(tables: Tables, baseline: str, questions_shown: int | None) -> Json:
-    """Return what the models of an experiment wrote; see ``mt_bench_answers``, ``math_answers``."""
-    if "attempts" in tables:
-        return math_answers(tables, baseline, questions_shown)
-    return mt_bench_answers(tables, questions_shown)
-
-
-def mt_bench_answers(tables: Tables, questions_shown: int | None) -> Json:
-    """Return MT-Bench's questions with every model's answers, verdicts and what the judges said.
+def judged_answers(tables: Tables, baseline: str, questions_shown: int | None) -> Json:
+    """Return questions with every model's answers, verdicts and what the judges said.
 
     Args:
         tables: ``answers, verdicts, checked, questions, principles`` and, where language models
             judge, ``judgements``; see ``schemas``.
+        baseline: not needed here, the verdicts name who is compared.
         questions_shown: how many of each category; None takes all.
     """
     answers, verdicts = tables["answers"], tables["verdicts"]
@@ -74,7 +68,10 @@ def mt_bench_answers(tables: Tables, questions_shown: int | None) -> Json:
         return table[table["question_id"].isin(kept["question_id"])]
 
     texts = shown(asked).set_index(["question_id", "turn"])[["question", "reference"]]
-    words = {name: wording(rows) for name, rows in tables["principles"].groupby("category")}
+    words = {
+        name: choose_wordings(wording(rows, "evaluation"), None)
+        for name, rows in tables["principles"].groupby("category")
+    }
     statements = _statements(shown(tables["checked"]), words)
     judgements = _judgements(shown(tables["judgements"]) if "judgements" in tables else None)
     verdicts_of = dict(list(shown(verdicts).groupby(_SETTING, sort=False)))
@@ -106,7 +103,7 @@ def mt_bench_answers(tables: Tables, questions_shown: int | None) -> Json:
                 ],
             }
         )
-    categories = [name for name in MT_BENCH_CATEGORIES if (kept["category"] == name).any()]
+    categories = in_order(kept["category"])
     return {
         "note": "Every model's answer to a question, side by side, with the verdicts and what they "
         "rest on. An outcome is that of the match's first model.",

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 from pandera.errors import SchemaError
 from pandera.pandas import DataFrameModel
 
-from sami_pipeline import schemas
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
-from sami_pipeline.evaluation.statistics import ALL_PRINCIPLES, BOTH_TURNS, OVERALL
+from sami_pipeline.evaluation.statistics import ALL_PRINCIPLES, FIRST_TURN, OVERALL
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A table with headline figures, and how they are read from it.
+
+    Attributes:
+        schema: the table's contract; a run of another version may have kept another.
+        read: gives ``model, metric, n, value, ci_low, ci_high``, one row a figure.
+    """
+
+    schema: type[DataFrameModel]
+    read: Callable[[pd.DataFrame], pd.DataFrame]
+
 
 # Tables by RUN/EXPERIMENT/TABLE, each as a function that loads it.
 Results = Mapping[str, Callable[[], pd.DataFrame]]
 
 
-def compare_runs(results: Results, runs: Sequence[str] | None = None) -> pd.DataFrame:
+def compare_runs(
+    results: Results, headlines: Mapping[str, Headline], runs: Sequence[str] | None = None
+) -> pd.DataFrame:
     """Return the headline figures of several runs, one row each.
 
     Args:
         results: tables by ``RUN/EXPERIMENT/TABLE``, each as a function that loads it; those that
             hold no headline figures are not loaded.
+        headlines: by ``EXPERIMENT/TABLE``.
         runs: names of the runs to compare, in their order; None takes all there are.
 
     Returns:
@@ -34,17 +51,17 @@ def compare_runs(results: Results, runs: Sequence[str] | None = None) -> pd.Data
     found: dict[str, dict[str, Callable[[], pd.DataFrame]]] = {}
     for place, load in sorted(results.items()):
         run, _, table = place.partition("/")
-        if table in _HEADLINES:
+        if table in headlines:
             found.setdefault(run, {})[table] = load
     known = ", ".join(found) or "none yet; make one with kedro run --pipelines mt_bench"
     parts = []
     for run in runs if runs is not None else found:
         if run not in found:
             raise InputError(f"compare_runs.runs: {run!r} has no results; known: {known}")
-        for table, (schema, read) in _HEADLINES.items():
+        for table, headline in headlines.items():
             if table in found[run]:
-                checked = _checked(found[run][table], schema, f"{run}/{table}")
-                parts.append(read(checked).assign(run=run, experiment=table.split("/")[0]))
+                checked = _checked(found[run][table], headline.schema, f"{run}/{table}")
+                parts.append(headline.read(checked).assign(run=run, experiment=table.split("/")[0]))
     if not parts:
         raise InputError(f"compare_runs.runs: no run has results; known: {known}")
     columns = ["run", "experiment", "model", "metric", "n", "value", "ci_low", "ci_high"]
@@ -64,23 +81,27 @@ def _checked(
         ) from error
 
 
-def _overall_compliance(table: pd.DataFrame) -> pd.DataFrame:
-    overall = (table["principle"] == ALL_PRINCIPLES) & (table["category"] == OVERALL)
-    rows = table[overall].rename(columns={"compliance": "value"})
-    return rows.assign(metric="compliance")
+def _headline(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["category"] == OVERALL) & (table["turn"] == FIRST_TURN)]
 
 
-def _overall_win_rates(table: pd.DataFrame) -> pd.DataFrame:
-    rows = table[
-        (table["category"] == OVERALL)
-        & (table["turn"] == BOTH_TURNS)
-        & table["adjusted_win_rate"].notna()
-    ]
+def overall_compliance(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the share of statements followed at the first turn, by constitution."""
+    rows = _headline(table[table["principle"] == ALL_PRINCIPLES])
+    names = "compliance, " + rows["constitution"]
+    mixed = rows.duplicated(["model", "constitution"], keep=False)
+    names = names.where(~mixed, names + " " + rows["stance"])
+    return rows.rename(columns={"compliance": "value"}).assign(metric=names)
+
+
+def overall_win_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """Return each pair's win rate at the first turn, by constitution and judge."""
+    rows = _headline(table[table["adjusted_win_rate"].notna()])
     judged = rows["judge"].map(lambda judge: "" if judge == CHECKLIST else f" ({judge} judge)")
     return pd.DataFrame(
         {
             "model": rows["model"],
-            "metric": "win_rate against " + rows["opponent"] + judged,
+            "metric": "win_rate against " + rows["opponent"] + ", " + rows["constitution"] + judged,
             "n": rows["n"],
             "value": rows["adjusted_win_rate"],
             "ci_low": rows["adjusted_ci_low"],
@@ -89,16 +110,10 @@ def _overall_win_rates(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _headline_accuracy(table: pd.DataFrame) -> pd.DataFrame:
+def headline_accuracy(table: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracy of one greedy attempt, one sample and any of the samples."""
     pass_at = table["metric"] == "pass_at_k"
     attempts = table.loc[pass_at, "k"].max()
     rows = table[(table["metric"] == "greedy") | (pass_at & table["k"].isin([1, attempts]))]
     names = rows["metric"].where(rows["metric"] == "greedy", "pass_at_" + rows["k"].astype(str))
     return rows.assign(metric=names)
-
-
-_HEADLINES: dict[str, tuple[type[DataFrameModel], Callable[[pd.DataFrame], pd.DataFrame]]] = {
-    "mt_bench/compliance": (schemas.Compliance, _overall_compliance),
-    "mt_bench/win_rates": (schemas.WinRates, _overall_win_rates),
-    "math/accuracy": (schemas.Accuracy, _headline_accuracy),
-}

@@ -12,11 +12,19 @@ from typing import Any
 
 import pandas as pd
 
-from sami_pipeline.evaluation.statistics import ALL_PRINCIPLES, BOTH_TURNS, OVERALL
+from sami_pipeline.evaluation.intervals import FEWEST_CLUSTERS, LARGEST_P
+from sami_pipeline.evaluation.statistics import (
+    ALL_PRINCIPLES,
+    BOTH_TURNS,
+    DESIRED,
+    FIRST_TURN,
+    OVERALL,
+    OVERALL_PAPER,
+)
 from sami_pipeline.figures import label
 
-# Columns that say by whom and where an outcome was judged; each combination is shown by itself.
-JUDGING = ("judge", "turn")
+# Columns that say what was asked and who judged; each combination is shown by itself.
+ASKED = ("judge", "constitution", "stance", "turn")
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class Estimate:
         )
         if pd.isna(low):
             return Cell(text, "no interval")
-        return Cell(text, f"[{ends[0]}, {ends[1]}]", side(low, high, self.parity))
+        return Cell(text, f"[{ends[0]}, {ends[1]}]", decided(row, self))
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Cell:
     Attributes:
         value: the number.
         interval: the interval behind it.
-        side: "above" or "below" where the interval leaves out parity, else "".
+        side: "above" or "below" where it is on that side of parity (`decided`), else "".
     """
 
     value: str
@@ -80,6 +88,20 @@ def side(low: float, high: float, parity: float | None) -> str:
     if parity is None or pd.isna(low) or pd.isna(high):
         return ""
     return "above" if low > parity else "below" if high < parity else ""
+
+
+def decided(row: Mapping[str, Any], estimate: Estimate) -> str:
+    """Return on which side of parity a row is, or "" where that is not certain enough to say.
+
+    Its interval leaves parity out, at least six clusters stand behind it, and its exact paired test
+    has p <= 0.05 after correction for the number of comparisons, where it has one.
+    """
+    if "n" in row and row["n"] < FEWEST_CLUSTERS:
+        return ""
+    p_value = row.get("p_holm")
+    if p_value is not None and not p_value <= LARGEST_P:
+        return ""
+    return side(row[estimate.low], row[estimate.high], estimate.parity)
 
 
 @dataclass(frozen=True)
@@ -131,8 +153,8 @@ SECTIONS = {
 }
 
 _TOKENS_INTERVAL = ("mean_tokens_ci_low", "mean_tokens_ci_high")
-_OVER_QUESTIONS = "95 % bootstrap intervals over questions."
-_OVER_PROBLEMS = "95 % bootstrap intervals over problems."
+_OVER_QUESTIONS = "95 % intervals over questions."
+_OVER_PROBLEMS = "95 % intervals over problems."
 _TEACHER = (
     "A contrast can be learnt where the share that passes a check when asked to differs from the "
     "share that passes it unasked."
@@ -143,13 +165,23 @@ CONTENTS: tuple[Table | Figure, ...] = (
         "figure_win_rates",
         "results",
         "Win rate by category",
-        "A tie counts half; dashed: parity. " + _OVER_QUESTIONS,
+        "A tie counts half; dashed: parity; a panel a constitution, the desired one at the first "
+        "turn and at both. " + _OVER_QUESTIONS,
+    ),
+    Figure(
+        "figure_questions",
+        "results",
+        "The same questions, answered by two models",
+        "Statements followed at the first turn; numbers count questions. Above the dashed line the "
+        "model at the left follows more.",
     ),
     Table(
         "win_rates",
         "results",
         "Win rates",
-        "In percent, a tie counting half, so that 50 is parity. " + _OVER_QUESTIONS,
+        "In percent, a tie counting half, so that 50 is parity. The headline is the desired "
+        "constitution at the first turn; a triangle marks what leaves out parity with p of at most "
+        "0.05 after Holm's correction for the number of categories. " + _OVER_QUESTIONS,
         rows=("category",),
         columns=("model", "opponent"),
         estimate=Estimate("adjusted_win_rate", "adjusted_ci_low", "adjusted_ci_high", parity=0.5),
@@ -159,7 +191,7 @@ CONTENTS: tuple[Table | Figure, ...] = (
         "results",
         "Ratings",
         "Mean of the judge's ratings from 1 to 10. " + _OVER_QUESTIONS,
-        rows=("constitution", "category"),
+        rows=("category",),
         columns=("model",),
         estimate=Estimate("rating", percent=False, digits=2),
     ),
@@ -170,8 +202,7 @@ CONTENTS: tuple[Table | Figure, ...] = (
         "In percent, a tie counting half, so that 50 is parity. stratified: the mean of the win "
         "rates where the model's answer is longer and where it is not; glm: that of a logistic "
         "regression on the difference in length, at equal lengths. Where brevity is itself a "
-        "principle, length is part of what is judged: read these beside the plain win rates. "
-        + _OVER_QUESTIONS,
+        "principle, length is part of what is judged. " + _OVER_QUESTIONS,
         rows=("method",),
         columns=("model", "opponent"),
         estimate=Estimate("win_rate", parity=0.5),
@@ -181,7 +212,8 @@ CONTENTS: tuple[Table | Figure, ...] = (
         "results",
         "Compliance against the baseline",
         "Difference in the share of statements of its constitution that an answer follows, in "
-        "percentage points, paired statement by statement. " + _OVER_QUESTIONS,
+        "percentage points, paired statement by statement; principles and antitheses apart. "
+        + _OVER_QUESTIONS,
         rows=("category",),
         columns=("model", "baseline"),
         estimate=Estimate("difference", signed=True, parity=0.0),
@@ -190,8 +222,8 @@ CONTENTS: tuple[Table | Figure, ...] = (
         "figure_compliance",
         "results",
         "Compliance with each principle",
-        "Share of answers under the desired and the contrasting constitution that follow it. "
-        + _OVER_QUESTIONS,
+        "Share of the answers that were asked to follow it and do, at the first turn; principles "
+        "and antitheses apart. " + _OVER_QUESTIONS,
     ),
     Table(
         "compliance",
@@ -233,6 +265,12 @@ CONTENTS: tuple[Table | Figure, ...] = (
         "Solid: at least one of k attempts is right; dotted: the most frequent answer is. Bands: "
         + _OVER_PROBLEMS,
     ),
+    Figure(
+        "figure_lengths",
+        "degeneration",
+        "Length of answers by constitution",
+        "Mean number of tokens. " + _OVER_QUESTIONS,
+    ),
     Table(
         "degeneration",
         "degeneration",
@@ -256,7 +294,7 @@ CONTENTS: tuple[Table | Figure, ...] = (
         "held_out_lengths",
         "degeneration",
         "Length of models' own responses to held-out queries",
-        "Mean number of tokens. 95 % bootstrap intervals over queries.",
+        "Mean number of tokens. 95 % intervals over queries.",
         rows=("constitution",),
         columns=("model",),
         estimate=Estimate("mean_tokens", *_TOKENS_INTERVAL, percent=False),
@@ -270,7 +308,7 @@ CONTENTS: tuple[Table | Figure, ...] = (
         "rate: comparisons that change with the order of the answers; first preferred: decided "
         "calls for the answer shown first; invalid: verdicts or calls that could not be read. "
         + _OVER_QUESTIONS,
-        rows=("metric", "reference"),
+        rows=("constitution", "metric", "reference"),
         columns=("judge",),
         where={"category": (OVERALL,)},
         estimate=Estimate("value", percent=False, digits=3),
@@ -286,7 +324,7 @@ CONTENTS: tuple[Table | Figure, ...] = (
         "training",
         "The objective on held-out queries",
         "SAMI's own objective on the teacher's responses, in nats and as accuracies, before and "
-        "after training, and the paired difference. 95 % bootstrap intervals over queries.",
+        "after training, and the paired difference. 95 % intervals over queries.",
         rows=("metric", "stage"),
         columns=("model",),
         estimate=Estimate("value", percent=False, digits=3),
@@ -324,7 +362,8 @@ class Matrix:
         header: titles of all columns.
         heads: how many columns at the left name the row.
         rows: the cells, text or numbers with intervals.
-        folded: show it only when asked, as what is on one turn alone.
+        folded: show it only when asked, as what is on the second turn alone.
+        note: how small a difference it could show, or "".
     """
 
     caption: str
@@ -332,6 +371,7 @@ class Matrix:
     heads: int
     rows: list[list[Cell]]
     folded: bool = False
+    note: str = ""
 
 
 def overviews(table: Table, data: pd.DataFrame) -> list[Matrix]:
@@ -348,17 +388,36 @@ def overviews(table: Table, data: pd.DataFrame) -> list[Matrix]:
         data = data[data[column].isin(values)]
     if table.ends:
         data = data[data[table.ends].isin([data[table.ends].min(), data[table.ends].max()])]
-    by = [column for column in JUDGING if column in data and column not in table.columns]
+    by = [
+        column for column in ASKED if column in data and column not in (*table.rows, *table.columns)
+    ]
     if data.empty or data.duplicated([*by, *table.rows, *table.columns]).any():
         return []
+    if {"turn", "constitution"} <= set(by):
+        data = _in_order_of_headline(data)
     grids = []
     for judging, part in data.groupby(by, sort=False) if by else [((), data)]:
-        caption = ", ".join(
-            f"{name}: {label(str(value))}" for name, value in zip(by, judging, strict=True)
+        asked = dict(zip(by, judging, strict=True))
+        caption = ", ".join(f"{name}: {label(str(value))}" for name, value in asked.items())
+        folded = asked.get("turn", FIRST_TURN) != FIRST_TURN and (
+            asked["turn"] != BOTH_TURNS or asked.get("constitution", DESIRED) != DESIRED
         )
-        folded = dict(zip(by, judging, strict=True)).get("turn", BOTH_TURNS) != BOTH_TURNS
         grids.append(replace(_grid(table, part, caption), folded=folded))
     return grids
+
+
+def _in_order_of_headline(data: pd.DataFrame) -> pd.DataFrame:
+    """Return rows judge by judge, the first turn first; both turns only where there are two."""
+    twice = data.loc[data["turn"] == "2", "constitution"].unique()
+    data = data[(data["turn"] != BOTH_TURNS) | data["constitution"].isin(twice)]
+    order = pd.DataFrame(
+        {
+            column: data[column].map({name: i for i, name in enumerate(data[column].unique())})
+            for column in ASKED
+            if column in data and column != "turn"
+        }
+    ).assign(turn=data["turn"].map({FIRST_TURN: 0, BOTH_TURNS: 1, "2": 2}))
+    return data.loc[order.sort_values(list(order), kind="stable").index]
 
 
 def _grid(table: Table, data: pd.DataFrame, caption: str) -> Matrix:
@@ -379,6 +438,28 @@ def _grid(table: Table, data: pd.DataFrame, caption: str) -> Matrix:
             ]
             for names, row in rows.items()
         ],
+        note=_detectable(data),
+    )
+
+
+def _detectable(data: pd.DataFrame) -> str:
+    """Say how small a difference the rows would show, over all categories and in one of them."""
+    if "detectable" not in data or "category" not in data:
+        return ""
+    single = ~data["category"].isin([OVERALL, OVERALL_PAPER])
+    found = []
+    for words, rows in (
+        ("over all categories", data[data["category"] == OVERALL]),
+        ("in a category by itself", data[single]),
+    ):
+        points = 100 * rows["detectable"].median()
+        if not pd.isna(points):
+            found.append(f"{points:.0f} points {words} ({rows['n'].median():.0f} questions)")
+    if not found:
+        return ""
+    return (
+        f"Smallest difference from parity that would be found in four of five cases: "
+        f"{', '.join(found)}."
     )
 
 

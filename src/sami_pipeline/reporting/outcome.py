@@ -1,6 +1,15 @@
 """What came out, in words: one paragraph from the tables of results.
 
-A difference is named only where its 95 % interval leaves parity out.
+The rules, so that no sentence is contradicted by taking a table apart:
+
+* The headline is the desired constitution at the first turn; both turns follow it. Nothing is said
+  of two constitutions, or of a principle and its antithesis, together.
+* A difference is named only where its 95 % interval leaves parity out, its exact paired test
+  corrected for the number of comparisons has p <= 0.05 (`decided`), and at least six questions (or
+  problems) were asked; a category is named by the same rule.
+* A win is not claimed where there is a simpler reason for it (`_doubts`): with length held equal it
+  is gone, the model hardly ever gives different answers, or a constant text wins as often.
+* What limits all of this is said at the end (`_caveats`).
 """
 
 from __future__ import annotations
@@ -9,8 +18,16 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
-from sami_pipeline.evaluation.statistics import BOTH_TURNS, OVERALL, OVERALL_PAPER
-from sami_pipeline.reporting.contents import CONTENTS, Estimate, Table, side
+from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
+from sami_pipeline.evaluation.intervals import FEWEST_CLUSTERS
+from sami_pipeline.evaluation.statistics import (
+    BOTH_TURNS,
+    DESIRED,
+    FIRST_TURN,
+    OVERALL,
+    OVERALL_PAPER,
+)
+from sami_pipeline.reporting.contents import CONTENTS, Estimate, Table, decided
 
 NO_DIFFERENCE = "no difference can be seen"
 _ESTIMATES = {
@@ -26,11 +43,18 @@ _WINS = {
     "below": "{model} loses to {other}",
     "": f"between {{model}} and {{other}} {NO_DIFFERENCE}",
 }
+_DOUBTED = "{model} is preferred to {other}"
 _GAINS = {
     "above": "better than {other}: ",
     "below": "worse than {other}: ",
     "": f"{NO_DIFFERENCE} from {{other}} for ",
 }
+_STANCES = {"principle": "principles", "antithesis": "antitheses"}
+# Below it a model says much the same whatever it is asked.
+_FEW_DISTINCT = 0.5
+# Of the answers, from which on it is said that they are cut off or repeat themselves; of the
+# comparisons, that they tie.
+_MANY = 0.1
 
 
 def outcome(tables: Mapping[str, pd.DataFrame]) -> str:
@@ -53,91 +77,164 @@ def outcome(tables: Mapping[str, pd.DataFrame]) -> str:
         return "There are no results: the tables of results are empty."
     over = "problems" if "accuracy" in present else "questions"
     closing = (
-        f"In brackets are 95 % bootstrap intervals over {over}. A difference is named only where "
-        f"its interval leaves out parity; where it does not, “{NO_DIFFERENCE}” says that these "
-        f"{over} do not show one, not that there is none."
+        f"In brackets are 95 % intervals over {over}. A difference is named only where its "
+        "interval leaves out parity and an exact paired test, corrected for the number of "
+        f"comparisons, has p of at most 0.05; “{NO_DIFFERENCE}” says that these {over} do not "
+        "show one, not that there is none."
     )
-    return " ".join([*sentences, closing])
+    return " ".join([*sentences, *_caveats(present), closing])
 
 
 def _win_rates(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     table, estimate = tables["win_rates"], _ESTIMATES["win_rates"]
-    for judge, rows in table[table["turn"] == BOTH_TURNS].groupby("judge", sort=False):
-        overall = rows[rows["category"] == OVERALL]
-        found = [
-            f"{_verdict(row, estimate, _WINS)} ({_written(row, estimate, ' %')} of {row['n']})"
-            for row in overall.to_dict("records")
-        ]
-        yield (
-            f"Judged by the {judge} judge over all categories, a tie counting half a win: "
-            f"{_listed(found)}."
-        )
-        if invalid := int(overall["invalid"].sum()):
+    for judge, judged in table.groupby("judge", sort=False):
+        for constitution, rows in judged.groupby("constitution", sort=False):
+            yield _matches(tables, rows[rows["turn"] == FIRST_TURN], judge, constitution)
+            if constitution == DESIRED and (rows["turn"] == "2").any():
+                both = rows[(rows["turn"] == BOTH_TURNS) & (rows["category"] == OVERALL)]
+                found = _wins(tables, both)
+                yield f"On both turns: {_listed(found)}."
+            if constitution == DESIRED:
+                yield from _categories(rows[rows["turn"] == FIRST_TURN], estimate)
+        asked = judged[(judged["category"] == OVERALL) & (judged["turn"] == BOTH_TURNS)]
+        if invalid := int(asked["invalid"].sum()):
             yield f"Left out are {invalid} verdicts that could not be read."
-        if "length_controlled" in tables:
-            controlled = tables["length_controlled"]
-            yield from _with_equal_length(overall, controlled[controlled["judge"] == judge])
-        yield from _categories(rows, estimate)
 
 
-def _with_equal_length(overall: pd.DataFrame, controlled: pd.DataFrame) -> Iterator[str]:
-    """Say which matches end differently when length is held equal."""
-    plain, estimate = _ESTIMATES["win_rates"], _ESTIMATES["length_controlled"]
-    found = {
-        (row["model"], row["opponent"]): _verdict(row, plain, _WINS)
-        for row in overall.to_dict("records")
-    }
-    rows = controlled[controlled["method"] == _LENGTH_METHOD].to_dict("records")
-    changed = [
-        f"{words} ({_written(row, estimate, ' %')})"
-        for row in rows
-        if (words := _verdict(row, estimate, _WINS)) != found[row["model"], row["opponent"]]
-    ]
-    if rows:
-        yield (
-            f"With length held equal ({_LENGTH_METHOD}) "
-            f"{'this changes: ' + _listed(changed) if changed else 'none of this changes'}."
-        )
+def _matches(
+    tables: Mapping[str, pd.DataFrame], rows: pd.DataFrame, judge: str, constitution: str
+) -> str:
+    overall = rows[rows["category"] == OVERALL]
+    found = _wins(tables, overall)
+    return (
+        f"{_asked_under(constitution)}, at the first turn, judged by the {judge} judge over all "
+        f"categories, a tie counting half a win: {_listed(found)}."
+    )
+
+
+def _asked_under(constitution: str) -> str:
+    if constitution == "none":
+        return "Asked without a constitution"
+    return f"Asked under the {constitution} constitution"
+
+
+def _wins(tables: Mapping[str, pd.DataFrame], overall: pd.DataFrame) -> list[str]:
+    """Return what is said of each match; a win only where nothing simpler explains it."""
+    estimate, found = _ESTIMATES["win_rates"], []
+    for row in overall.to_dict("records"):
+        words, details = _verdict(row, estimate, _WINS), _details(row, estimate)
+        ahead = decided(row, estimate)
+        winner, loser = row["model"], row["opponent"]
+        if ahead == "below":
+            winner, loser = loser, winner
+        if ahead and (doubts := list(_doubts(tables, row, winner, loser))):
+            words = _DOUBTED.format(model=winner, other=loser)
+            details += f", which is no win: {', '.join(doubts)}"
+        found.append(f"{words} {details}")
+    return found
+
+
+def _details(row: Mapping, estimate: Estimate) -> str:
+    p_value = row.get("p_holm")
+    tested = "" if p_value is None or pd.isna(p_value) else f", {_written_p(p_value)}"
+    return f"({_written(row, estimate, ' %')} of {row['n']} questions{tested})"
+
+
+def _written_p(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
+def _doubts(
+    tables: Mapping[str, pd.DataFrame], row: Mapping, winner: str, loser: str
+) -> Iterator[str]:
+    """Yield the simpler reasons for which one side may be preferred."""
+    if "length_controlled" in tables:
+        table, estimate = tables["length_controlled"], _ESTIMATES["length_controlled"]
+        same = table["method"] == _LENGTH_METHOD
+        for column in ("judge", "constitution", "turn", "model", "opponent"):
+            same &= table[column] == row[column]
+        for controlled in table[same].to_dict("records"):
+            if decided(controlled, estimate) != decided(row, _ESTIMATES["win_rates"]):
+                if pd.isna(controlled[estimate.value]):
+                    yield "one of the two always writes the longer answer"
+                    continue
+                rate = _written(controlled, estimate, " %")
+                yield f"with length held equal {NO_DIFFERENCE} ({rate})"
+    if "controls" in tables:
+        controls = tables["controls"]
+        controls = controls[controls["constitution"] == row["constitution"]]
+        distinct = controls[
+            (controls["control"] == "distinct_answers") & (controls["model"] == winner)
+        ]
+        if (distinct["value"] < _FEW_DISTINCT).any():
+            share = 100 * distinct["value"].min()
+            yield f"only {share:.0f} % of the answers of {winner} differ from each other"
+        constant = controls[controls["control"].str.startswith("constant_text")]
+        constant = constant[constant["opponent"] == loser]
+        rate = row["adjusted_win_rate"] if winner == row["model"] else 1 - row["adjusted_win_rate"]
+        if row["judge"] == CHECKLIST and (constant["value"] >= rate).any():
+            yield f"a constant text wins against {loser} as often"
 
 
 def _categories(rows: pd.DataFrame, estimate: Estimate) -> Iterator[str]:
-    """Say in how many categories each match has a winner."""
+    """Say in which categories each match has a winner."""
     single = rows[~rows["category"].isin([OVERALL, OVERALL_PAPER])]
     categories = single["category"].nunique()
     if categories < 2:
         return
     found = []
     for (model, opponent), met in single.groupby(["model", "opponent"], sort=False):
-        ends = met[[estimate.low, estimate.high]].itertuples(index=False)
-        sides = [side(low, high, estimate.parity) for low, high in ends]
-        if any(sides):
-            found.append(
-                f"{model} beats {opponent} in {sides.count('above')} and loses to it in "
-                f"{sides.count('below')}"
-            )
-    if not found:
-        yield f"In each of the {categories} categories by itself, {NO_DIFFERENCE}."
-        return
-    yield (
-        f"Of the {categories} categories by themselves, {_listed(found)}; about one interval in "
-        "twenty leaves out parity by chance alone."
-    )
+        for ahead, words in (("above", "is preferred to"), ("below", "is not preferred to")):
+            named = [row["category"] for row in met.to_dict("records")
+                     if decided(row, estimate) == ahead]  # fmt: skip
+            if named:
+                found.append(f"{model} {words} {opponent} in {', '.join(named)}")
+    shown = f"of the {categories} categories by themselves, p corrected for their number"
+    if found:
+        yield f"Here, {shown}, {_listed(found)}."
+    else:
+        yield f"Here, in none {shown}, a difference can be seen."
 
 
 def _compliance_difference(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
-    table = tables["compliance_difference"]
-    rows = table[table["category"] == OVERALL]
-    found = _differences(rows, _ESTIMATES["compliance_difference"])
-    yield f"In following the statements of their constitutions: {_listed(found)}."
+    table, estimate = tables["compliance_difference"], _ESTIMATES["compliance_difference"]
+    overall = table[(table["category"] == OVERALL) & (table["turn"] == FIRST_TURN)]
+    for (constitution, stance), rows in overall.groupby(["constitution", "stance"], sort=False):
+        yield (
+            f"In following the {_STANCES[stance]} asked for by the {constitution} constitution at "
+            f"the first turn: {_listed(_differences(rows, estimate))}."
+        )
+
+
+def _steerability(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    table = tables["steerability"]
+    overall = table[(table["category"] == OVERALL) & (table["principle"] == "all")]
+    found = [
+        f"{row['model']} {_written(row, _ESTIMATES['steerability'], ' points')}"
+        for row in overall[overall["baseline"] == ""].to_dict("records")
+    ]
+    yield (
+        "Steerability, which is how much more often a statement is followed when it is asked for "
+        f"than when its opposite is: {_listed(found)}."
+    )
+    if len(compared := overall[overall["baseline"] != ""]):
+        yield f"In steerability: {_listed(_differences(compared, _ESTIMATES['steerability']))}."
 
 
 def _degeneration(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
-    table = tables["degeneration"]
-    found = [
-        f"{row['model']} {_written(row, _ESTIMATES['degeneration'], ' %')}"
-        for row in table[table["category"] == OVERALL].to_dict("records")
-    ]
-    yield f"Share of answers that mostly repeat themselves: {_listed(found)}."
+    rows = tables["degeneration"]
+    rows = rows[(rows["category"] == OVERALL) & (rows["turn"] == BOTH_TURNS)]
+    for constitution, asked in rows.groupby("constitution", sort=False):
+        found = [
+            f"{row['model']} {_written(row, _ESTIMATES['degeneration'], ' %')}"
+            for row in asked.to_dict("records")
+        ]
+        yield (
+            f"{_asked_under(constitution)}, the share of answers that mostly repeat themselves: "
+            f"{_listed(found)}."
+        )
+        if constitution == DESIRED:
+            break
 
 
 def _accuracy(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
@@ -173,9 +270,65 @@ def _of(table: pd.DataFrame, metric: str, k: int) -> pd.DataFrame:
     return table[(table["metric"] == metric) & (table["k"] == k)]
 
 
+def _caveats(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    """Say what limits these results, as far as it applies."""
+    found = []
+    if "degeneration" in tables:
+        rows = tables["degeneration"]
+        rows = rows[(rows["category"] == OVERALL) & (rows["turn"] == BOTH_TURNS)]
+        rows = rows[rows["constitution"] == rows["constitution"].iloc[0]]
+        for column, words in (
+            ("truncated_rate", "cut off at the limit of tokens"),
+            ("degeneration_rate", "mostly repetition"),
+        ):
+            if (rows[column] >= _MANY).any():
+                shares = [f"{100 * row[column]:.0f} % of {row['model']}'s" for row in
+                          rows.to_dict("records")]  # fmt: skip
+                found.append(f"{', '.join(shares)} answers are {words}")
+    if "win_rates" in tables:
+        table = tables["win_rates"]
+        headline = table[(table["category"] == OVERALL) & (table["turn"] == FIRST_TURN)]
+        for judge, rows in headline.groupby("judge", sort=False):
+            rows = rows[rows["constitution"] == rows["constitution"].iloc[0]]
+            if len(rows) and rows["rows"].sum():
+                ties = rows["ties"].sum() / rows["rows"].sum()
+                if ties >= _MANY:
+                    found.append(f"{100 * ties:.0f} % of the {judge} judge's comparisons tie")
+                found.append(
+                    f"with {rows['n'].min()} questions a win rate of {_detectable(rows)} would be "
+                    f"found in four of five cases by the {judge} judge, a smaller one less often"
+                )
+        if (headline["judge"] == CHECKLIST).any():
+            found.append("the checklist judge sees form alone, neither truth nor relevance")
+    if "judge_quality" in tables:
+        quality = tables["judge_quality"]
+        flips = quality[(quality["metric"] == "flip_rate") & (quality["category"] == OVERALL)]
+        for row in flips.to_dict("records"):
+            if row["value"] >= _MANY:
+                found.append(
+                    f"{100 * row['value']:.0f} % of the {row['judge']} judge's verdicts under the "
+                    f"{row['constitution']} constitution change with the order of the answers"
+                )
+    if "response_counts" in tables:
+        counts = tables["response_counts"]
+        dropped = counts.loc[counts["status"] != "usable", "queries"].sum()
+        if dropped:
+            found.append(
+                f"{dropped} of {counts['queries'].sum()} training queries were not trained on, "
+                "since a response was not usable"
+            )
+    if found:
+        yield f"To be kept in mind: {_listed(found)}."
+
+
+def _detectable(rows: pd.DataFrame) -> str:
+    return f"{100 * (0.5 + rows['detectable'].max()):.0f} %"
+
+
 _SENTENCES = {
     "win_rates": _win_rates,
     "compliance_difference": _compliance_difference,
+    "steerability": _steerability,
     "accuracy": _accuracy,
     "degeneration": _degeneration,
 }
@@ -185,20 +338,22 @@ def _differences(rows: pd.DataFrame, estimate: Estimate) -> list[str]:
     """Return which models are better than their baseline, worse, and not told apart from it."""
     found: dict[str, list[str]] = {}
     for row in rows.to_dict("records"):
-        if pd.isna(row[estimate.low]):
-            found[_verdict(row, estimate, _GAINS)] = []
-            continue
-        model = f"{row['model']} ({_written(row, estimate, ' points')})"
-        found.setdefault(_verdict(row, estimate, _GAINS), []).append(model)
+        words = _verdict(row, estimate, _GAINS)
+        models = found.setdefault(words, [])
+        if _enough(row, estimate):
+            models.append(f"{row['model']} ({_written(row, estimate, ' points')})")
     return [words + ", ".join(models) for words, models in found.items()]
 
 
+def _enough(row: Mapping, estimate: Estimate) -> bool:
+    return pd.notna(row[estimate.low]) and row["n"] >= FEWEST_CLUSTERS
+
+
 def _verdict(row: Mapping, estimate: Estimate, words: Mapping[str, str]) -> str:
-    """Return the words for the side of parity that a row's interval lies on."""
+    """Return the words for the side of parity that a row is on."""
     names = {"model": row["model"], "other": row.get("opponent", row.get("baseline"))}
-    low, high = row[estimate.low], row[estimate.high]
-    unknown = pd.isna(low) or pd.isna(high)
-    return (_TOO_LITTLE if unknown else words[side(low, high, estimate.parity)]).format(**names)
+    chosen = words[decided(row, estimate)] if _enough(row, estimate) else _TOO_LITTLE
+    return chosen.format(**names)
 
 
 def _written(row: Mapping, estimate: Estimate, unit: str) -> str:

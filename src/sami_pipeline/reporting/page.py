@@ -74,7 +74,7 @@ def write_page(
         answers=answers,
         answers_data=_embedded(answers),
         judges=judges(tables),
-        data=data(tables),
+        data=data(description.subject, tables),
         tokens=tokens(description, tables),
         flattened=flattened,
         style=Markup((_TEMPLATE_FOLDER / "report.css").read_text("utf-8")),

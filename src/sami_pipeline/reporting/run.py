@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,17 +21,36 @@ from sami_pipeline.reporting.record import Environment, NodeRecord
 
 # More different values than these are only counted.
 _NAMED_COUNTS = 12
-_TITLES = {"mt_bench": "SAMI on MT-Bench", "math": "SAMI on math problems"}
-# Where tables count tokens: what was written, the column that names who wrote it, and the group of
-# parameters with the engine, where that may be a server.
+# Where tables count tokens: what was written ("" is what the experiment calls its answers), the
+# column that names who wrote it, and the group of parameters with the engine, where that may be a
+# server.
 _TOKENS = {
     "generations": ("Training responses", None, "generation"),
-    "answers": ("Answers to MT-Bench", "model", None),
-    "attempts": ("Attempts at problems", "model", None),
+    "answers": ("", "model", None),
+    "attempts": ("", "model", None),
     "held_out_responses": ("Responses to held-out queries", "model", None),
     "judgements": ("Judgements", "judge_model", "judge"),
 }
 _HELD_OUT = "held_out_responses"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """How a report speaks of an experiment.
+
+    Attributes:
+        title: its name for readers.
+        answers: what the models under test wrote, such as "Answers to MT-Bench".
+        questions: what the rows of ``questions`` are called where they are counted; "" for an
+            experiment that has none.
+        browser: makes what the browser of answers shows of the tables by name, the baseline's name
+            and how many questions of each category are shown (None is all); see ``answers``.
+    """
+
+    title: str
+    answers: str
+    questions: str
+    browser: Callable[[Mapping[str, pd.DataFrame], str, int | None], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,7 @@ class RunDescription:
 
     Attributes:
         experiment: its name in the catalog.
+        subject: how the report speaks of it.
         run: the run's name.
         parameters: all parameters, those left at their default too.
         models: each model's name, role and source.
@@ -48,6 +68,7 @@ class RunDescription:
     """
 
     experiment: str
+    subject: Subject
     run: str
     parameters: Mapping[str, Any]
     models: Sequence[Mapping[str, str]]
@@ -69,7 +90,7 @@ class RunDescription:
     @property
     def title(self) -> str:
         """The experiment's name for readers."""
-        return _TITLES[self.experiment]
+        return self.subject.title
 
     @property
     def without_record(self) -> list[str]:
@@ -189,6 +210,7 @@ def tokens(description: RunDescription, tables: Mapping[str, pd.DataFrame]) -> l
         if kind not in _TOKENS or table.empty:
             continue
         purpose, column, group = _TOKENS[kind]
+        purpose = purpose or description.subject.answers
         teacher = description.teacher_in(iteration[0] if iteration else None)
         for model, part in table.groupby(column, sort=False) if column else [(teacher, table)]:
             read, written = (
@@ -217,12 +239,12 @@ def _cost(server: Mapping[str, Any] | None, read: int, written: int) -> float | 
     return (read * server["prompt_price"] + written * server["completion_price"]) / 1e6
 
 
-def data(tables: Mapping[str, pd.DataFrame]) -> list[tuple[str, str]]:
+def data(subject: Subject, tables: Mapping[str, pd.DataFrame]) -> list[tuple[str, str]]:
     """Return what was asked and trained on, as pairs of a name and counts."""
     rows = []
     if "answers" in tables:
         asked = tables["answers"].drop_duplicates("question_id")
-        rows.append(("MT-Bench questions asked", _counts(asked["category"])))
+        rows.append((subject.questions, _counts(asked["category"])))
     if "problems" in tables:
         rows.append(("Problems", _counts(tables["problems"]["split"])))
     if "generations" in tables:

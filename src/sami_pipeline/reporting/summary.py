@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sami_pipeline.evaluation.statistics import BOTH_TURNS, OVERALL
+from sami_pipeline.evaluation.statistics import BOTH_TURNS, DESIRED, FIRST_TURN, OVERALL
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -18,12 +18,12 @@ _TABLES = {
     "comparison": "Runs compared (95 % intervals over questions or problems)",
     "accuracy": "Math problems solved (95 % intervals over problems)",
     "accuracy_difference": "Math, paired difference from the baseline",
-    "win_rates": "Win rates (both turns; 95 % intervals over questions)",
-    "length_controlled": "Win rates with length controlled (95 % intervals over questions)",
-    "judge_quality": "The judge (all 8 categories; 95 % intervals over questions)",
-    "ratings": "Ratings from 1 to 10 (both turns; 95 % intervals over questions)",
-    "compliance_difference": "Compliance with all statements, paired difference from the baseline",
-    "degeneration": "Answers that mostly repeat themselves",
+    "win_rates": "Win rates (desired constitution, first turn; 95 % intervals over questions)",
+    "length_controlled": "Win rates with length held equal (first turn; 95 % intervals)",
+    "judge_quality": "The judge (all categories; 95 % intervals over questions)",
+    "ratings": "Ratings from 1 to 10 (both turns, all categories; 95 % intervals over questions)",
+    "compliance_difference": "Statements followed, difference from the baseline (first turn)",
+    "degeneration": "Answers that mostly repeat themselves, and length (both turns)",
     "held_out": "Objective on held-out queries (the teacher's responses)",
     "held_out_lengths": "Length of each model's own responses to held-out queries, tokens",
     "principle_writing": "Principles written, by category and attempt",
@@ -33,16 +33,26 @@ _TABLES = {
 _COLUMNS = {
     "principle_writing": ["category", "attempt", "status", "found", "kept"],
     "win_rates": [
-        "judge", "model", "opponent", "category", "n", "win_rate", "ci_low", "ci_high",
-        "wins", "ties", "losses", "invalid", "adjusted_win_rate",
+        "judge", "constitution", "turn", "model", "opponent", "category", "n", "adjusted_win_rate",
+        "adjusted_ci_low", "adjusted_ci_high", "p_holm", "wins", "ties", "losses", "invalid",
     ],
-    "judge_quality": ["judge", "reference", "metric", "n", "value", "ci_low", "ci_high"],
+    "compliance_difference": [
+        "model", "baseline", "constitution", "stance", "turn", "category", "n", "difference",
+        "ci_low", "ci_high", "p_holm",
+    ],
+    "judge_quality": [
+        "judge", "constitution", "reference", "metric", "n", "value", "ci_low", "ci_high",
+    ],
 }  # fmt: skip
-# Of the longer tables, the rows with this value are printed.
+# Of the longer tables, the rows with these values are printed: the headline, and of both turns
+# the summaries.
 _ROWS = {
-    "win_rates": ("turn", BOTH_TURNS),
-    "ratings": ("turn", BOTH_TURNS),
-    "judge_quality": ("category", OVERALL),
+    "win_rates": {"turn": FIRST_TURN, "constitution": DESIRED},
+    "compliance_difference": {"turn": FIRST_TURN, "category": OVERALL},
+    "length_controlled": {"turn": FIRST_TURN},
+    "degeneration": {"turn": BOTH_TURNS, "category": OVERALL},
+    "ratings": {"turn": BOTH_TURNS, "category": OVERALL},
+    "judge_quality": {"category": OVERALL},
 }
 
 
@@ -68,8 +78,9 @@ def of_run(pipeline: Pipeline, catalog: CatalogProtocol, seconds: float) -> str:
 
 
 def _format(name: str, table: pd.DataFrame) -> str:
-    column, value = _ROWS.get(name, (None, None))
-    shown = table if column is None else table[table[column] == value]
+    shown = table
+    for column, value in _ROWS.get(name, {}).items():
+        shown = shown[shown[column] == value]
     shown = shown[_COLUMNS.get(name, shown.columns)]
     return shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-")
 

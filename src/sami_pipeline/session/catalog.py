@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
 from kedro.validation import DataValidationError
 
-from sami_pipeline import files
+from sami_pipeline import code_versions, files
 from sami_pipeline.datasets.whole_files import written_whole
 from sami_pipeline.errors import InputError, storage_fault, writing
-from sami_pipeline.session import provenance
+from sami_pipeline.session import missing_answers, provenance
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +26,9 @@ class RunCatalog(DataCatalog):
     """Kedro's catalog, with promises about files that hold for every dataset in it.
 
     * A file that a node saves appears at once and whole, or an earlier one stays as it was.
-    * Beside a run's results it is recorded what each output was made from (``made_from``), after
+    * Beside a run's results it is recorded what each output was made from (its provenance), after
       the output is whole. When a run goes on (``--only-missing-outputs``), one that lacks the
-      record, or was made from something else, counts as missing.
+      record, or was made from something else, counts as missing; a plan says what and why.
     * What can't be written or read is said in one line with its place and the remedy.
     """
 
@@ -35,7 +36,7 @@ class RunCatalog(DataCatalog):
         """Take what Kedro's catalog takes."""
         super().__init__(*arguments, **options)
         self._origins: dict[str, provenance.Origin] = {}
-        self._stale: dict[str, str] = {}
+        self._stale: dict[str, str | provenance.Change] = {}
 
     def follow(self, pipeline: Pipeline, *, going_on: bool) -> None:
         """Record from now on what this pipeline's outputs are made from.
@@ -53,8 +54,38 @@ class RunCatalog(DataCatalog):
                 fault = provenance.fault(self._recorded(name), origin, self[name])
                 if fault:
                     self._stale[name] = fault
-        for fault, count in Counter(self._stale.values()).items():
-            logger.info("Outputs that are made again: %d (%s)", count, fault)
+        come = missing_answers.ask_again(pipeline, self._missing, self.exists, self.load)
+        self._stale |= dict.fromkeys(come, missing_answers.HAVE_COME)
+        for line in self._plan(pipeline):
+            logger.info(line)
+
+    def _plan(self, pipeline: Pipeline) -> list[str]:
+        """Return lines that say which nodes are kept, which run, and why."""
+        running = {
+            node.name: reason
+            for node in pipeline.nodes
+            if (reason := self._reason_to_run(node)) is not None
+        }
+        lines = [f"Plan: {len(pipeline.nodes) - len(running)} nodes are kept, {len(running)} run"]
+        made = {
+            output for node in pipeline.nodes if node.name in running for output in node.outputs
+        }
+        by_reason: dict[str, list[str]] = defaultdict(list)
+        for name, reason in running.items():
+            by_reason[provenance.in_words(reason, made)].append(name.rpartition(".")[2])
+        for reason, names in by_reason.items():
+            lines.append(f"Plan: {', '.join(sorted(names))}: {reason}")
+        return lines
+
+    def _reason_to_run(self, node: Node) -> str | provenance.Change | None:
+        """Return why an output of a node is missing, a change of its own before others."""
+        reasons = [
+            self._stale.get(output, "not made yet")
+            for output in node.outputs
+            if not self.exists(output)
+        ]
+        changes = [reason for reason in reasons if isinstance(reason, provenance.Change)]
+        return next(iter([*changes, *reasons]), None)
 
     def exists(self, ds_name: str) -> bool:
         """Return whether a dataset is there and, after ``follow``, as it would be made again."""
@@ -68,9 +99,11 @@ class RunCatalog(DataCatalog):
                 record.unlink(missing_ok=True)  # what it says ends here
             with written_whole(dataset):
                 super().save(ds_name, data)
-            if record is not None:
+            if record is not None and self._is_made_by_its_code(ds_name):
                 made = provenance.Record(
-                    origin=self._origins[ds_name], size=provenance.size(dataset)
+                    origin=self._origins[ds_name],
+                    size=provenance.size(dataset),
+                    missing_answers=missing_answers.missing_in(data),
                 )
                 files.write_text(record, made.model_dump_json())
         self._stale.pop(ds_name, None)
@@ -95,6 +128,21 @@ class RunCatalog(DataCatalog):
             where = provenance.place(self[ds_name])
             raise DatasetError(f"{ds_name}: {where}: can't be read: {what}; {remedy}") from error
 
+    def _is_made_by_its_code(self, name: str) -> bool:
+        """Return whether the code that this process began with is still what is in the files."""
+        changed = code_versions.project().changed(self._origins[name].code)
+        if changed:
+            logger.warning(
+                "%s: %s changed while the run was under way; it will be made again",
+                name, ", ".join(changed),
+            )  # fmt: skip
+        return not changed
+
+    def _missing(self, name: str) -> int:
+        """Return how many answers an output lacks that a server was asked for."""
+        record = self._recorded(name)
+        return 0 if record is None else record.missing_answers
+
     def _record(self, name: str) -> Path | None:
         """Return where it is recorded what an output was made from, if this run follows it."""
         return self._record_path(name) if name in self._origins else None
@@ -107,7 +155,7 @@ class RunCatalog(DataCatalog):
         experiment, separator, _ = name.partition(".")
         if not separator or (state := self.get(f"{experiment}.{STATE}")) is None:
             return None
-        return state.load() / "made_from" / f"{name}.json"
+        return state.load() / "provenance" / f"{name}.json"
 
 
 def _cause(error: DatasetError) -> BaseException | None:

@@ -10,23 +10,17 @@ from pydantic import BaseModel, ValidationError
 
 from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.errors import InputError, first_fault, one_line
+from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.parameters import (
     CompareRunsParameters,
     DryRunParameters,
     ExperimentParameters,
-    MathParameters,
-    MtBenchParameters,
     PrincipleWritingParameters,
     RunParameters,
 )
 
-EXPERIMENTS: dict[str, type[ExperimentParameters]] = {
-    "mt_bench": MtBenchParameters,
-    "math": MathParameters,
-}
-
-# Every group of the parameters; another pipeline's are added here.
-GROUPS: dict[str, type[BaseModel]] = EXPERIMENTS | {
+# The groups of parameters besides the experiments'; another pipeline's are added here.
+_OTHER_GROUPS: dict[str, type[BaseModel]] = {
     "compare_runs": CompareRunsParameters,
     "write_principles": PrincipleWritingParameters,
     "dry_run_assumptions": DryRunParameters,
@@ -39,6 +33,13 @@ _active_parameters: Mapping[str, Any] | None = None
 
 class ParameterError(InputError):
     """A parameter is wrong; the message names it and the remedy."""
+
+
+def groups() -> dict[str, type[BaseModel]]:
+    """Return the model of every group of the parameters, the experiments' first."""
+    return {name: experiment.parameters for name, experiment in experiments().items()} | (
+        _OTHER_GROUPS
+    )
 
 
 def activate(parameters: Mapping[str, Any]) -> None:
@@ -57,14 +58,14 @@ def check(parameters: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     Raises:
         ParameterError: a group is unknown, or something in one is wrong.
     """
-    known = [*GROUPS, *RunParameters.model_fields, "dry_run"]
+    known = [*groups(), *RunParameters.model_fields, "dry_run"]
     for name in parameters:
         if name not in known:
             raise ParameterError(
                 f"conf/*/parameters, --params: {one_line(str(name))}: is no group that is known "
                 f"here; known: {', '.join(known)}"
             )
-    for name, model in GROUPS.items():
+    for name, model in groups().items():
         if name in parameters:
             _validated(name, model, parameters[name])
     try:
@@ -82,7 +83,7 @@ def experiment_parameters(name: str) -> ExperimentParameters:
     Raises:
         ParameterError: one line with the full name of the first wrong parameter.
     """
-    return _checked(name, EXPERIMENTS[name])
+    return _checked(name, experiments()[name].parameters)
 
 
 def principle_writing_parameters(name: str) -> PrincipleWritingParameters:

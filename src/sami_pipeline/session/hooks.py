@@ -17,9 +17,10 @@ from kedro.pipeline.node import Node
 from sami_pipeline import engines
 from sami_pipeline.engines import credentials
 from sami_pipeline.errors import InputError, storage_fault
+from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.reporting import summary
 from sami_pipeline.reporting.record import RunRecord
-from sami_pipeline.session import experiments, input_checks
+from sami_pipeline.session import input_checks
 from sami_pipeline.session.catalog import STATE, RunCatalog
 from sami_pipeline.session.command_line import CommandLineError
 from sami_pipeline.session.run_lock import RunLock
@@ -56,7 +57,7 @@ class RunLockHook:
                 self._locks.append(lock)
             if isinstance(catalog, RunCatalog):
                 catalog.follow(pipeline, going_on=run_params["only_missing_outputs"])
-        except InputError as error:
+        except (InputError, DatasetError) as error:
             self._release()
             raise CommandLineError(str(error)) from error
 
@@ -167,7 +168,7 @@ class NodeRecordHook:
 def _experiment_of(node: Node) -> str | None:
     """Return the experiment whose datasets a node makes, or None where it is no experiment's."""
     name = node.outputs[0].partition(".")[0] if node.outputs else ""
-    return name if name in experiments.EXPERIMENTS else None
+    return name if name in experiments() else None
 
 
 def _name_in(experiment: str, node: Node) -> str:

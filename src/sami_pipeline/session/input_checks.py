@@ -16,26 +16,22 @@ from pydantic import BaseModel
 from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.engines import EngineParameters, credentials, vllm_server
 from sami_pipeline.errors import InputError, one_line
-from sami_pipeline.evaluation import judges
+from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.models.checkpoints import check_source
 from sami_pipeline.models.prompts import ChatParameters, PromptTemplate
 from sami_pipeline.parameters import (
     ExperimentParameters,
-    MtBenchParameters,
     PrincipleWritingParameters,
 )
 from sami_pipeline.principles.constitutions import parse_principles
 from sami_pipeline.principles.writing import WritingPrompt
 from sami_pipeline.session.experiments import (
-    EXPERIMENTS,
     experiment_parameters,
     principle_writing_parameters,
 )
+from sami_pipeline.vocabulary import RAW
 
 logger = logging.getLogger(__name__)
-
-RAW = "reads_raw_files"
-"""Tag of nodes that make tables of raw files and parameters alone."""
 
 # Raw files that are read late in a run, by the last part of their name in the catalog.
 _TEMPLATES = ("generation_prompt", "training_prompt", "evaluation_prompt")
@@ -78,7 +74,14 @@ def check(pipeline: Pipeline, catalog: CatalogProtocol, *, only_missing_outputs:
                 made |= _run(node, catalog)
     finally:
         logging.disable(logging.NOTSET)
-    _check_judge_prompts(made)
+    for name, experiment in experiments().items():
+        tables = {
+            dataset.removeprefix(f"{name}."): table
+            for dataset, table in made.items()
+            if dataset.startswith(f"{name}.")
+        }
+        if tables:
+            experiment.check_inputs(experiment_parameters(name), tables)
     logger.info("Inputs are checked: parameters, raw files, models")
 
 
@@ -130,7 +133,7 @@ def _load(name: str, catalog: CatalogProtocol) -> Any:
 
 def _groups(pipeline: Pipeline) -> Iterator[tuple[str, BaseModel]]:
     names = {name.partition(".")[0] for name in pipeline.datasets()}
-    for name in sorted(names & EXPERIMENTS.keys()):
+    for name in sorted(names & experiments().keys()):
         yield name, experiment_parameters(name)
     if "write_principles" in names:
         yield "write_principles", principle_writing_parameters("write_principles")
@@ -180,13 +183,3 @@ def _with_paths(message: str, node: Node, catalog: CatalogProtocol) -> str:
         if separator and name.rpartition(".")[2] == entry and path is not None:
             return f"{path}: {rest}"
     return message
-
-
-def _check_judge_prompts(made: Mapping[str, Any]) -> None:
-    for name in EXPERIMENTS:
-        prompts, questions = (made.get(f"{name}.{t}") for t in ("judge_prompts", "questions"))
-        if prompts is None or questions is None:
-            continue
-        parameters = experiment_parameters(name)
-        if isinstance(parameters, MtBenchParameters) and parameters.judge.kind != "checklist":
-            judges.check_prompts(parameters.judge.kind, prompts, questions)

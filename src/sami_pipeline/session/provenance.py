@@ -2,7 +2,8 @@
 
 Kedro's ``--only-missing-outputs`` asks whether a file exists. Here an output counts as there only
 if it was finished, is as long as it was, and would be made from the same again: the parameters that
-its node reads, the project's code, the raw files, and what its inputs in turn were made from.
+its node reads, the code that its node reaches and the packages that compute there
+(``code_versions``), the raw files, and what its inputs in turn were made from.
 """
 
 from __future__ import annotations
@@ -10,39 +11,72 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sami_pipeline import code_versions, engines
+from sami_pipeline.code_versions import CodeVersion, listed
 from sami_pipeline.datasets import WorkingFolder
+from sami_pipeline.engines import EngineParameters
 
 if TYPE_CHECKING:
     from kedro.io import AbstractDataset, CatalogProtocol
     from kedro.pipeline import Pipeline
     from kedro.pipeline.node import Node
 
-SOURCE = Path(__file__).parents[1]
+# What datasets draw for kedro-viz is no part of what they hold.
+_PREVIEWS = ("figures",)
+_HASH_LENGTH = 32
 
 
 class Origin(BaseModel):
-    """What an output is made from, as hashes, so that a difference can be named.
+    """What an output is made from, as hashes and versions, so that a difference can be named.
 
     Attributes:
-        parameters: of its node.
-        code: of the project.
-        inputs: raw files, and the origins of what other nodes make.
+        parameters: of its node, by name; "node" has how inputs and values are given to it.
+        code: by module, what its node reaches there.
+        packages: versions of those that compute.
+        inputs: raw files, and the origins of what other nodes make, by the dataset's name.
     """
 
-    parameters: str
-    code: str
-    inputs: str
+    model_config = ConfigDict(extra="forbid")
 
-    def changed_since(self, earlier: Origin) -> list[str]:
-        """Return the names of the parts in which an earlier origin differs."""
-        return [part for part, value in self if getattr(earlier, part) != value]
+    parameters: dict[str, str]
+    code: dict[str, str]
+    packages: dict[str, str]
+    inputs: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """One hash of all."""
+        return _digest(self)
+
+    def changed_since(self, earlier: Origin) -> Change:
+        """Return in what an earlier origin differs."""
+        code = CodeVersion(self.code, self.packages)
+        return Change(
+            _differing(self.parameters, earlier.parameters),
+            tuple(code.changed_since(CodeVersion(earlier.code, earlier.packages))),
+            _differing(self.inputs, earlier.inputs),
+        )
+
+
+class Change(NamedTuple):
+    """In what two origins differ.
+
+    Attributes:
+        parameters: by name.
+        code: modules, and packages with both versions.
+        inputs: datasets.
+    """
+
+    parameters: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
 
 
 class Record(BaseModel):
@@ -51,10 +85,12 @@ class Record(BaseModel):
     Attributes:
         origin: what it was made from.
         size: of its files together, in bytes.
+        missing_answers: that a server did not give; an output with some is not complete.
     """
 
     origin: Origin
     size: int
+    missing_answers: int = 0
 
 
 def origins(
@@ -72,28 +108,90 @@ def origins(
 
     def origin_of(name: str) -> str:
         if name in found:
-            return found[name].model_dump_json()
+            return found[name].digest
         record = recorded(name)
-        return record.origin.model_dump_json() if record else _content(catalog.get(name))
+        return record.origin.digest if record else _content(catalog.get(name))
 
     for node in pipeline.nodes:
         parameters = {name: catalog.get(name).load() for name in node.inputs if _is_parameter(name)}
-        inputs = {name: origin_of(name) for name in node.inputs if name not in parameters}
+        code = code_of(node, catalog, parameters.values())
         origin = Origin(
-            parameters=_digest([parameters, _bound(node)]), code=_code(), inputs=_digest(inputs)
+            parameters={name.removeprefix("params:"): _digest(v) for name, v in parameters.items()}
+            | {"node": _digest([node._inputs, node._outputs, _bound(node.func)])},
+            code=dict(code.modules),
+            packages=dict(code.packages),
+            inputs={name: origin_of(name) for name in node.inputs if name not in parameters},
         )
         found |= dict.fromkeys(node.outputs, origin)
     return found
 
 
-def fault(record: Record | None, wanted: Origin, dataset: AbstractDataset) -> str | None:
+def code_of(node: Node, catalog: CatalogProtocol, parameters: Iterable[Any]) -> CodeVersion:
+    """Return the version of the code that a node reaches, and its datasets and their schemas.
+
+    Engines that its parameters do not choose are left out.
+    """
+    chosen = list(_engines([*parameters, _bound(node.func)]))
+    without = engines.code_not_used(chosen)
+    datasets = {
+        name: catalog.get(name) for name in (*node.inputs, *node.outputs) if not _is_parameter(name)
+    }
+    # Of datasets that follow a pattern they are known once those are made.
+    validators = getattr(catalog, "validators", {})
+    function = code_versions.of(node.func, without=without)
+    stored = code_versions.of(
+        *datasets.values(),
+        *(_class_path(validators[name]) for name in datasets if name in validators),
+        without=(*_PREVIEWS, *without),
+    )
+    return (function | stored).with_packages(engines.packages_outside(chosen))
+
+
+def _class_path(validator: str | Mapping[str, Any]) -> str:
+    return validator if isinstance(validator, str) else str(validator["class"])
+
+
+def _engines(value: Any) -> Iterator[EngineParameters]:
+    """Yield the settings of engines within parameters."""
+    if isinstance(value, EngineParameters):
+        yield value
+    elif isinstance(value, BaseModel):
+        yield from _engines([getattr(value, name) for name in type(value).model_fields])
+    elif isinstance(value, Mapping):
+        yield from _engines(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _engines(each)
+
+
+def fault(record: Record | None, wanted: Origin, dataset: AbstractDataset) -> str | Change | None:
     """Return why an output that exists is to be made again, or None where it is right."""
     if record is None:
         return "not known to be finished"
-    changed = wanted.changed_since(record.origin)
-    if changed:
-        return f"{' and '.join(changed)} changed"
+    if wanted != record.origin:
+        return wanted.changed_since(record.origin)
     return None if size(dataset) == record.size else "cut short or changed since"
+
+
+def in_words(reason: str | Change, made: Collection[str]) -> str:
+    """Return a reason for making an output again.
+
+    Args:
+        reason: as from ``fault``.
+        made: outputs that are made in the same run.
+    """
+    if isinstance(reason, str):
+        return reason
+    parts = []
+    if reason.parameters:
+        names = [name for name in reason.parameters if name != "node"]
+        parts.append(f"parameters changed ({', '.join(names)})" if names else "its wiring changed")
+    if reason.code:
+        parts.append(f"code changed ({listed(reason.code)})")
+    raw = [name.rpartition(".")[2] for name in reason.inputs if name not in made]
+    if raw:
+        parts.append(f"inputs changed ({listed(raw)})")
+    return "; ".join(parts) or "what they are made from is made again"
 
 
 def size(dataset: AbstractDataset) -> int:
@@ -121,9 +219,17 @@ def _is_parameter(name: str) -> bool:
     return name.startswith("params:") or name == "parameters"
 
 
-def _bound(node: Node) -> dict[str, Any]:
+def _bound(function: Callable[..., Any]) -> Any:
     """Return the values that a node's function was made with."""
-    return inspect.getclosurevars(node.func).nonlocals if inspect.isfunction(node.func) else {}
+    if isinstance(function, partial):
+        return [_bound(function.func), list(function.args), dict(function.keywords)]
+    if inspect.ismethod(function):
+        return _bound(function.__func__)
+    return inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
+
+
+def _differing(new: Mapping[str, str], old: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(name for name in sorted({*new, *old}) if new.get(name) != old.get(name))
 
 
 def _content(dataset: AbstractDataset) -> str:
@@ -147,17 +253,6 @@ def _files(dataset: AbstractDataset) -> list[Path]:
     return sorted(each for each in path.rglob(f"*{suffix}") if each.is_file())
 
 
-@cache
-def _code() -> str:
-    """Return a hash of the package: its modules, and the templates of the report."""
-    files = [
-        path
-        for path in sorted(SOURCE.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
-    ]
-    return _digest([(str(path.relative_to(SOURCE)), _file_hash(path)) for path in files])
-
-
 def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -165,7 +260,7 @@ def _file_hash(path: Path) -> str:
 
 def _digest(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()[:_HASH_LENGTH]
 
 
 def _plain(value: Any) -> Any:
@@ -175,4 +270,6 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
     return getattr(value, "__qualname__", None) or str(value)

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from sami_pipeline import files
+from sami_pipeline import code_versions, files
+from sami_pipeline.code_versions import CodeVersion
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.parameters import DpoParameters, SftParameters
 
@@ -117,8 +118,9 @@ def train_dpo(
     )
     determining = {"sami": _determining(config), "dpo": parameters.model_dump()}
     return _train(
-        TokenisedDPOTrainer, arguments, model, tokenizer, config, pairs, determining, state_folder
-    )
+        TokenisedDPOTrainer, arguments, model, tokenizer, config, pairs, determining, state_folder,
+        code_versions.of(train_dpo),
+    )  # fmt: skip
 
 
 def train_sft(
@@ -140,8 +142,9 @@ def train_sft(
     )
     determining = {"sami": _determining(config), "sft": parameters.model_dump()}
     return _train(
-        SFTTrainer, arguments, model, tokenizer, config, examples, determining, state_folder
-    )
+        SFTTrainer, arguments, model, tokenizer, config, examples, determining, state_folder,
+        code_versions.of(train_sft),
+    )  # fmt: skip
 
 
 def _trainer_arguments(
@@ -291,17 +294,25 @@ def _train(
     examples: list[dict[str, Any]],
     determining: dict[str, Any],
     state_folder: Path,
+    code: CodeVersion,
 ) -> pd.DataFrame:
     from datasets import Dataset
     from transformers import ProgressCallback
     from transformers.utils import logging as transformers_logging
 
-    from sami_pipeline.core.state import fingerprint_parts, refuse_mismatch
+    from sami_pipeline.core.state import (
+        changed_parts,
+        discarded,
+        fingerprint_parts,
+        refuse_mismatch,
+    )
 
-    wanted = fingerprint_parts(model, examples, determining)
+    wanted = fingerprint_parts(model, examples, determining, code)
     record = state_folder / "run.json"
     saved = json.loads(record.read_text()) if record.is_file() else None
-    if saved is not None and saved["finished"] and saved["fingerprint"] != wanted:
+    changed = changed_parts(saved["fingerprint"], wanted) if saved is not None else []
+    if changed and saved["finished"]:
+        logger.info("%s", discarded(state_folder, changed))
         shutil.rmtree(state_folder)
     resume_from = _latest_whole_checkpoint(state_folder)
     if resume_from is not None and saved is not None:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from sami_pipeline import engines
 from sami_pipeline.errors import InputError, writing
-from sami_pipeline.evaluation.statistics import bootstrap_mean
+from sami_pipeline.evaluation.intervals import DIFFERENCE, SHARE, mean_interval
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.training.responses import USABLE
 
@@ -58,7 +58,7 @@ HELD_OUT_METRICS = (
 def select_grids(
     responses: pd.DataFrame, split: str, encoder: TextEncoder, *, train_on_eos: bool = True
 ) -> list[Grid]:
-    """Return one grid for each usable query of a split, in the order of the query ids.
+    """Return the usable grids of a split, in the order of the query ids.
 
     Args:
         responses: see ``schemas.Responses``.
@@ -70,7 +70,9 @@ def select_grids(
 
     rows = responses[(responses["status"] == USABLE) & (responses["split"] == split)]
     grids, named, parted = [], 0, 0
-    for _, group in rows.sort_values(["query_id", "constitution_index"]).groupby("query_id"):
+    for _, group in rows.sort_values(["query_id", "constitution_index"]).groupby(
+        ["query_id", "grid"]
+    ):
         prompts = [encoder.encode(Prompt.from_json(text)) for text in group["training_prompt"]]
         named += sum(prompt.control_strings > 0 for prompt in prompts)
         response_ids = []
@@ -157,9 +159,7 @@ def measured_training(
     measure("before")
     yield training
     measure("after")
-    training.held_out = held_out_table(
-        name, measured, resamples=parameters.resamples, seed=parameters.seed
-    )
+    training.held_out = held_out_table(name, measured)
 
 
 @contextmanager
@@ -189,17 +189,13 @@ def history_table(model: str, history: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def held_out_table(
-    model: str, measured: Mapping[str, pd.DataFrame], *, resamples: int, seed: int
-) -> pd.DataFrame:
+def held_out_table(model: str, measured: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return ``model, stage, metric, n, value, ci_low, ci_high``, intervals over held-out queries.
 
     Args:
         model: the trained model's name.
         measured: by stage ("before", "after"), one row per grid; where both are there, the
             paired difference follows as the stage "difference".
-        resamples: bootstrap samples per interval.
-        seed: of the bootstrap.
     """
     stages = dict(measured)
     if {"before", "after"} <= set(stages):
@@ -207,9 +203,10 @@ def held_out_table(
     rows = []
     for stage, table in stages.items():
         for metric in HELD_OUT_METRICS:
-            interval = bootstrap_mean(
-                table[metric], np.arange(len(table)), resamples=resamples, seed=seed
-            )
+            limits = None
+            if metric.endswith("accuracy"):
+                limits = DIFFERENCE if stage == "difference" else SHARE
+            interval = mean_interval(table[metric], np.arange(len(table)), limits=limits)
             rows.append(
                 {
                     "model": model,

@@ -139,8 +139,6 @@ def _train_on_workers(
     held_out = held_out_table(
         name,
         {stage: pd.DataFrame(result[stage]) for stage in ("before", "after") if result[stage]},
-        resamples=parameters.resamples,
-        seed=parameters.seed,
     )
     model = Checkpoint(job / "model", chat=student.chat)
     return model, history_table(name, pd.DataFrame(result["history"])), held_out

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 
 import pandas as pd
+from rapidfuzz.distance import Levenshtein
 
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.errors import InputError
 from sami_pipeline.models.prompts import PromptTemplate
-from sami_pipeline.parameters import GenerationParameters
-from sami_pipeline.principles.constitutions import format_statements, wording
+from sami_pipeline.parameters import FiltersParameters, GenerationParameters
+from sami_pipeline.principles.constitutions import (
+    DESIRED,
+    choose_wordings,
+    format_statements,
+    wording,
+)
 from sami_pipeline.principles.degeneration import is_degenerate
 from sami_pipeline.principles.statements import checks_by_category
 
@@ -78,18 +85,19 @@ def with_completions(rows: pd.DataFrame, completions: list[Completion]) -> pd.Da
 def mark_usable(generations: pd.DataFrame, parameters: GenerationParameters) -> pd.DataFrame:
     """Return the generations with ``status``: "usable", or why their query cannot be trained on.
 
-    A grid needs all its responses, so one unusable response makes the whole query unusable; the
-    reason stands in every row of the query. Reasons, the first that applies: failed,
-    prompt_too_long, empty, same_response, truncated, degenerate.
+    A grid needs all its responses, so one unusable response makes the whole grid unusable; the
+    reason stands in every row of the grid. Reasons, the first that applies: failed,
+    prompt_too_long, empty, same_response, truncated, filter_word, too_short, length_ratio,
+    too_similar, degenerate.
     """
-    written = generations[["query_id", "finish_reason"]].assign(
-        response=generations["response"].str.strip()
-    )
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for query_id, reason, response in written.itertuples(index=False, name=None):
-        groups.setdefault(query_id, []).append((response, reason))
-    status = {query_id: _status(group, parameters) for query_id, group in groups.items()}
-    return generations.assign(status=generations["query_id"].map(status))
+    keys = list(zip(generations["query_id"], generations["grid"], strict=True))
+    groups: dict[tuple[str, int], list[tuple[str, str]]] = {}
+    for key, response, reason in zip(
+        keys, generations["response"].str.strip(), generations["finish_reason"], strict=True
+    ):
+        groups.setdefault(key, []).append((response, reason))
+    status = {key: _status(group, parameters) for key, group in groups.items()}
+    return generations.assign(status=[status[key] for key in keys])
 
 
 def _status(group: list[tuple[str, str]], parameters: GenerationParameters) -> str:
@@ -103,9 +111,47 @@ def _status(group: list[tuple[str, str]], parameters: GenerationParameters) -> s
         return "same_response"
     if not parameters.keep_truncated and "length" in reasons:
         return "truncated"
+    if fault := _filtered(responses, parameters.filters):
+        return fault
     if not parameters.keep_degenerate and any(map(is_degenerate, responses)):
         return "degenerate"
     return USABLE
+
+
+def with_desired_first(responses: pd.DataFrame, *, once: bool) -> pd.DataFrame:
+    """Return the responses without training grids whose first constitution isn't the desired one.
+
+    With ``contrast: pairs`` not every grid has the desired constitution, and a method that
+    imitates or prefers its response can use only those that do. Held-out grids all stay.
+
+    Args:
+        responses: ``query_id, grid, constitution_index, constitution, split, status``.
+        once: keep one grid of a query, so that its desired response isn't imitated twice.
+    """
+    train = responses["split"] == "train"
+    first = responses[train & (responses["status"] == USABLE)].sort_values("constitution_index")
+    first = first.drop_duplicates(["query_id", "grid"])
+    wanted = first[first["constitution"] == DESIRED]
+    if once:
+        wanted = wanted.drop_duplicates("query_id")
+    kept = set(zip(wanted["query_id"], wanted["grid"], strict=True))
+    keys = zip(responses["query_id"], responses["grid"], strict=True)
+    return responses[~train | pd.Series([key in kept for key in keys], index=responses.index)]
+
+
+def _filtered(responses: Sequence[str], filters: FiltersParameters) -> str | None:
+    """Return which of the published filters (arXiv 2410.01704) a grid's responses fall to."""
+    if any(word in response for word in filters.words for response in responses):
+        return "filter_word"
+    shortest, longest = min(responses, key=len), max(responses, key=len)
+    if len(shortest) < filters.minimum_characters:
+        return "too_short"
+    if len(longest) < filters.minimum_length_ratio * len(shortest):
+        return "length_ratio"
+    distance = Levenshtein.distance(shortest, longest[: len(shortest)])
+    if distance < filters.minimum_edit_distance * len(shortest):
+        return "too_similar"
+    return None
 
 
 def teacher_compliance(generations: pd.DataFrame, principles: pd.DataFrame) -> pd.DataFrame:
@@ -158,8 +204,11 @@ def teacher_compliance(generations: pd.DataFrame, principles: pd.DataFrame) -> p
 
 
 def count_statuses(responses: pd.DataFrame) -> pd.DataFrame:
-    """Return ``category, status, queries``: how many queries of each category had each fate."""
-    first = responses.drop_duplicates("query_id")
+    """Return ``category, status, queries``: how many queries of each category had each fate.
+
+    A query with several grids counts once for each.
+    """
+    first = responses.drop_duplicates(["query_id", "grid"])
     return first.groupby(["category", "status"], sort=True).size().rename("queries").reset_index()
 
 
@@ -168,16 +217,17 @@ def with_training_prompts(
 ) -> pd.DataFrame:
     """Return the rows with ``training_prompt``: the prompt each response is trained under.
 
-    It may follow another template than the one the response was written under, and its
-    principles are shuffled anew, alike for all constitutions of a query.
+    It may follow another template than the one the response was written under. Its principles
+    are shuffled again and their wordings drawn again, alike for all constitutions of a query.
     """
     by_category = {name: wording(table) for name, table in principles.groupby("category")}
     prompts = []
     for row in rows.itertuples(index=False):
+        key = f"{seed}/training/{row.query_id}"
         text = format_statements(
             json.loads(row.stances),
-            by_category[row.category],
-            random.Random(f"{seed}/training/{row.query_id}"),
+            choose_wordings(by_category[row.category], key),
+            random.Random(key),
         )
         prompts.append(template.build([row.query], constitution=text).to_json())
     return rows.assign(training_prompt=prompts)

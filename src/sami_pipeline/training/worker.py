@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sami_pipeline import files
+from sami_pipeline.process_settings import threads_are_the_users
 from sami_pipeline.processes import end_with_parent
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def train(folder: Path, device: torch.device) -> None:
 
     from sami_pipeline.core import Grid, SamiTrainingConfig, evaluate_grids, train_sami
     from sami_pipeline.core.distributed import current_workers, shard
+    from sami_pipeline.core.probe import choose_layout
     from sami_pipeline.models.checkpoints import Checkpoint
 
     job = json.loads((folder / "job.json").read_text())
@@ -67,6 +69,7 @@ def train(folder: Path, device: torch.device) -> None:
     if known is None and held_out:
         # A student of its own: the one that is trained is cut into shards in its training dtype.
         model = student.load_model(torch.float32, "cpu")
+        choose_layout(model)  # tried while its weights are whole
         shard(model, device)
         before = measure(model, "before")
         del model
@@ -123,7 +126,7 @@ def main(folder: Path) -> None:
         torch.cuda.set_device(device)
     else:
         device, backend = torch.device("cpu"), "gloo"
-        if "OMP_NUM_THREADS" not in os.environ:
+        if not threads_are_the_users(os.environ):
             torch.set_num_threads(
                 max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"]))
             )

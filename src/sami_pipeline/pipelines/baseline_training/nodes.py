@@ -11,6 +11,7 @@ from sami_pipeline.inputs.problems import rightly_solved
 from sami_pipeline.models.checkpoints import Checkpoint, LoadedModel
 from sami_pipeline.parameters import IterationsParameters, TrainingParameters
 from sami_pipeline.training.data import history_table, measured_training, state_kept_in
+from sami_pipeline.training.responses import with_desired_first
 
 
 def train_baseline(
@@ -32,6 +33,8 @@ def train_baseline(
         config = iterations.training_config(parameters.sami, iterations.count)
         if name == "sft" and parameters.sft.only_correct and problems is not None:
             responses = rightly_solved(responses, problems)
+        if name == "sft" or parameters.dpo.pairs == "desired":
+            responses = with_desired_first(responses, once=name == "sft")
         with (
             measured_training(name, student, responses, parameters) as training,
             state_kept_in(state_folder),

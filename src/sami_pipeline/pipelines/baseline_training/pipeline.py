@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.parameters import ExperimentParameters, MathParameters
+from sami_pipeline.parameters import ExperimentParameters
 from sami_pipeline.pipelines import sami_training
 from sami_pipeline.pipelines.baseline_training.nodes import train_baseline
 
 
-def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
+def create_pipeline(
+    experiment: ExperimentParameters, beside_queries: Sequence[str] = ()
+) -> Pipeline:
     """Return the pipeline that trains the baselines the experiment asks for.
 
     SAMI after SFT is SAMI's own pipeline with SFT's model as its student.
+
+    Args:
+        experiment: its parameters.
+        beside_queries: datasets that a baseline may read besides the responses.
     """
     models = experiment.trained_models()
-    problems = ["problems"] if isinstance(experiment, MathParameters) else []
     baselines = Pipeline(
         [
             Node(
@@ -26,7 +33,7 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
                     f"{name}_training_state",
                     "params:training",
                     "params:iterations",
-                    *problems,
+                    *beside_queries,
                 ],
                 outputs=[f"{name}_checkpoint", f"{name}_history", f"{name}_held_out"],
                 name=f"train_{name}",

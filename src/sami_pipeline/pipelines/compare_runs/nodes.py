@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,11 +12,18 @@ from sami_pipeline.parameters import CompareRunsParameters
 from sami_pipeline.reporting import comparison
 
 
-def compare(
-    results: dict[str, Callable[[], pd.DataFrame]], parameters: CompareRunsParameters
-) -> pd.DataFrame:
-    """Return the headline figures of the chosen runs."""
-    return comparison.compare_runs(results, parameters.runs)
+def compare_by(
+    headlines: Mapping[str, comparison.Headline],
+) -> Callable[[dict[str, Callable[[], pd.DataFrame]], CompareRunsParameters], pd.DataFrame]:
+    """Return the node function that compares runs by these figures; see ``compare_runs``."""
+
+    def compare(
+        results: dict[str, Callable[[], pd.DataFrame]], parameters: CompareRunsParameters
+    ) -> pd.DataFrame:
+        """Return the headline figures of the chosen runs."""
+        return comparison.compare_runs(results, headlines, parameters.runs)
+
+    return compare
 
 
 def draw_comparison(table: pd.DataFrame) -> go.Figure:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.pipelines.compare_runs.nodes import compare, draw_comparison
+from sami_pipeline.pipelines.compare_runs.nodes import compare_by, draw_comparison
+from sami_pipeline.reporting.comparison import Headline
 
 
-def create_pipeline() -> Pipeline:
-    """Return the pipeline that compares the finished runs below data/08_reporting."""
+def create_pipeline(headlines: Mapping[str, Headline]) -> Pipeline:
+    """Return the pipeline that compares the finished runs below data/08_reporting.
+
+    Args:
+        headlines: the figures that are compared, by ``EXPERIMENT/TABLE``.
+    """
     return Pipeline(
         [
             Node(
-                compare,
+                compare_by(headlines),
                 inputs=["results", "params:compare_runs"],
                 outputs="comparison",
                 name="compare",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -115,9 +115,17 @@ def build_queries(
     return queries
 
 
-def build_principles(specifications: dict[str, Callable[[], Any]]) -> pd.DataFrame:
-    """Return one row per principle of a category; see ``tabulate_principles``."""
-    return tabulate_principles({f"{name}.yml": load() for name, load in specifications.items()})
+def build_principles_for(
+    categories: Sequence[str] | None,
+) -> Callable[[dict[str, Callable[[], Any]]], pd.DataFrame]:
+    """Return the node function that reads the principles of an experiment's categories."""
+
+    def build_principles(specifications: dict[str, Callable[[], Any]]) -> pd.DataFrame:
+        """Return one row per principle of a category; see ``tabulate_principles``."""
+        loaded = {f"{name}.yml": load() for name, load in specifications.items()}
+        return tabulate_principles(loaded, categories)
+
+    return build_principles
 
 
 def collect_problems(parameters: ProblemsParameters) -> tuple[pd.DataFrame, pd.DataFrame]:

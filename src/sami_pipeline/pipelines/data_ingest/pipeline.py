@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.parameters import ExperimentParameters, MtBenchParameters
-from sami_pipeline.pipelines.data_ingest.nodes import (
-    build_principles,
-    build_queries,
-    collect_problems,
-    import_named_model,
-    tidy_judge_prompts,
-    tidy_questions,
-)
-from sami_pipeline.session.input_checks import RAW
+from sami_pipeline.parameters import ExperimentParameters
+from sami_pipeline.pipelines.data_ingest.nodes import build_principles_for, import_named_model
+from sami_pipeline.vocabulary import RAW
 
 
-def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
-    """Return the pipeline that imports models, principles, and what the models answer."""
-    shared = Pipeline(
+def create_pipeline(experiment: ExperimentParameters, categories: Sequence[str] | None) -> Pipeline:
+    """Return the pipeline that imports models and principles; experiments add what is asked.
+
+    Args:
+        experiment: names the models.
+        categories: what principles may be written for; None takes any.
+    """
+    return Pipeline(
         [
             *(
                 Node(
@@ -30,63 +30,10 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
                 for name in experiment.models.sources
             ),
             Node(
-                build_principles,
+                build_principles_for(categories),
                 inputs="principle_files",
                 outputs="principles",
                 name="build_principles",
-                tags=RAW,
-            ),
-        ]
-    )
-    if isinstance(experiment, MtBenchParameters):
-        return shared + _questions_and_queries(experiment)
-    return shared + _problems()
-
-
-def _questions_and_queries(experiment: MtBenchParameters) -> Pipeline:
-    query_tables = {
-        f"query_table_{category}": f"query_table_{category}"
-        for category in sorted(experiment.queries.tables)
-    }
-    return Pipeline(
-        [
-            Node(
-                tidy_questions,
-                inputs=["question_file", "reference_file"],
-                outputs="questions",
-                name="tidy_questions",
-                tags=RAW,
-            ),
-            Node(
-                tidy_judge_prompts,
-                inputs=["judge_prompt_file", "judge_prompt_files"],
-                outputs="judge_prompts",
-                name="tidy_judge_prompts",
-                tags=RAW,
-            ),
-            Node(
-                build_queries,
-                inputs={
-                    "specifications": "query_templates",
-                    "parameters": "params:queries",
-                    **query_tables,
-                },
-                outputs="queries",
-                name="build_queries",
-                tags=RAW,
-            ),
-        ]
-    )
-
-
-def _problems() -> Pipeline:
-    return Pipeline(
-        [
-            Node(
-                collect_problems,
-                inputs="params:problems",
-                outputs=["problems", "queries"],
-                name="collect_problems",
                 tags=RAW,
             ),
         ]

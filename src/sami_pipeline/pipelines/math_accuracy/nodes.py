@@ -51,17 +51,12 @@ def attempt_as(model: str) -> Callable[..., pd.DataFrame]:
 
 
 def tabulate_accuracy(
-    attempts: pd.DataFrame, models: ModelsParameters, parameters: AccuracyParameters
+    attempts: pd.DataFrame, models: ModelsParameters
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return accuracy by model, metric and number of attempts, and paired differences."""
-    options = {
-        "resamples": parameters.resamples,
-        "seed": parameters.seed,
-        "extraction": "flexible",
-    }
     return (
-        statistics.accuracy(attempts, **options),
-        statistics.accuracy_difference(attempts, models.baseline, **options),
+        statistics.accuracy(attempts, extraction="flexible"),
+        statistics.accuracy_difference(attempts, models.baseline, extraction="flexible"),
     )
 
 

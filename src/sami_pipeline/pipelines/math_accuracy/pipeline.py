@@ -34,7 +34,7 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
             ),
             Node(
                 nodes.tabulate_accuracy,
-                inputs=["attempts", "params:models", "params:accuracy"],
+                inputs=["attempts", "params:models"],
                 outputs=["accuracy", "accuracy_difference"],
                 name="tabulate_accuracy",
             ),

@@ -23,6 +23,7 @@ from sami_pipeline.evaluation import (
     statistics,
 )
 from sami_pipeline.evaluation.checklist import judge_checklist
+from sami_pipeline.evaluation.statistics import DESIRED
 from sami_pipeline.models.checkpoints import Checkpoint
 from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import (
@@ -40,16 +41,20 @@ from sami_pipeline.training.responses import with_completions
 def constitute_questions(
     questions: pd.DataFrame, principles: pd.DataFrame, parameters: EvaluationParameters
 ) -> pd.DataFrame:
-    """Return the desired and contrasting constitutions of the questions that are asked."""
+    """Return the constitutions that questions are asked under: desired and, if so, contrasting."""
     asked = mt_bench.first_questions(questions, parameters.questions_per_category)
     first_turns = asked[asked["turn"] == 1].rename(columns={"question_id": "query_id"})
-    return sample_constitutions(
+    constitutions = sample_constitutions(
         first_turns,
         principles,
         n_constitutions=2,
         seed=parameters.seed,
         contrast=parameters.contrast,
+        use="evaluation",
     )
+    if parameters.contrasting:
+        return constitutions
+    return constitutions[constitutions["constitution"] == DESIRED].reset_index(drop=True)
 
 
 def answer_as(model: str) -> Callable[..., pd.DataFrame]:
@@ -117,14 +122,10 @@ def respond_as(model: str) -> Callable[..., pd.DataFrame]:
     return respond
 
 
-def tabulate_held_out_lengths(
-    parameters: EvaluationParameters, *responses: pd.DataFrame
-) -> pd.DataFrame:
+def tabulate_held_out_lengths(*responses: pd.DataFrame) -> pd.DataFrame:
     """Return the mean length of each model's responses to held-out queries."""
     return statistics.response_lengths(
         pd.concat(responses, ignore_index=True),
-        resamples=parameters.resamples,
-        seed=parameters.seed,
     )
 
 
@@ -184,14 +185,14 @@ def decide_verdicts(
     return judge_requests.decide_verdicts(judgements, parameters.kind, models.pairs())
 
 
-def tabulate_ratings(judgements: pd.DataFrame, parameters: EvaluationParameters) -> pd.DataFrame:
+def tabulate_ratings(judgements: pd.DataFrame) -> pd.DataFrame:
     """Return mean ratings by model, constitution, category and turn."""
-    return judges.ratings(judgements, resamples=parameters.resamples, seed=parameters.seed)
+    return judges.ratings(judgements)
 
 
-def tabulate_win_rates(verdicts: pd.DataFrame, parameters: EvaluationParameters) -> pd.DataFrame:
-    """Return win rates by judge, turn and category with bootstrap intervals over questions."""
-    return statistics.win_rates(verdicts, resamples=parameters.resamples, seed=parameters.seed)
+def tabulate_win_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Return win rates by judge, constitution, turn and category with intervals over questions."""
+    return statistics.win_rates(verdicts)
 
 
 def tabulate_length_controlled(
@@ -216,23 +217,20 @@ def tabulate_judge_quality(
 
 
 def tabulate_compliance(
-    checked: pd.DataFrame, models: ModelsParameters, parameters: EvaluationParameters
+    checked: pd.DataFrame, models: ModelsParameters
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return compliance by model, principle and category, and its paired differences."""
+    """Return compliance by model, constitution, principle and category, and paired differences."""
     if checked.empty:
         return schemas.Compliance.empty(), schemas.ComplianceDifference.empty()
-    options = {"resamples": parameters.resamples, "seed": parameters.seed}
     return (
-        statistics.compliance(checked, **options),
-        statistics.compliance_difference(checked, models.baseline, **options),
+        statistics.compliance(checked, models.baseline),
+        statistics.compliance_difference(checked, models.baseline),
     )
 
 
-def tabulate_degeneration(
-    answers: pd.DataFrame | StoredTable, parameters: EvaluationParameters
-) -> pd.DataFrame:
-    """Return degeneration rate, mean length and truncation by model and category."""
-    return statistics.degeneration(answers, resamples=parameters.resamples, seed=parameters.seed)
+def tabulate_degeneration(answers: pd.DataFrame | StoredTable) -> pd.DataFrame:
+    """Return degeneration rate, mean length and truncation by model, constitution and category."""
+    return statistics.degeneration(answers)
 
 
 def draw_win_rates(win_rates: pd.DataFrame) -> tuple[go.Figure, str]:
@@ -246,6 +244,16 @@ def draw_compliance(compliance: pd.DataFrame) -> go.Figure:
     return figures.compliance(compliance)
 
 
+def draw_questions(verdicts: pd.DataFrame) -> go.Figure:
+    """Return how many statements two models follow on the same questions."""
+    return figures.paired_questions(verdicts)
+
+
+def draw_lengths(degeneration: pd.DataFrame) -> go.Figure:
+    """Return the length of answers by model and constitution."""
+    return figures.lengths(degeneration)
+
+
 __all__ = [
     "answer_as",
     "ask_judge",
@@ -253,6 +261,8 @@ __all__ = [
     "constitute_questions",
     "decide_verdicts",
     "draw_compliance",
+    "draw_lengths",
+    "draw_questions",
     "draw_win_rates",
     "judge_answers",
     "respond_as",

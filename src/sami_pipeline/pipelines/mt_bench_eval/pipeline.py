@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.parameters import JudgeParameters, MtBenchParameters
+from sami_pipeline.parameters import JudgedParameters, JudgeParameters
 from sami_pipeline.pipelines import combine_tables, for_each_model
 from sami_pipeline.pipelines.mt_bench_eval import nodes
 
 
-def create_pipeline(experiment: MtBenchParameters) -> Pipeline:
+def create_pipeline(experiment: JudgedParameters) -> Pipeline:
     """Return the pipeline that evaluates every model under test on MT-Bench."""
     models = experiment.models.under_test
     checklist_alone = experiment.judge.kind == "checklist"
@@ -29,10 +29,7 @@ def create_pipeline(experiment: MtBenchParameters) -> Pipeline:
             ),
             Node(
                 nodes.tabulate_held_out_lengths,
-                inputs=[
-                    "params:evaluation",
-                    *(f"{model}_held_out_responses" for model in models),
-                ],
+                inputs=[f"{model}_held_out_responses" for model in models],
                 outputs="held_out_lengths",
                 name="tabulate_held_out_lengths",
             ),
@@ -75,7 +72,7 @@ def create_pipeline(experiment: MtBenchParameters) -> Pipeline:
             *([] if checklist_alone else _judging(experiment.judge)),
             Node(
                 nodes.tabulate_win_rates,
-                inputs=["verdicts", "params:evaluation"],
+                inputs="verdicts",
                 outputs="win_rates",
                 name="tabulate_win_rates",
             ),
@@ -98,13 +95,13 @@ def create_pipeline(experiment: MtBenchParameters) -> Pipeline:
             ),
             Node(
                 nodes.tabulate_compliance,
-                inputs=["checked", "params:models", "params:evaluation"],
+                inputs=["checked", "params:models"],
                 outputs=["compliance", "compliance_difference"],
                 name="tabulate_compliance",
             ),
             Node(
                 nodes.tabulate_degeneration,
-                inputs=["answers", "params:evaluation"],
+                inputs="answers",
                 outputs="degeneration",
                 name="tabulate_degeneration",
             ),
@@ -120,6 +117,18 @@ def create_pipeline(experiment: MtBenchParameters) -> Pipeline:
                 outputs="figure_compliance",
                 name="draw_compliance",
             ),
+            Node(
+                nodes.draw_questions,
+                inputs="verdicts",
+                outputs="figure_questions",
+                name="draw_questions",
+            ),
+            Node(
+                nodes.draw_lengths,
+                inputs="degeneration",
+                outputs="figure_lengths",
+                name="draw_lengths",
+            ),
         ]
     )
 
@@ -129,7 +138,7 @@ def _judging(judge: JudgeParameters) -> list[Node]:
     checkpoint = [f"{judge.model}_checkpoint"] if judge.model else []
     ratings = Node(
         nodes.tabulate_ratings,
-        inputs=["judgements", "params:evaluation"],
+        inputs="judgements",
         outputs="ratings",
         name="tabulate_ratings",
     )

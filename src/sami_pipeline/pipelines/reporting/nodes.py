@@ -11,19 +11,19 @@ import plotly.graph_objects as go
 
 from sami_pipeline.models.checkpoints import Checkpoint
 from sami_pipeline.parameters import ExperimentParameters
-from sami_pipeline.reporting import RunDescription, describe_models, write_page
-from sami_pipeline.reporting.answers import answers_of
+from sami_pipeline.reporting import RunDescription, Subject, describe_models, write_page
 from sami_pipeline.reporting.record import RunRecord
 from sami_pipeline.tables import StoredTable
 
 
 def report_on(
-    name: str, experiment: ExperimentParameters, nodes: Sequence[str]
+    name: str, subject: Subject, experiment: ExperimentParameters, nodes: Sequence[str]
 ) -> Callable[..., tuple[str, dict[str, Any]]]:
     """Return the node function that reports on an experiment.
 
     Args:
         name: of the experiment.
+        subject: how the report speaks of it.
         experiment: its parameters.
         nodes: names of the nodes before it, in their order.
     """
@@ -42,6 +42,7 @@ def report_on(
         )
         description = RunDescription(
             experiment=name,
+            subject=subject,
             # Paths are layer/run/experiment/dataset throughout the catalog.
             run=node_records.parent.parent.name,
             parameters=experiment.model_dump(mode="json"),
@@ -49,7 +50,7 @@ def report_on(
             nodes=nodes,
             records=RunRecord(node_records).read_all(nodes),
         )
-        answers = answers_of(
+        answers = subject.browser(
             tables, experiment.models.baseline, experiment.report.questions_per_category
         )
         page = write_page(description, tables, figures, answers)

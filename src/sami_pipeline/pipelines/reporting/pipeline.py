@@ -6,14 +6,18 @@ from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import ExperimentParameters
 from sami_pipeline.pipelines.reporting.nodes import report_on
+from sami_pipeline.reporting import Subject
 from sami_pipeline.reporting.contents import SHOWN
 
 
-def create_pipeline(name: str, experiment: ExperimentParameters, stages: Pipeline) -> Pipeline:
+def create_pipeline(
+    name: str, subject: Subject, experiment: ExperimentParameters, stages: Pipeline
+) -> Pipeline:
     """Return the pipeline that reports on an experiment.
 
     Args:
         name: of the experiment.
+        subject: how the report speaks of it.
         experiment: its parameters.
         stages: what comes before; the report shows what it makes of ``contents.SHOWN``.
     """
@@ -26,7 +30,7 @@ def create_pipeline(name: str, experiment: ExperimentParameters, stages: Pipelin
     return Pipeline(
         [
             Node(
-                report_on(name, experiment, nodes),
+                report_on(name, subject, experiment, nodes),
                 inputs={result: result for result in ("node_records", *shown, *checkpoints)},
                 outputs=["report", "run_record"],
                 name="write_report",

@@ -35,6 +35,7 @@ def constitute_queries(
         n_constitutions=parameters.n_constitutions,
         seed=parameters.seed,
         contrast=parameters.contrast,
+        pairs_per_query=parameters.pairs_per_query,
     )
 
 

@@ -42,7 +42,10 @@ def write_principles(
     with closing(open_model(parameters.engine, checkpoint)) as engine:
         return writing.write_principles(
             {
-                name: [principle.model_dump() for principle in file.principles]
+                name: [
+                    {"id": p.id, "principle": p.principle[0], "antithesis": p.antithesis[0]}
+                    for p in file.principles
+                ]
                 for name, file in existing.items()
             },
             writing.WritingPrompt.parse(prompt),

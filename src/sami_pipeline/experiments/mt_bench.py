@@ -1,0 +1,84 @@
+"""Experiment 1 of arXiv 2410.01704: SAMI and its baselines, compared on MT-Bench."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from kedro.pipeline import Node, Pipeline
+
+from sami_pipeline import schemas
+from sami_pipeline.evaluation import judges
+from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
+from sami_pipeline.experiments.record import Experiment
+from sami_pipeline.parameters import MtBenchParameters
+from sami_pipeline.pipelines import mt_bench_eval
+from sami_pipeline.pipelines.data_ingest import nodes
+from sami_pipeline.reporting.answers import judged_answers
+from sami_pipeline.reporting.comparison import Headline, overall_compliance, overall_win_rates
+from sami_pipeline.reporting.run import Subject
+from sami_pipeline.vocabulary import RAW
+
+
+def ingest(parameters: MtBenchParameters) -> Pipeline:
+    """Return the nodes that make MT-Bench's questions and the training queries."""
+    query_tables = {
+        f"query_table_{category}": f"query_table_{category}"
+        for category in sorted(parameters.queries.tables)
+    }
+    return Pipeline(
+        [
+            Node(
+                nodes.tidy_questions,
+                inputs=["question_file", "reference_file"],
+                outputs="questions",
+                name="tidy_questions",
+                tags=RAW,
+            ),
+            Node(
+                nodes.tidy_judge_prompts,
+                inputs=["judge_prompt_file", "judge_prompt_files"],
+                outputs="judge_prompts",
+                name="tidy_judge_prompts",
+                tags=RAW,
+            ),
+            Node(
+                nodes.build_queries,
+                inputs={
+                    "specifications": "query_templates",
+                    "parameters": "params:queries",
+                    **query_tables,
+                },
+                outputs="queries",
+                name="build_queries",
+                tags=RAW,
+            ),
+        ]
+    )
+
+
+def check_inputs(parameters: MtBenchParameters, made: Mapping[str, pd.DataFrame]) -> None:
+    """Check that the judge can be asked about the questions, before anything is answered."""
+    if parameters.judge.kind != "checklist" and {"judge_prompts", "questions"} <= made.keys():
+        judges.check_prompts(parameters.judge.kind, made["judge_prompts"], made["questions"])
+
+
+EXPERIMENT = Experiment(
+    name="mt_bench",
+    parameters=MtBenchParameters,
+    subject=Subject(
+        title="SAMI on MT-Bench",
+        answers="Answers to MT-Bench",
+        questions="MT-Bench questions asked",
+        browser=judged_answers,
+    ),
+    ingest=ingest,
+    evaluation=mt_bench_eval.create_pipeline,
+    evaluation_name="mt_bench_eval",
+    categories=MT_BENCH_CATEGORIES,
+    headlines={
+        "compliance": Headline(schemas.Compliance, overall_compliance),
+        "win_rates": Headline(schemas.WinRates, overall_win_rates),
+    },
+    check_inputs=check_inputs,
+)

@@ -1,0 +1,90 @@
+"""What an experiment is: everything that the shared pipelines have to be told about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from kedro.pipeline import Pipeline
+
+from sami_pipeline.parameters import ExperimentParameters
+from sami_pipeline.pipelines import (
+    baseline_training,
+    data_ingest,
+    folded,
+    reporting,
+    sami_iterations,
+    training_summary,
+    with_datasets_under,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sami_pipeline.reporting.comparison import Headline
+    from sami_pipeline.reporting.run import Subject
+
+P = TypeVar("P", bound=ExperimentParameters)
+
+
+def _nothing_more(parameters: Any, made: Mapping[str, pd.DataFrame]) -> None:
+    """Check nothing beyond what is checked for every experiment."""
+
+
+@dataclass(frozen=True)
+class Experiment(Generic[P]):
+    """An experiment: its nodes fold into the shared pipelines, its datasets carry its name.
+
+    Attributes:
+        name: of its parameters, its pipeline and the folders of its results.
+        parameters: the model of its parameters.
+        subject: how its report speaks of it, and what the report's browser of answers shows.
+        ingest: the nodes that make ``queries`` and what its evaluation asks, of raw files; they are
+            added to those that import models and principles.
+        evaluation: the nodes that measure and compare the models under test.
+        evaluation_name: the pipeline that ``evaluation`` folds into.
+        categories: what principles may be written for; None takes any that the data has.
+        headlines: the figures that ``compare_runs`` shows, by the table that holds them.
+        beside_queries: datasets of ``ingest`` that training may read besides the queries, such as
+            the problems that tell a right solution from a wrong one.
+        check_inputs: raises InputError where the tables that ``ingest`` makes do not go together
+            with the parameters; tables by name, as far as they are made in this run.
+    """
+
+    name: str
+    parameters: type[P]
+    subject: Subject
+    ingest: Callable[[P], Pipeline]
+    evaluation: Callable[[P], Pipeline]
+    evaluation_name: str
+    categories: tuple[str, ...] | None = None
+    headlines: Mapping[str, Headline] = field(default_factory=dict)
+    beside_queries: tuple[str, ...] = ()
+    check_inputs: Callable[[P, Mapping[str, pd.DataFrame]], None] = _nothing_more
+
+    def pipeline(self, parameters: P) -> Pipeline:
+        """Return the whole experiment as these parameters want it.
+
+        A node is ``sami_training.train_sami``, a dataset ``mt_bench.responses``.
+        """
+        earlier = {
+            f"{model}_checkpoint": checkpoint
+            for model, checkpoint in parameters.earlier_models().items()
+            if model in parameters.models.under_test
+        }
+        ingest = data_ingest.create_pipeline(parameters, self.categories)
+        baselines = baseline_training.create_pipeline(parameters, self.beside_queries)
+        evaluation = self.evaluation(parameters)
+        stages = (
+            folded(ingest + self.ingest(parameters), "data_ingest")
+            + sami_iterations.create_pipeline(parameters)
+            + folded(baselines, "baseline_training")
+            + folded(training_summary.create_pipeline(parameters), "training_summary")
+            + Pipeline(folded(evaluation, self.evaluation_name), inputs=earlier)
+        )
+        report = folded(
+            reporting.create_pipeline(self.name, self.subject, parameters, stages),
+            "reporting",
+        )
+        return with_datasets_under(self.name, stages + Pipeline(report, inputs=earlier))

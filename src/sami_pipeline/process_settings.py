@@ -1,0 +1,83 @@
+"""What this process asks of malloc and OpenMP, so that work is as fast by hand as under make.
+
+``sami_pipeline`` applies it when it is imported, whoever imports it: kedro, a worker, a notebook, a
+script. It must come before torch, whose OpenMP reads the environment once, when it is loaded. What
+a user has set stays as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
+
+# malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_INT = 2**31 - 1
+# Older versions of glibc refuse more than 32 MiB.
+_MMAP_THRESHOLDS = (2**30, 2**25)
+_OWN_THREADS = "SAMI_PIPELINE_SET_OMP_NUM_THREADS"
+
+
+def apply() -> None:
+    """Set what is not set yet, for this process and those that it starts."""
+    # A thread that waits gives its core to whoever works there. Spinning, two threads beside one
+    # busy neighbour wait for each other most of the time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _limit_threads(os.environ)
+    keep_freed_memory(os.environ)
+
+
+def keep_freed_memory(environment: MutableMapping[str, str]) -> bool:
+    """Let glibc keep large blocks; it gives them back at once and faults them in at every step.
+
+    Args:
+        environment: a user's own settings of malloc in it win.
+
+    Returns:
+        whether malloc was told so; False elsewhere than on glibc.
+    """
+    theirs = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+    tuned = "glibc.malloc" in environment.get("GLIBC_TUNABLES", "")
+    if not sys.platform.startswith("linux") or tuned or any(map(environment.get, theirs)):
+        return False
+    try:
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 (AttributeError: another C library)
+        mallopt = library.mallopt
+    except (OSError, AttributeError):
+        return False
+    kept = mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+    return bool(kept) and any(mallopt(_M_MMAP_THRESHOLD, size) for size in _MMAP_THRESHOLDS)
+
+
+def _limit_threads(environment: MutableMapping[str, str]) -> None:
+    """Start no more threads than a container may use cores; torch counts the machine's."""
+    cores = os.cpu_count() or 1
+    usable = usable_cores()
+    if usable < cores and "OMP_NUM_THREADS" not in environment:
+        environment["OMP_NUM_THREADS"] = environment[_OWN_THREADS] = str(usable)
+
+
+def threads_are_the_users(environment: MutableMapping[str, str]) -> bool:
+    """Return whether a user has said how many threads a process has."""
+    threads = environment.get("OMP_NUM_THREADS")
+    return threads is not None and threads != environment.get(_OWN_THREADS)
+
+
+def usable_cores(control_group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many cores this process may keep busy: by its affinity and its container.
+
+    Args:
+        control_group: the folder of the process's own control group, version 2.
+    """
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = (control_group / "cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no limit ("max"), or no such control group
+        return cores

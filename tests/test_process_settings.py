@@ -1,0 +1,96 @@
+"""Settings of the process work wherever work begins, and give way to a user's own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sami_pipeline import process_settings
+from sami_pipeline.process_settings import threads_are_the_users, usable_cores
+
+# Where work begins: a script, kedro (also in a notebook: its extension does the same), a worker.
+BEGINNINGS = {
+    "script": "import sami_pipeline",
+    "kedro": "from kedro.framework.startup import bootstrap_project as b; b('.')\n"
+    "import sami_pipeline.settings",
+    "worker": "import sami_pipeline.training.worker",
+}
+FAULTS = """
+import resource, numpy
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+numpy.ones(2**23)  # 64 MiB
+before = faults()
+for _ in range(10):
+    numpy.ones(2**23)
+print(faults() - before)
+"""
+ON_GLIBC = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
+
+
+def run(script: str, project_folder, **variables: str) -> subprocess.CompletedProcess:
+    """Run a script in a process that has none of the variables but those given."""
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OMP_", "MALLOC_", "SAMI_PIPELINE_"))
+    }
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=project_folder, env=clean | variables,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+
+@ON_GLIBC
+@pytest.mark.parametrize("beginning", BEGINNINGS.values(), ids=BEGINNINGS)
+def test_freed_memory_is_kept(beginning, project_folder):
+    assert int(run(beginning + FAULTS, project_folder).stdout) < 2000
+    theirs = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    # Ten times 64 MiB in pages of 4 KiB, or in huge ones.
+    assert int(run(beginning + FAULTS, project_folder, **theirs).stdout) > 10 * 32
+    assert int(run("import numpy" + FAULTS, project_folder).stdout) > 10 * 32
+
+
+@ON_GLIBC
+@pytest.mark.parametrize("beginning", BEGINNINGS.values(), ids=BEGINNINGS)
+def test_waiting_threads_give_way_unless_the_user_says_otherwise(beginning, project_folder):
+    script = f"{beginning}\nimport torch"
+    shown = run(script, project_folder, OMP_DISPLAY_ENV="true").stderr
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown
+    shown = run(script, project_folder, OMP_DISPLAY_ENV="true", OMP_WAIT_POLICY="ACTIVE").stderr
+    assert "OMP_WAIT_POLICY = 'ACTIVE'" in shown
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
+def test_threads_are_no_more_than_the_cores_that_may_be_used(project_folder):
+    script = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "import sami_pipeline, torch; print(torch.get_num_threads())"
+    )
+    assert run(script, project_folder).stdout == "1\n"
+    assert run(script, project_folder, OMP_NUM_THREADS="2").stdout == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("max 100000", 8), ("200000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8), ("?", 8)],
+)
+def test_cores_of_a_container_are_those_that_it_is_given(tmp_path, monkeypatch, limit, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    (tmp_path / "cpu.max").write_text(limit + "\n")
+    assert usable_cores(tmp_path) == expected
+    assert usable_cores(tmp_path / "none") == 8
+
+
+def test_threads_that_a_user_has_set_are_told_from_ours(monkeypatch):
+    monkeypatch.setattr(process_settings, "usable_cores", lambda: 0)
+    environment: dict[str, str] = {}
+    assert not threads_are_the_users(environment)
+    process_settings._limit_threads(environment)
+    assert environment["OMP_NUM_THREADS"] == "0"
+    assert not threads_are_the_users(environment)
+    theirs = {"OMP_NUM_THREADS": "3"}
+    process_settings._limit_threads(theirs)
+    assert theirs == {"OMP_NUM_THREADS": "3"}
+    assert threads_are_the_users(theirs)
