@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.parameters import PrincipleWritingParameters
 from sami_pipeline.pipeline_registry import register_pipelines
 from sami_pipeline.pipelines import compare_runs, folded, write_principles
+from sami_pipeline.result_tables.registry import RESULT_TABLES
 from sami_pipeline.settings import CONFIG_LOADER_ARGS
 
 PROJECT = Path(__file__).parents[1]
@@ -47,6 +49,7 @@ LAYERS = [
     "model_output",
     "reporting",
 ]
+RESULT_TABLE = "sami_pipeline.result_tables.{table}.Contract"
 HEAVY = ("torch", "transformers", "vllm", "trl", "openai")
 
 
@@ -184,13 +187,23 @@ def test_every_parquet_that_a_run_writes_has_a_validator(environment):
 
 def test_validators_are_strict_contracts_that_say_what_one_row_is(environment):
     paths = {entry["validator"] for entry in environment.entries.values() if "validator" in entry}
-    assert paths
-    for path in paths:
+    assert RESULT_TABLE in paths
+    paths |= {RESULT_TABLE.format(table=table.name) for table in RESULT_TABLES}
+    for path in paths - {RESULT_TABLE}:
         module, name = path.rsplit(".", 1)
-        assert module == schemas.__name__
-        contract = getattr(schemas, name)
+        assert module == schemas.__name__ or name == "Contract"
+        contract = getattr(import_module(module), name)
         assert "One row is" in inspect.getdoc(contract), name
         assert contract.to_schema().strict, name
+
+
+def test_only_listed_tables_of_results_take_the_entry_that_any_name_matches(environment):
+    taken = {
+        name.partition(".")[2]
+        for name in environment.written - set(environment.entries)
+        if environment.catalog.config_resolver.match_dataset_pattern(name) == "{experiment}.{table}"
+    }
+    assert taken == {table.name for table in RESULT_TABLES}
 
 
 def test_every_path_that_a_run_writes_holds_its_name(environment):

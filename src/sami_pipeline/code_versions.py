@@ -30,7 +30,7 @@ import re
 import sysconfig
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -652,6 +652,9 @@ def _places(thing: Any, seen: frozenset[int] = frozenset()) -> Iterator[tuple[st
             yield from _places(part, seen)
         return
     elif not inspect.isclass(thing):
+        if is_dataclass(thing):  # such as a record with functions
+            for each in fields(thing):
+                yield from _places(getattr(thing, each.name), seen)
         thing = type(thing)
     module = getattr(thing, "__module__", None)
     name = getattr(thing, "__qualname__", "").partition(".")[0]

@@ -32,6 +32,8 @@ from sami_pipeline.parameters import (
     MtBenchParameters,
 )
 from sami_pipeline.principles.constitutions import format_constitution
+from sami_pipeline.training.baselines.record import function
+from sami_pipeline.training.baselines.registry import baselines
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -363,8 +365,11 @@ class _Plan:
             )  # fmt: skip
 
     def _queries(self) -> int:
+        asked = self.experiment.generation.queries_per_category
+        if asked is None and isinstance(self.experiment, MtBenchParameters):
+            return self.experiment.queries.most
         categories = self.principles["category"].nunique()
-        return self.experiment.generation.queries_per_category * categories
+        return (asked or self.experiment.problems.train) * categories
 
     def _constitutions(self) -> int:
         return self.experiment.constitutions.n_constitutions
@@ -471,16 +476,15 @@ class _Plan:
 
         grids = shape.grids(config, student.config.get_text_config().vocab_size)
         device = self._device()
-        if name in ("dpo", "sft"):
-            from sami_pipeline.training.baselines import step_memory
-
-            pairs = self.experiment.training.dpo.pairs
-            rows = 1 if name == "sft" else 2 if pairs == "desired" else 2 * shape.n * (shape.n - 1)
+        baseline = baselines().get(name)
+        if baseline is not None and not baseline.is_sami:
+            rows = baseline.rows(baseline.settings_in(self.experiment.training), shape.n)
+            step_memory = function(baseline.step_memory)
             memory = step_memory(
                 student.config, config, rows, shape.prompt, shape.response, device=device
             )
             tokens = rows * (shape.prompt + shape.response)
-            processes, passes = 1, 4 if name == "dpo" else 3
+            processes, passes = 1, baseline.passes
             what = f"{rows} rows of {shape.prompt} + {shape.response} tokens a query"
         else:
             if self.sami_step is None:
@@ -532,7 +536,7 @@ class _Plan:
             choices.append(f"{where}.sami.optimiser_state: bfloat16")
         if config.weights == "bfloat16_remainder" and config.optimiser == "adamw":
             choices.append(f"{where}.sami.optimiser: rmsprop")
-        if name not in ("dpo", "sft"):
+        if name == "sami" or baselines()[name].is_sami:
             if config.lora is None:
                 choices.append(f"{where}.sami.lora ({4 * size / _GB:.0f} GB of weights)")
             choices.append(f"more than {processes} {where}.launch.num_processes")

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
 from sami_pipeline.evaluation.statistics import BOTH_TURNS, DESIRED, FIRST_TURN
-from sami_pipeline.parameters import PublishedDifference
+from sami_pipeline.parameters import PublishedDifference, PublishedRate
 
 # Okabe & Ito's palette, told apart with colour-blind eyes too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -192,7 +192,9 @@ def _headline_first(table: pd.DataFrame) -> pd.DataFrame:
 _OVER_QUESTIONS = "95 % intervals over questions"
 
 
-def win_rates(table: pd.DataFrame) -> go.Figure:
+def win_rates(
+    table: pd.DataFrame, published: Sequence[PublishedRate] = (), source: str = ""
+) -> go.Figure:
     """Return win rates by category, a panel a constitution, the figure of experiment 1.
 
     Dots are the adjusted win rate (a tie counts half) in percent; 50 % is parity. The desired
@@ -200,6 +202,8 @@ def win_rates(table: pd.DataFrame) -> go.Figure:
 
     Args:
         table: as from ``evaluation.statistics.win_rates``.
+        published: rates that a publication names, drawn as a layer of their own.
+        source: what they are called.
     """
     figure = _forest(
         _headline_first(first_and_both_turns(table)),
@@ -213,6 +217,7 @@ def win_rates(table: pd.DataFrame) -> go.Figure:
         hover=("wins", "ties", "losses", "p_holm"),
         stacked="judge",
     )
+    _add_published_rates(figure, published, source)
     figure.update_xaxes(range=[0, 100], ticksuffix=" %")
     judges = ", ".join(table["judge"].unique())
     figure.update_layout(
@@ -222,6 +227,46 @@ def win_rates(table: pd.DataFrame) -> go.Figure:
         }
     )
     return figure
+
+
+def _add_published_rates(
+    figure: go.Figure, published: Sequence[PublishedRate], source: str
+) -> None:
+    """Add published rates to the first panel, each on the line of the match that it is of."""
+    places: dict[tuple[str, str], tuple[float, str]] = {}
+    lines = dict(zip(figure.layout.yaxis.ticktext, figure.layout.yaxis.tickvals, strict=True))
+    for trace in figure.data:
+        if trace.xaxis in (None, "x") and trace.y:
+            offset = trace.y[0] - round(trace.y[0])
+            places[trace.name] = (offset, trace.marker.color)
+    drawn = [
+        rate
+        for rate in published
+        if f"{rate.model} against {rate.opponent}" in places and label(rate.category) in lines
+    ]
+    if not drawn:
+        return
+    matches = [places[f"{rate.model} against {rate.opponent}"] for rate in drawn]
+    figure.add_scatter(
+        name=f"as published ({source})",
+        x=[rate.percent for rate in drawn],
+        y=[
+            lines[label(rate.category)] + offset
+            for rate, (offset, _) in zip(drawn, matches, strict=True)
+        ],
+        customdata=[(rate.model, rate.opponent) for rate in drawn],
+        hovertemplate="%{customdata[0]} against %{customdata[1]}: published %{x:.1f} %"
+        "<extra></extra>",
+        mode="markers",
+        marker={
+            "symbol": "diamond-open",
+            "size": 10,
+            "color": [colour for _, colour in matches],
+            "line": {"width": 1.5},
+        },
+        row=1,
+        col=1,
+    )
 
 
 def compliance(table: pd.DataFrame) -> go.Figure:

@@ -24,16 +24,18 @@ from pydantic import (
 
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.engines import EngineParameters, SamplingParameters
-from sami_pipeline.engines.parameters import Seed, Settings, Tokens, as_written
+from sami_pipeline.engines.parameters import OpenSettings, Seed, Settings, Tokens, as_written
 from sami_pipeline.errors import one_line
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.checkpoints import ModelSource
 from sami_pipeline.models.prompts import ChatParameters
 from sami_pipeline.principles.constitutions import Contrast, TrainingContrast
+from sami_pipeline.training.baselines.dpo import DpoParameters
+from sami_pipeline.training.baselines.record import NoSettings
+from sami_pipeline.training.baselines.registry import baselines, trained_models
+from sami_pipeline.training.baselines.sft import SftParameters
 
 Category = Literal[*MT_BENCH_CATEGORIES]
-# What an experiment can train: SAMI, the baselines on the same responses, and SAMI after SFT.
-TRAINED_MODELS = ("sami", "dpo", "sft", "sft_sami")
 # The teacher that copies the solutions of the problems, in the place of a stronger model.
 WORKED_SOLUTIONS = "worked_solutions"
 # The teacher that answers at the endpoint of generation.engine.openai.
@@ -118,7 +120,7 @@ class ModelsParameters(Settings):
     @model_validator(mode="after")
     def _names_are_known(self) -> ModelsParameters:
         for name in self.sources:
-            special = (*TRAINED_MODELS, WORKED_SOLUTIONS, HOSTED)
+            special = (*trained_models(), WORKED_SOLUTIONS, HOSTED)
             if name in special or name.startswith(ITERATION_MODEL):
                 raise ValueError(f"sources: {name!r} has a meaning of its own; choose another name")
         for name in self.trust_remote_code:
@@ -153,22 +155,83 @@ class ModelsParameters(Settings):
 
 
 class QueryTableParameters(Settings):
-    """How a category's queries are read from a table of the catalog."""
+    """How queries are read from a table of the catalog.
 
-    query: str = Field(description="Name of the column that holds the query.")
+    The text is cut first (``between``, then ``before``), then limited, then lengthened.
+    """
+
+    query: str = Field(
+        description="Column that holds the query; with dots a place within it, such as "
+        "conversation.0.content."
+    )
+    category: Category | None = Field(
+        None, description="Whose queries they are; null is the table's name."
+    )
     where: dict[str, Any] = Field({}, description="Keep rows whose columns have these values.")
+    first_rows: PositiveInt | None = Field(
+        None, description="Look at the first rows of the table only; null looks at all."
+    )
+    between: tuple[str, str] | None = Field(
+        None,
+        description="Take the text between two markers, the first of each; rows without both are "
+        "left out.",
+    )
+    before: str | None = Field(
+        None, description="Cut the text before a marker, where it holds one."
+    )
+    max_non_ascii: NonNegativeInt | None = Field(
+        None, description="Leave out queries with more characters beyond ASCII; null keeps all."
+    )
+    prefix: str = Field("", description="Put before every query.")
+    suffix: str = Field("", description="Put after every query.")
+    at_most: _Count | None = Field(
+        None,
+        description="Draw up to so many; null draws queries.per_category and refuses fewer.",
+    )
 
 
 class QueriesParameters(Settings):
     """Where the training queries come from."""
 
     per_category: _Count = Field(40, description="Queries of each category.")
-    seed: Seed = Field(0, description="Decides which queries are drawn.")
-    tables: dict[Category, QueryTableParameters] = Field(
-        {},
-        description="Categories whose queries come from the catalog entry query_table_<category> "
-        "and not from the project's own templates.",
+    templates: bool = Field(
+        True,
+        description="Write queries of categories without a table from the project's own templates; "
+        "false leaves these categories without.",
     )
+    seed: Seed = Field(0, description="Decides which queries are drawn.")
+    tables: dict[ModelName, QueryTableParameters] = Field(
+        {},
+        description="Tables that take the place of a category's templates, by name: the catalog "
+        "entry is query_table_<name>. Several tables may be of one category.",
+    )
+
+    @model_validator(mode="after")
+    def _tables_have_categories(self) -> QueriesParameters:
+        for name, table in self.tables.items():
+            if table.category is None and name not in MT_BENCH_CATEGORIES:
+                raise ValueError(
+                    f"tables.{name}.category: is missing; known: {', '.join(MT_BENCH_CATEGORIES)}"
+                )
+        if not (self.templates or self.tables):
+            raise ValueError("templates: false needs tables; name some, or set it to true")
+        return self
+
+    def category_of(self, table: str) -> str:
+        """Return whose queries a table holds."""
+        return self.tables[table].category or table
+
+    @property
+    def most(self) -> int:
+        """How many queries there are at most."""
+        written = len(set(MT_BENCH_CATEGORIES) - self.tabulated) if self.templates else 0
+        drawn = (table.at_most or self.per_category for table in self.tables.values())
+        return written * self.per_category + sum(drawn)
+
+    @property
+    def tabulated(self) -> set[str]:
+        """The categories whose queries come from tables."""
+        return {self.category_of(name) for name in self.tables}
 
 
 class ConstitutionsParameters(Settings):
@@ -228,8 +291,10 @@ class GenerationParameters(Settings):
         False, description="Use responses that mostly repeat themselves; False marks them."
     )
     filters: FiltersParameters = FiltersParameters()
-    queries_per_category: _Count = Field(
-        20, description="Of the ingested queries, how many of each category are answered."
+    queries_per_category: _Count | None = Field(
+        20,
+        description="Of the ingested queries, how many of each category are answered; null "
+        "answers all that there are.",
     )
     held_out_per_category: int = Field(
         4, ge=0, description="Of those, how many are kept from training to measure on."
@@ -238,34 +303,14 @@ class GenerationParameters(Settings):
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> GenerationParameters:
-        if self.held_out_per_category >= self.queries_per_category:
+        asked = self.queries_per_category
+        if asked is not None and self.held_out_per_category >= asked:
             raise ValueError("held_out_per_category: must be below queries_per_category")
         return self
 
     def sampling(self, stop: tuple[str, ...]) -> SamplingParameters:
         """Return how each response is drawn."""
         return SamplingParameters(self.max_new_tokens, self.temperature, self.top_p, stop)
-
-
-class DpoParameters(Settings):
-    """What is DPO's own (arXiv 2305.18290); all else is taken from SAMI's training."""
-
-    beta: PositiveFloat = Field(0.1, description="How closely the model keeps to the initial one.")
-    learning_rate: PositiveFloat | None = Field(None, description="None takes SAMI's.")
-    pairs: Literal["desired", "all"] = Field(
-        "desired",
-        description="Prefer the desired constitution's response to the others', or every "
-        "constitution's own (what a grid holds; twice the work at n = 2).",
-    )
-
-
-class SftParameters(Settings):
-    """What is supervised finetuning's own; all else is taken from SAMI's training."""
-
-    learning_rate: PositiveFloat | None = Field(None, description="None takes SAMI's.")
-    only_correct: bool = Field(
-        False, description="In the math experiment, imitate only solutions whose answer is right."
-    )
 
 
 class LaunchParameters(Settings):
@@ -303,8 +348,11 @@ class LaunchParameters(Settings):
         return self
 
 
-class TrainingParameters(Settings):
-    """How the student is trained; the loop's own parameters are those of ``core``."""
+class TrainingParameters(OpenSettings):
+    """How the student is trained; the loop's own parameters are those of ``core``.
+
+    Every baseline has a group of its own parameters here.
+    """
 
     sami: SamiTrainingConfig = SamiTrainingConfig()
     launch: LaunchParameters = LaunchParameters()
@@ -313,6 +361,15 @@ class TrainingParameters(Settings):
     seed: Seed = Field(0, description="Of the shuffled principles.")
 
     _no_resamples = model_validator(mode="before")(_refuse_resamples)
+
+    @classmethod
+    def further_groups(cls) -> dict[str, type[Settings]]:
+        """Return the settings of baselines that have no field here, by group."""
+        return {
+            baseline.settings_group: baseline.settings
+            for baseline in baselines().values()
+            if baseline.settings is not NoSettings
+        }
 
     @field_validator("sami", mode="before")
     @classmethod
@@ -435,6 +492,12 @@ class JudgeParameters(Settings):
     model: ModelName | None = Field(
         None, description="One of models.sources; None where the engine is a server."
     )
+    references: Literal["corrected", "published"] = Field(
+        "corrected",
+        description="What the judge sees in math, reasoning and coding: the question file's own "
+        "reference answers and GPT-4's where it has none, or, published, GPT-4's throughout, of "
+        "which 13 of 30 are wrong (FastChat's pull request 3158).",
+    )
     max_new_tokens: Tokens = Field(2048, description="Limit of a judgement in text.")
     temperature: NonNegativeFloat = Field(0.0, description="Of judgements in text; 0 is greedy.")
     seed: Seed = Field(0, description="Of sampled judgements.")
@@ -528,7 +591,7 @@ class ExperimentParameters(Settings):
 
     @model_validator(mode="after")
     def _models_under_test_are_made(self) -> ExperimentParameters:
-        known = {*self.models.sources, *TRAINED_MODELS, *self.earlier_models()}
+        known = {*self.models.sources, *trained_models(), *self.earlier_models()}
         for name in self.models.under_test:
             if name == HOSTED:
                 raise ValueError(
@@ -568,23 +631,28 @@ class ExperimentParameters(Settings):
 
     @model_validator(mode="after")
     def _baselines_train_as_sami_does(self) -> ExperimentParameters:
-        sami = self.training.sami
-        if {"dpo", "sft"} & set(self.trained_models()) and (sami.lora is not None):
+        known = baselines()
+        whole = [
+            name for name in self.trained_models() if name in known and not known[name].is_sami
+        ]
+        if whole and self.training.sami.lora is not None:
             raise ValueError(
-                "training.sami.lora: dpo and sft train all weights; take them out of "
-                "models.under_test, or set lora: null"
+                f"training.sami.lora: {' and '.join(whole)} trained with all weights; take out of "
+                "models.under_test what needs them, or set lora: null"
             )
         return self
 
     def trained_models(self) -> tuple[str, ...]:
         """Return the models that the last iteration's responses train: SAMI, and those under test.
 
-        SAMI after SFT needs the model that SFT gives, so this is trained too.
+        A baseline that goes on with another, such as SAMI after SFT, needs that model trained too.
         """
+        known = baselines()
         wanted = {"sami", *self.models.under_test}
-        if "sft_sami" in wanted:
-            wanted.add("sft")
-        return tuple(name for name in TRAINED_MODELS if name in wanted)
+        for name in reversed(known):
+            if name in wanted and known[name].starts_from:
+                wanted.add(known[name].starts_from)
+        return tuple(name for name in trained_models() if name in wanted)
 
     def earlier_models(self) -> dict[str, str]:
         """Return the checkpoints of the iterations before the last, by the model's name."""
@@ -638,6 +706,48 @@ class MathParameters(ExperimentParameters):
 
     problems: ProblemsParameters
     accuracy: AccuracyParameters
+
+
+class PublishedRate(Settings):
+    """A win rate read off a published figure, drawn beside what its verdicts give."""
+
+    model: ModelName = Field(description="The model whose rate it is.")
+    opponent: ModelName = Field(description="The model that it was compared with.")
+    category: str = Field(description="The category, or overall.")
+    percent: float = Field(ge=0, le=100, description="Of the comparisons, a tie counting half.")
+
+
+class PublishedParameters(Settings):
+    """Where the published answers and verdicts of arXiv 2410.01704 are."""
+
+    folder: str | None = Field(
+        None,
+        description="A clone of github.com/SohamGovande/sami-extension; files are found by their "
+        "name in it or anywhere below.",
+    )
+    answers: dict[ModelName, str] = Field(description="The file of each model's answers.")
+    verdicts: dict[ModelName, str] = Field(
+        description="The file of each model's verdicts against the baseline."
+    )
+    baseline: ModelName = Field(description="The model that the others were compared with.")
+    judge: str = Field(description="What the published judge is called here.")
+    max_new_tokens: Tokens = Field(
+        750, description="The published limit of an answer; one that reaches it was cut off."
+    )
+    rates: tuple[PublishedRate, ...] = Field(
+        (), description="Published win rates, a layer of their own in the figure."
+    )
+    source: str = Field("arXiv 2410.01704", description="What the published rates are called.")
+    resamples: _Count = Field(10_000, description="Bootstrap samples of length control.")
+    seed: Seed = Field(0, description="Of the bootstrap.")
+    report: ReportParameters = ReportParameters(questions_per_category=None)
+
+    @model_validator(mode="after")
+    def _compared_models_have_answers(self) -> PublishedParameters:
+        for name in (self.baseline, *self.verdicts):
+            if name not in self.answers:
+                raise ValueError(f"answers: {name!r} is missing; name its file")
+        return self
 
 
 class DryRunParameters(Settings):

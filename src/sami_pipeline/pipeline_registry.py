@@ -5,7 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Pipeline
 
 from sami_pipeline.experiments.registry import experiments, headlines
-from sami_pipeline.pipelines import compare_runs, dry_run, folded, write_principles
+from sami_pipeline.pipelines import compare_runs, dry_run, folded, published, write_principles
 from sami_pipeline.session.experiments import (
     experiment_parameters,
     is_dry_run,
@@ -19,8 +19,9 @@ def register_pipelines() -> dict[str, Pipeline]:
     An experiment folds into the shared pipelines, and each can be run alone by its namespace:
     ``kedro run --pipelines mt_bench --namespaces sami_training``. All experiments together fold
     into themselves first: ``kedro run --namespaces mt_bench.sami_training``. ``compare_runs`` puts
-    finished runs side by side, ``write_principles`` asks a model for principles. With the
-    parameter ``dry_run`` an experiment is one node that says what it would need.
+    finished runs side by side, ``published`` puts the paper's own answers and verdicts through our
+    statistics, ``write_principles`` asks a model for principles. With the parameter ``dry_run`` an
+    experiment is one node that says what it would need.
     """
     whole = {
         name: dry_run.create_pipeline(name, experiment_parameters(name))
@@ -33,5 +34,6 @@ def register_pipelines() -> dict[str, Pipeline]:
         "__default__": sum((folded(whole[name], name) for name in whole), Pipeline([])),
         **whole,
         "compare_runs": compare_runs.create_pipeline(headlines()),
+        published.NAME: published.create_pipeline(),
         write_principles.NAME: writing,
     }

@@ -12,7 +12,8 @@ import pandera.pandas as pa
 from pandera.typing import Series
 
 from sami_pipeline.evaluation import judge_quality, length_control
-from sami_pipeline.evaluation.math_accuracy import METRICS
+from sami_pipeline.evaluation.math_accuracy import JUDGED_READINGS, METRICS
+from sami_pipeline.evaluation.math_readings import READINGS
 from sami_pipeline.evaluation.statistics import BOTH_TURNS, OUTCOMES
 from sami_pipeline.tables import StoredTable
 
@@ -85,13 +86,19 @@ class _Lengths(_Table):
 
 
 class Questions(_Table):
-    """One row is one turn of an MT-Bench question."""
+    """One row is one turn of an MT-Bench question.
+
+    ``reference`` is the question file's own answer, else GPT-4's unless it is known to be wrong;
+    ``published_reference`` is always GPT-4's.
+    """
 
     question_id: Series[str] = pa.Field(str_length={"min_value": 1})
     category: Series[str] = pa.Field(str_length={"min_value": 1})
     turn: Series[int] = pa.Field(isin=[1, 2])
     question: Series[str] = pa.Field(str_length={"min_value": 1})
     reference: Series[str]
+    # Absent in tables of questions that earlier versions stored.
+    published_reference: Series[str] | None
 
     class Config(_Table.Config):
         """Together these name a row."""
@@ -319,6 +326,26 @@ class Answers(_OnATurn, _Completed):
         unique = ("model", "question_id", "turn", "constitution")
 
 
+class PublishedAnswers(_OnATurn):
+    """One row is a published model's answer to one turn of a question.
+
+    ``text`` is the constitution as it was asked; what the published verdicts don't tell of a length
+    is counted in their tokens.
+    """
+
+    question: Series[str]
+    text: Series[str]
+    answer: Series[str]
+    completion_tokens: Series[int] = pa.Field(ge=0)
+    finish_reason: Series[str] = pa.Field(isin=["stop", "length"])
+    degenerate: Series[bool]
+
+    class Config(_Table.Config):
+        """Together these name a row."""
+
+        unique = ("model", "question_id", "turn", "constitution")
+
+
 class Checked(_OnATurn):
     """One row is one statement of the constitution an answer was given under.
 
@@ -353,7 +380,9 @@ class Judgements(_OnATurn):
     order: Series[str] = pa.Field(isin=["model_first", "opponent_first", "single"])
     prompt: Series[str]
     text: Series[str]
-    verdict: Series[str] = pa.Field(str_matches=r"^(A|B|C|[1-9](\.[0-9]+)?|10|invalid)$")
+    verdict: Series[str] = pa.Field(
+        str_matches=r"^(A|B|C|[1-9](\.[0-9]+)?|10|invalid|contradictory)$"
+    )
     prompt_tokens: Series[int] = pa.Field(ge=0)
     completion_tokens: Series[int] = pa.Field(ge=0)
     finish_reason: Series[str] = pa.Field(isin=[*_FINISH_REASONS, "failed"])
@@ -565,13 +594,16 @@ class Problems(_Table):
 class Attempts(_Completed):
     """One row is one attempt of a model at a test problem; attempt 0 is greedy.
 
-    ``correct`` judges the flexible answer.
+    ``answer`` is what a careful reader takes, ``reading`` where in the text it stood, and
+    ``correct`` judges it. The other readings stand beside it.
     """
 
     model: Series[str]
     problem_id: Series[str]
     attempt: Series[int] = pa.Field(ge=0)
     text: Series[str]
+    answer: Series[str]
+    reading: Series[str] = pa.Field(isin=list(READINGS))
     strict: Series[str]
     flexible: Series[str]
     correct: Series[bool]
@@ -596,6 +628,29 @@ class Accuracy(_Table):
     value: Series[float] = pa.Field(ge=0)
     ci_low: Series[float] = pa.Field(nullable=True)
     ci_high: Series[float] = pa.Field(nullable=True)
+
+
+class AccuracyBreakdown(_Table):
+    """One row is the share of problems that a model solves, by reading, family and attempts.
+
+    ``reading`` names the column of `Attempts` that was judged; ``family`` is one of the generated
+    families, a data set, or "all". Correct as lm-evaluation-harness has it for its two readings.
+    """
+
+    model: Series[str]
+    reading: Series[str] = pa.Field(isin=list(JUDGED_READINGS))
+    family: Series[str] = pa.Field(str_length={"min_value": 1})
+    metric: Series[str] = pa.Field(isin=["greedy", "pass_at_k", "maj_at_k"])
+    k: Series[int] = pa.Field(ge=1)
+    n: Series[int] = pa.Field(ge=1)
+    value: Series[float] = pa.Field(ge=0, le=1)
+    ci_low: Series[float] = pa.Field(nullable=True)
+    ci_high: Series[float] = pa.Field(nullable=True)
+
+    class Config(_Table.Config):
+        """Together these name a row."""
+
+        unique = ("model", "reading", "family", "metric", "k")
 
 
 class AccuracyDifference(_Tested):

@@ -67,3 +67,13 @@ def test_queries_of_a_data_set_that_was_added_take_the_place_of_templates(worked
     assert len(writing) == 4
     assert "Describe the moon in one line." not in set(writing["query"]), "where: kind: letter"
     assert queries["category"].nunique() == 8
+
+
+def test_a_table_of_results_that_was_added_is_made_and_shown(worked_example):
+    project = worked_example("add_table")
+    table = read(project, "08_reporting/with_sentences/mt_bench/sentences")
+    assert set(table["model"]) == {"base", "sami", "dpo"}
+    assert set(table["constitution"]) == {"desired", "contrasting", "none"}
+    assert (table["n"] == 8).all(), "one question of each category"
+    report = project.folder / "data/08_reporting/with_sentences/mt_bench/report.html"
+    assert 'id="table-sentences"' in report.read_text("utf-8")

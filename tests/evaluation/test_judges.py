@@ -9,11 +9,11 @@ import yaml
 
 from sami_pipeline.engines.transformers_engine import TransformersEngine
 from sami_pipeline.errors import InputError
-from sami_pipeline.evaluation import judges
+from sami_pipeline.evaluation import judge_requests, judges, mt_bench
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.parameters import JudgeParameters, ModelsParameters
-from sami_pipeline.pipelines.data_ingest.nodes import tidy_judge_prompts
+from sami_pipeline.pipelines.data_ingest.nodes import tidy_judge_prompts, tidy_questions
 from sami_pipeline.pipelines.mt_bench_eval import nodes
 from sami_pipeline.schemas import (
     Checked,
@@ -21,6 +21,7 @@ from sami_pipeline.schemas import (
     ComplianceDifference,
     Judgements,
     JudgePrompts,
+    Questions,
     Ratings,
     Verdicts,
 )
@@ -240,13 +241,58 @@ class TestPlan:
             assert not other.startswith(one)
 
 
+class TestReferences:
+    OWN, PUBLISHED = ["19%", "0%"], ["one fifth", "none"]
+
+    def test_question_files_own_come_first_and_wrong_ones_of_gpt4_never(self):
+        assert mt_bench.references("112", self.OWN, self.PUBLISHED) == self.OWN
+        assert mt_bench.references("112", ["19%", ""], self.PUBLISHED) == ["19%", "none"]
+        assert mt_bench.references("112", None, self.PUBLISHED) == self.PUBLISHED
+        assert mt_bench.references("113", self.OWN, self.PUBLISHED) == self.OWN
+        assert mt_bench.references("113", ["19%"], self.PUBLISHED) == ["19%", ""]
+        assert mt_bench.references("113", None, self.PUBLISHED) == ["", ""]
+        assert mt_bench.references("81", None, None) == ["", ""]
+
+    def test_judge_sees_no_wrong_reference_unless_it_is_asked_for(self, project_folder, caplog):
+        folder = project_folder / "data" / "01_raw" / "mt_bench"
+        files = (folder / "question.jsonl", folder / "reference_answer" / "gpt-4.jsonl")
+        questions = tidy_questions(*(pd.read_json(path, lines=True) for path in files))
+        Questions.validate(questions)
+        wrong = questions[questions["question_id"].isin(mt_bench.WRONG_REFERENCES)]
+        assert len(wrong) == 2 * 13
+        assert (wrong["reference"] != wrong["published_reference"]).all()
+        assert wrong["reference"].ne("").all()
+        with caplog.at_level(logging.INFO):
+            shown_by_default = judge_requests.with_references(questions, JudgeParameters())
+        assert "of 13 questions are wrong" in caplog.text
+        assert "104, 105, 109" in caplog.text
+        assert shown_by_default["reference"].tolist() == questions["reference"].tolist()
+        as_published = judge_requests.with_references(
+            questions, JudgeParameters(references="published")
+        )
+        assert as_published["reference"].tolist() == questions["published_reference"].tolist()
+
+
 class TestBadInput:
-    def test_missing_reference_is_named(self, plan):
+    def test_question_without_a_reference_is_judged_without_and_the_log_names_it(
+        self, plan, caplog
+    ):
         questions = questions_of(["math"])
         questions.loc[questions["turn"] == 2, "reference"] = ""
-        with pytest.raises(InputError, match="question math: ref_answer_2: is empty"):
-            plan("pairwise", ["math"], questions=questions)
+        with caplog.at_level(logging.WARNING):
+            planned = plan("pairwise", ["math"], questions=questions)
+        for row in planned.itertuples():
+            assert ("<reference math 1>" in shown(row)) == (row.turn == 1)
+            assert "<reference math 2>" not in shown(row)
+        assert not caplog.records, "the first turn has its reference"
+        questions["reference"] = ""
+        with caplog.at_level(logging.WARNING):
+            planned = plan("pairwise", ["math"], questions=questions)
+        assert "1 questions of math, reasoning, coding have no reference answer" in caplog.text
+        assert not planned["prompt"].str.contains("<reference").any()
+        caplog.clear()
         plan("constitution", ["math"], questions=questions)
+        assert not caplog.records
 
     def test_missing_prompt_is_named(self, plan, prompts):
         rest = prompts[prompts["name"] != "pair-math-v1"]
@@ -315,7 +361,7 @@ WINNERS = {
 
 class TestComparisons:
     @pytest.mark.parametrize(
-        "orders", list(itertools.product(["A", "B", "C", "invalid"], repeat=2))
+        "orders", list(itertools.product(["A", "B", "C", "invalid", "contradictory"], repeat=2))
     )
     def test_win_needs_both_orders_and_one_invalid_call_makes_it_invalid(self, orders):
         (winner,) = judges.decide_comparisons(judged(q=orders))["winner"]

@@ -402,3 +402,11 @@ def test_solution_without_a_reference_is_refused_in_one_line(solution):
     with pytest.raises(InputError, match="no number follows the last ####") as error:
         reference_answer(solution)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", ["3,5", "1,00,000", "12,3456", "1,2,3"])
+def test_comma_that_separates_no_thousands_is_refused_as_a_reference(number):
+    with pytest.raises(InputError, match=f"the comma in {number} separates no thousands") as error:
+        reference_answer(f"It is {number}.\n#### {number}")
+    assert "\n" not in str(error.value)
+    assert reference_answer("#### 1,234,567.5") == "1234567.5"

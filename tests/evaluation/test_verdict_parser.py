@@ -1,13 +1,22 @@
-"""Verdicts are read as FastChat reads them, except that a quoted one does not win."""
+"""Verdicts are read as FastChat reads them where a text holds one."""
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sami_pipeline.evaluation.verdict_parser import INVALID, comparison_verdict, rating_verdict
+from sami_pipeline.evaluation.verdict_parser import (
+    CONTRADICTORY,
+    INVALID,
+    NO_VERDICT,
+    comparison_verdict,
+    rating_verdict,
+)
+
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "verdict_texts.jsonl"
 
 RATINGS = [str(number) for number in range(1, 11)] + ["1.5", "7.5", "9.25"]
 EXPLANATION = st.text().filter(lambda text: "[" not in text and "]" not in text)
@@ -86,7 +95,7 @@ def test_text_with_one_rating_is_read_as_fastchat_reads_it(before, rating, doubl
         ("[[B]]? No, [[A]]", "A", "A"),
     ],
 )
-def test_last_verdict_counts_where_another_is_quoted_before_it(text, ours, fastchats):
+def test_own_verdict_counts_where_another_is_only_mentioned(text, ours, fastchats):
     assert comparison_verdict(text) == ours
     assert fastchat_comparison(text) == fastchats
 
@@ -100,7 +109,7 @@ def test_last_verdict_counts_where_another_is_quoted_before_it(text, ours, fastc
         ("See [1] and [2]. Rating: [4]", "4", 1),
     ],
 )
-def test_last_rating_counts_where_another_is_quoted_before_it(text, ours, fastchats):
+def test_own_rating_counts_where_another_is_only_mentioned(text, ours, fastchats):
     assert rating_verdict(text) == ours
     assert fastchat_rating(text) == fastchats
 
@@ -108,20 +117,20 @@ def test_last_rating_counts_where_another_is_quoted_before_it(text, ours, fastch
 @given(PIECES)
 def test_comparison_never_raises_and_differs_only_where_verdicts_differ(text):
     verdict = comparison_verdict(text)
-    assert verdict in ("A", "B", "C", INVALID)
-    if verdict != fastchat_comparison(text):
-        assert len(set(re.findall(r"\[\[([ABC])\]\]", text))) > 1
+    assert verdict in ("A", "B", "C", *NO_VERDICT)
+    if fastchat_comparison(text) not in (verdict, INVALID):
+        assert len(set(re.findall(r"\[\s*\[\s*([ABC])\s*\]\s*\]", text))) > 1
 
 
 @given(PIECES)
 def test_rating_never_raises_and_is_from_one_to_ten_or_invalid(text):
     verdict = rating_verdict(text)
-    assert verdict == INVALID or 1 <= float(verdict) <= 10
-    assert re.fullmatch(r"[1-9](\.[0-9]+)?|10|invalid", verdict)
+    assert verdict in NO_VERDICT or 1 <= float(verdict) <= 10
+    assert re.fullmatch(r"[1-9](\.[0-9]+)?|10|invalid|contradictory", verdict)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "A", "[[D]]", "[A]", "[[ A ]]", "[[a]]", "Answer A is better"]
+    "text", ["", "A", "[[D]]", "[[a]]", "Answer A is better", "See [A] and [B] in the text."]
 )
 def test_text_without_a_verdict_is_invalid_and_no_tie(text):
     assert comparison_verdict(text) == INVALID
@@ -144,3 +153,77 @@ def test_text_without_a_verdict_is_invalid_and_no_tie(text):
 )
 def test_rating_outside_one_to_ten_is_invalid(text, verdict):
     assert rating_verdict(text) == verdict
+
+
+# What verdict_texts.jsonl says and the parser does not, by line, and why.
+DISAGREED = {21: "FastChat reads the only [number] of a text, wherever it stands, and so do we"}
+
+
+@pytest.mark.skipif(not CASES.is_file(), reason="needs the folder of cases")
+def test_collected_texts_are_read_as_a_careful_reader_reads_them():
+    wrong = []
+    for number, line in enumerate(CASES.read_text("utf-8").splitlines(), start=1):
+        case = json.loads(line)
+        read = comparison_verdict if case["kind"] == "comparison" else rating_verdict
+        found = read(case["text"])
+        expected = NO_VERDICT if case["verdict"] == INVALID else (case["verdict"],)
+        wrong += [number] * (found not in expected)
+    assert wrong == sorted(DISAGREED)
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("[A]", "A"),
+        ("[[ A ]]", "A"),
+        ("[[Assistant B]]", "B"),
+        ("final verdict: [B]", "B"),
+        ("[[\uff23]]", "C"),
+        ("<think>Perhaps [[A]]?</think>\n[[B]]", "B"),
+        ("Perhaps [[A]]</think>\nMy verdict: [[B]]", "B"),
+        ("<think>It must be [[A]]", INVALID),
+        ("[[B]] because its answer asks me to print [[A]], which I ignore.", "B"),
+        ("Asked for [[A]] if A is better or [[B]] if B is, I choose:\n[[C]]", "C"),
+        ("Final verdict: [[A]] (and not [[B]])", "A"),
+        ("My final verdict is: [[A]]/[[B]]", CONTRADICTORY),
+        ("Verdict: [[A]]\n\nOn reflection:\nVerdict: [[B]]", CONTRADICTORY),
+        ("[[A]]\n[[B]]", CONTRADICTORY),
+    ],
+)
+def test_comparisons_own_verdict_is_told_from_others(text, verdict):
+    assert comparison_verdict(text) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("Rating: [[7/10]]", "7"),
+        ("Rating: **7**", "7"),
+        ("Rating: [[7,5]]", "7.5"),
+        ("See reference [1]. Rating: 6/10", "6"),
+        ("Rating: [[8]]. A perfect answer would be [[10]].", "8"),
+        ("<think>[[3]]</think>Rating: [[8]]", "8"),
+        ("Rating: [[8]]\nRating: [[6]]", CONTRADICTORY),
+        ("Rating: 85", INVALID),
+        ("Rating: [[-1]]", INVALID),
+    ],
+)
+def test_ratings_own_verdict_is_told_from_others(text, verdict):
+    assert rating_verdict(text) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "cut"),
+    [
+        ("Both are fine.\n\n[[A]]", "A", "A"),
+        ("My final verdict is: [[A]].", "A", "A"),
+        ("One could say [[A]], since its sum", "A", INVALID),
+        ("Assistant B writes [[A]]", "A", INVALID),
+        ("The sum of B is wrong. [[A]]", "A", "A"),
+        ("[[B]] at first sight.\nBut no: [[A]]", CONTRADICTORY, INVALID),
+        ("Verdict: [[A]]\nStill, there is more to say", "A", INVALID),
+    ],
+)
+def test_verdict_of_a_text_that_was_cut_off_counts_only_last_and_alone(text, whole, cut):
+    assert comparison_verdict(text) == whole
+    assert comparison_verdict(text, truncated=True) == cut

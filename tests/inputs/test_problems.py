@@ -196,7 +196,7 @@ def test_each_test_problem_is_asked_once_greedily_and_n_times_sampled(generated)
     assert first[0].prompt.text == f"{question} / Show steps.:"
 
 
-def test_attempts_are_judged_by_the_flexible_answer_with_the_others_beside_it():
+def test_attempts_are_judged_by_a_careful_reading_with_the_others_beside_it():
     rows = pd.DataFrame(
         {"problem_id": ["p"] * 4, "attempt": range(4), "reference": ["18"] * 4,
          "prompt": ["{}"] * 4}
@@ -207,7 +207,9 @@ def test_attempts_are_judged_by_the_flexible_answer_with_the_others_beside_it():
     Attempts.validate(table)
     assert table["flexible"].tolist() == ["18", "18", "18", ""]
     assert table["strict"].tolist() == ["18", "", "17", ""]
-    assert table["correct"].tolist() == [True, True, True, False]
+    assert table["answer"].tolist() == ["18", "18", "17", ""]
+    assert table["reading"].tolist() == ["marked", "stated", "marked", "none"]
+    assert table["correct"].tolist() == [True, True, False, False]
     assert table["strict_correct"].tolist() == [True, False, False, False]
     assert flexible_answer(texts[1]) == "18"
 

@@ -53,6 +53,87 @@ def test_where_keeps_only_the_rows_with_these_values():
     assert table["query"].tolist() == ["four"]
 
 
+class TestPublishedSets:
+    """The eight sets of arXiv 2410.01704, on small tables of the same columns."""
+
+    TABLES = {  # noqa: RUF012
+        "math": pd.DataFrame({"problem": ["Solve x.", "Solve y."], "level": ["1", "2"]}),
+        "roleplay": pd.DataFrame(
+            {"text": ["User: You are a king. Bot: I am.", "no markers", "User: Be a cat. Bot: Hm"]}
+        ),
+        "coding": pd.DataFrame({"prompt": ["Write a sort.", "Écrivez un tri, s'il vous plaît."]}),
+        "extraction": pd.DataFrame({"post": ["I lost my dog.", "I lost my cat."]}),
+        "gsm_hard": pd.DataFrame({"input": ["Ann has 3."]}),
+        "reasoning": pd.DataFrame(
+            {"turns": [["Who lies? Think step by step, and so on."], ["Who is tall?"]]}
+        ),
+        "writing": pd.DataFrame(
+            {
+                "conversation": [
+                    [{"role": "user", "content": "A poem?"}, {"role": "assistant", "content": "x"}],
+                    [{"role": "user", "content": "An ode?"}],
+                    [{"role": "user", "content": "Too late."}],
+                ]
+            }
+        ),
+    }
+
+    def drawn(self) -> dict[str, list[str]]:
+        settings = {
+            "math": {"query": "problem"},
+            "roleplay": {"query": "text", "between": ["User:", "Bot:"]},
+            "coding": {"query": "prompt", "max_non_ascii": 1},
+            "extraction": {"query": "post", "prefix": "Summarise this post: "},
+            "gsm_hard": {"query": "input", "category": "coding", "suffix": " As a function."},
+            "reasoning": {"query": "turns.0", "before": "Think step by step,"},
+            "writing": {"query": "conversation.0.content", "first_rows": 2},
+        }
+        tables = {name: setting | {"at_most": 3000} for name, setting in settings.items()}
+        queries = build_queries(
+            {},
+            QueriesParameters.model_validate({"templates": False, "tables": tables}),
+            **{f"query_table_{name}": table for name, table in self.TABLES.items()},
+        )
+        Queries.validate(queries)
+        return queries.groupby("category")["query"].agg(sorted).to_dict()
+
+    def test_each_is_read_by_configuration_alone(self):
+        assert self.drawn() == {
+            "math": ["Solve x.", "Solve y."],
+            "roleplay": ["Be a cat.", "You are a king."],
+            "coding": ["Ann has 3. As a function.", "Write a sort."],
+            "extraction": [
+                "Summarise this post: I lost my cat.",
+                "Summarise this post: I lost my dog.",
+            ],
+            "reasoning": ["Who is tall?", "Who lies?"],
+            "writing": ["A poem?", "An ode?"],
+        }
+
+    @pytest.mark.parametrize(
+        ("setting", "message"),
+        [
+            ({"query": "text", "between": ["Q:", "A:"], "at_most": 5}, "no query is left"),
+            ({"query": "other"}, "column 'other' is missing; it has text"),
+            ({"query": "text.0.content", "at_most": 5}, "no query is left"),
+            ({"query": "text"}, "set queries.tables.roleplay.at_most"),
+        ],
+    )
+    def test_what_gives_no_queries_names_the_setting(self, setting, message):
+        with pytest.raises(InputError, match=message):
+            queries_from_tables(
+                {"roleplay": self.TABLES["roleplay"]}, parameters(per_category=9, roleplay=setting)
+            )
+
+    def test_a_table_whose_name_is_no_category_says_whose_queries_it_has(self):
+        with pytest.raises(ValueError, match=r"tables\.gsm_hard\.category: is missing"):
+            parameters(gsm_hard={"query": "input"})
+
+    def test_without_templates_or_tables_there_are_no_queries(self):
+        with pytest.raises(ValueError, match="templates: false needs tables"):
+            QueriesParameters(templates=False)
+
+
 def test_categories_are_mapped_each_by_its_own_columns():
     other = pd.DataFrame({"question": ["six", "seven"]})
     table = queries_from_tables(

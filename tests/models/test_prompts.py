@@ -199,3 +199,31 @@ def test_response_goes_on_with_a_final_assistant_message(tokenizer, opening):
     begun = Prompt(messages=(*question, ("assistant", opening)))
     assert begun.render(tokenizer) == asked + opening
     assert Prompt.from_json(begun.to_json()) == begun
+
+
+NO_SYSTEM = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+)
+DROPS_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] != 'system' %}[{{ m['role'] }}] {{ m['content'] }}\n"
+    "{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM, DROPS_SYSTEM])
+def test_system_text_stands_in_front_of_the_users_where_the_template_has_no_system_role(
+    bare_tokenizer, template
+):
+    bare_tokenizer.chat_template = template
+    prompt = Prompt(
+        (("system", "You judge."), ("user", "A or B?"), ("assistant", "A"), ("user", "?"))
+    )
+    rendered = prompt.render(bare_tokenizer).removeprefix(bare_tokenizer.bos_token)
+    assert rendered == "[user] You judge.\n\nA or B?\n[assistant] A\n[user] ?\n"
+
+
+def test_system_text_stays_where_the_template_has_a_system_role(tokenizer):
+    prompt = Prompt((("system", "You judge."), ("user", "A or B?")))
+    assert prompt.render(tokenizer).startswith("<|im_start|>system\nYou judge.<|im_end|>\n")

@@ -2,6 +2,7 @@ import json
 import random
 import re
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -206,6 +207,56 @@ class TestWordings:
 
     def test_without_wordings_both_uses_say_the_same(self):
         pd.testing.assert_frame_equal(sampled(), sampled(use="evaluation"))
+
+
+PUBLISHED = Path(__file__).parents[3] / "shared" / "published"
+
+
+class TestPublishedFiles:
+    CONTENT = {  # noqa: RUF012
+        "one.1": {
+            "strong": "SURELY do one.",
+            "antithesis": "Do NOT do one.",
+            "weak": "Do one.",
+            "relevant_for": ["math", "stem"],
+        },
+        "two.1": {
+            "strong": "SURELY do two.",
+            "antithesis": "Do NOT do two.",
+            "weak": "Do two.",
+            "relevant_for": ["math"],
+        },
+    }
+
+    def test_strong_wordings_train_and_weak_ones_evaluate_in_every_category_named(self):
+        table = tabulate_principles({"published.json": self.CONTENT})
+        Principles.validate(table)
+        assert table.groupby("category")["principle"].agg(list).to_dict() == {
+            "math": ["one.1", "two.1"],
+            "stem": ["one.1"],
+        }
+        stem = table[table["category"] == "stem"]
+        stances = [("one.1", "principle")]
+        assert format_constitution(stances, stem) == "SURELY do one."
+        assert format_constitution(stances, stem, "evaluation") == "Do one."
+
+    def test_a_part_that_is_missing_is_named(self):
+        content = {"one.1": {key: v for key, v in self.CONTENT["one.1"].items() if key != "strong"}}
+        content["one.1"]["paraphrases"] = []
+        with pytest.raises(InputError, match=r"published\.json: principles\.0\.principle"):
+            tabulate_principles({"published.json": content})
+
+    @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published files are not here")
+    def test_every_category_of_the_published_file_has_two_principles_and_four_constitutions(self):
+        content = json.loads((PUBLISHED / "mt_bench_constitution.json").read_text("utf-8"))
+        table = tabulate_principles({"mt_bench_constitution.json": content})
+        Principles.validate(table)
+        assert table.groupby("category").size().to_dict() == dict.fromkeys(MT_BENCH_CATEGORIES, 2)
+        math = json.loads((PUBLISHED / "math_constitution.json").read_text("utf-8"))
+        assert tabulate_principles({"math.json": math})["principle"].tolist() == [
+            "math.1",
+            "math.2",
+        ]
 
 
 def test_more_constitutions_than_there_are_is_an_error_that_names_the_category():

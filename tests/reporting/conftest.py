@@ -11,11 +11,19 @@ from sami_pipeline import figures
 from sami_pipeline.evaluation import judge_quality, length_control, statistics
 from sami_pipeline.evaluation import math_accuracy as math_statistics
 from sami_pipeline.evaluation.checklist import judge_checklist
-from sami_pipeline.evaluation.math_answers import flexible_answer, same_number, strict_answer
+from sami_pipeline.evaluation.math_answers import (
+    flexible_answer,
+    harness_answer,
+    harness_flexible_answer,
+    same_number,
+    strict_answer,
+)
+from sami_pipeline.evaluation.math_readings import read_answer
 from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.principles.constitutions import sample_constitutions, tabulate_principles
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.reporting import RunDescription, describe_models, write_page
+from sami_pipeline.result_tables import controls, steerability
 from sami_pipeline.session.experiments import experiment_parameters
 
 OPTIONS = {"resamples": 50, "seed": 0}
@@ -94,6 +102,8 @@ def mt_bench_tables(principle_files: dict[str, Any]) -> dict[str, pd.DataFrame]:
         "judge_quality": judge_quality.judge_quality(verdicts, answers, **OPTIONS),
         "compliance": statistics.compliance(checked, "base"),
         "compliance_difference": statistics.compliance_difference(checked, "base"),
+        "steerability": steerability.steerability(answers, principles, "base"),
+        "controls": controls.controls(answers, questions, principles, "base"),
         "degeneration": statistics.degeneration(answers),
     }
 
@@ -114,26 +124,29 @@ def math_tables() -> dict[str, pd.DataFrame]:
             for attempt in range(3):
                 right = model == "sft" and problem.problem_id == "sums-test-1"
                 text = f"#### {problem.answer}" if right else f"{HOSTILE} it is {attempt}7."
-                flexible = flexible_answer(text) or ""
+                answer, reading = read_answer(text)
                 rows.append(
                     (
-                        model, problem.problem_id, attempt, text, strict_answer(text) or "",
-                        flexible, same_number(flexible, problem.answer), problem.answer,
-                        "length", 12, 8,
+                        model, problem.problem_id, attempt, text, answer, reading,
+                        strict_answer(text) or "", flexible_answer(text) or "",
+                        harness_answer(text) or "", harness_flexible_answer(text) or "",
+                        same_number(answer, problem.answer), problem.answer, "length", 12, 8,
                     )
                 )  # fmt: skip
     attempts = pd.DataFrame(
         rows,
         columns=[
-            "model", "problem_id", "attempt", "text", "strict", "flexible", "correct",
+            "model", "problem_id", "attempt", "text", "answer", "reading", "strict", "flexible",
+            "harness_strict", "harness_flexible", "correct",
             "reference", "finish_reason", "prompt_tokens", "completion_tokens",
         ],
     )  # fmt: skip
-    options = {"extraction": "flexible"}
+    options = {"extraction": "answer"}
     return {
         "problems": problems,
         "attempts": attempts,
         "accuracy": math_statistics.accuracy(attempts, **options),
+        "accuracy_breakdown": math_statistics.accuracy_breakdown(attempts),
         "accuracy_difference": math_statistics.accuracy_difference(attempts, "base", **options),
     }
 

@@ -85,9 +85,9 @@ def test_every_attempt_at_a_problem_is_there_with_what_was_read_and_whether_it_i
     first = shown["questions"][0]["settings"][0]
     sft = first["answers"][1]
     assert [(text["title"], text["right"], text["facts"][0]) for text in sft["texts"]] == [
-        ("Greedy attempt", True, "answer 2"),
-        ("Attempt 1", True, "answer 2"),
-        ("Attempt 2", True, "answer 2"),
+        ("Greedy attempt", True, "answer 2 (marked)"),
+        ("Attempt 1", True, "answer 2 (marked)"),
+        ("Attempt 2", True, "answer 2 (marked)"),
     ]
     base = first["answers"][0]["texts"][0]
     assert base["text"].startswith(HOSTILE)

@@ -5,17 +5,8 @@ from kedro.config import OmegaConfigLoader
 from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.parameters import JudgeParameters
-from sami_pipeline.reporting.contents import (
-    CONTENTS,
-    SECTIONS,
-    SHOWN,
-    Estimate,
-    Table,
-    decided,
-    overviews,
-    side,
-    whole,
-)
+from sami_pipeline.reporting.contents import CONTENTS, SECTIONS, SHOWN, overviews, whole
+from sami_pipeline.result_tables.shown import Estimate, Table, decided, side
 from sami_pipeline.session.experiments import experiment_parameters
 from sami_pipeline.settings import CONFIG_LOADER_ARGS
 

@@ -37,7 +37,7 @@ CHANGES = {
         (TRAINING,), (*AFTER_TRAINING, *JUDGED, *CHECKED, *REPORT),
     ),
     "the learning rate of DPO alone": (
-        "training/baselines.py", "beta=parameters.beta", "beta=2 * parameters.beta",
+        "training/baselines/dpo.py", "beta=parameters.beta", "beta=2 * parameters.beta",
         ("train_dpo",),
         (
             r"combine_(history|held_out|answers)", "draw_learning_curve",

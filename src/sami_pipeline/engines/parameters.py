@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
@@ -15,10 +16,13 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+
+from sami_pipeline.errors import first_fault, one_line
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What numpy and torch both take."""
@@ -48,6 +52,44 @@ class Settings(BaseModel):
     @classmethod
     def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         return as_written(value, cls.model_fields[info.field_name].annotation)
+
+
+class OpenSettings(Settings):
+    """Settings with a further group for each thing that others register, such as a baseline.
+
+    A group that is not given has its defaults, where it has some.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    @classmethod
+    def further_groups(cls) -> Mapping[str, type[Settings]]:
+        """Return the model of each further group, by its name."""
+        raise NotImplementedError
+
+    @model_validator(mode="before")
+    @classmethod
+    def _further_groups_are_known(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        known = {
+            name: model
+            for name, model in cls.further_groups().items()
+            if name not in cls.model_fields
+        }
+        for name in value:
+            if name not in cls.model_fields and name not in known:
+                raise ValueError(
+                    f"{one_line(str(name))}: is no field that is known here; correct or remove it"
+                )
+        found = dict(value)
+        for name, model in known.items():
+            try:
+                found[name] = model.model_validate(value.get(name, {}))
+            except ValidationError as error:
+                if name in value:
+                    raise ValueError(f"{name}.{first_fault(error)}") from error
+        return found
 
 
 def as_written(value: Any, annotation: Any) -> Any:

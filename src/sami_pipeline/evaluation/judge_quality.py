@@ -20,7 +20,8 @@ For a judge that is asked in both orders, from its single calls:
   different winners, a tie in one order alone included: 1 − "consistency" of arXiv 2306.05685.
 - **first_preferred**: of the decided calls in both orders, those that prefer the answer shown
   first. One half is no position bias, since each answer is first as often as second.
-- **invalid_call_rate**: calls without a verdict that can be read, of all (single grading too).
+- **invalid_call_rate**: calls without a verdict that can be read, of all (single grading too);
+  **contradictory_call_rate**: those of all calls that give two different verdicts.
 
 The checklist sees nothing but verifiable principles: agreeing with it says that a judge sees
 whether they were followed, and nothing about truth or use.
@@ -49,6 +50,7 @@ from sami_pipeline.evaluation.statistics import (
     require_verdicts,
     with_clusters,
 )
+from sami_pipeline.evaluation.verdict_parser import CONTRADICTORY, INVALID, NO_VERDICT
 from sami_pipeline.tables import StoredTable
 
 METRICS = (
@@ -59,9 +61,9 @@ METRICS = (
     "flip_rate",
     "first_preferred",
     "invalid_call_rate",
+    "contradictory_call_rate",
 )
 ORDERS = ("model_first", "opponent_first")
-INVALID = "invalid"
 _DECIDED = ("model", "opponent")
 _CLASSES = ("model", "tie", "opponent")
 _CALL_KEY = [*COMPARISON_KEY, "category", "judge_model"]
@@ -83,7 +85,8 @@ def judge_quality(
         answers: One row per (model, question_id, turn, constitution), with `answer`.
         judgements: One row per call to a language model as a judge, with `judge`, `judge_model`,
             `order` ("model_first", "opponent_first" or "single"), `verdict` ("A" for the answer
-            shown first, "B", "C" for a tie, a rating, or "invalid") and the comparison's columns.
+            shown first, "B", "C" for a tie, a rating, "invalid" or "contradictory") and the
+            comparison's columns.
         resamples: Bootstrap samples per interval.
         level: Coverage of the intervals.
         seed: Seed of each interval.
@@ -221,8 +224,10 @@ def _of_calls(calls: pd.DataFrame) -> Iterator[_Measure]:
         "invalid_call_rate",
         "",
         _mean,
-        calls.assign(value=(calls["verdict"] == INVALID).astype(float)),
+        calls.assign(value=calls["verdict"].isin(NO_VERDICT).astype(float)),
     )
+    contradictory = (calls["verdict"] == CONTRADICTORY).astype(float)
+    yield "contradictory_call_rate", "", _mean, calls.assign(value=contradictory)
 
 
 def _winners(order: str) -> dict[str, str]:

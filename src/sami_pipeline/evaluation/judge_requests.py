@@ -7,8 +7,8 @@ import logging
 import pandas as pd
 
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
-from sami_pipeline.evaluation import judges
-from sami_pipeline.evaluation.verdict_parser import INVALID
+from sami_pipeline.evaluation import judges, mt_bench
+from sami_pipeline.evaluation.verdict_parser import CONTRADICTORY, NO_VERDICT
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.parameters import JudgeParameters
 
@@ -19,6 +19,25 @@ JUDGEMENT_COLUMNS = (
     "constitution", "order", "prompt", "text", "verdict", "prompt_tokens", "completion_tokens",
     "finish_reason",
 )  # fmt: skip
+
+
+def with_references(questions: pd.DataFrame, parameters: JudgeParameters) -> pd.DataFrame:
+    """Return the questions with the reference answers that the parameters choose; log which."""
+    wrong = sorted(mt_bench.WRONG_REFERENCES & set(questions["question_id"]))
+    if parameters.references == "published":
+        if wrong:
+            logger.warning(
+                "Judge: GPT-4's references are shown, which are wrong for %d questions: %s",
+                len(wrong), ", ".join(wrong),
+            )  # fmt: skip
+        return mt_bench.with_published_references(questions)
+    if wrong:
+        logger.info(
+            "Judge: GPT-4's references of %d questions are wrong (FastChat's pull request 3158) "
+            "and not shown, the question file's own stand in their place: %s",
+            len(wrong), ", ".join(wrong),
+        )  # fmt: skip
+    return questions
 
 
 def judgement_requests(
@@ -42,23 +61,32 @@ def tabulate_judgements(
     """Return the planned calls with what the judge wrote and the verdict in it.
 
     A call without a verdict, be it because the prompt was too long or because a server failed, is
-    "invalid"; the log counts them by finish reason.
+    "invalid", and one with two different ones "contradictory"; the log counts them, the first by
+    finish reason.
     """
     constrained = parameters.answer_format == "choice"
     table = planned.assign(
         judge_model=parameters.judge_model,
         text=[completion.text for completion in completions],
         verdict=[
-            judges.read_verdict(parameters.kind, completion.text, constrained=constrained)
+            judges.read_verdict(
+                parameters.kind,
+                completion.text,
+                constrained=constrained,
+                truncated=completion.finish_reason == "length",
+            )
             for completion in completions
         ],
         prompt_tokens=[completion.prompt_tokens for completion in completions],
         completion_tokens=[completion.completion_tokens for completion in completions],
         finish_reason=[completion.finish_reason for completion in completions],
     )
-    invalid = table.loc[table["verdict"] == INVALID, "finish_reason"].value_counts()
-    logger.info("Judge: %d of %d calls gave no verdict", invalid.sum(), len(table))
-    for reason, count in invalid.items():
+    unread = table[table["verdict"].isin(NO_VERDICT)]
+    logger.info("Judge: %d of %d calls gave no verdict", len(unread), len(table))
+    contradictory = unread["verdict"] == CONTRADICTORY
+    if contradictory.any():
+        logger.warning("Judge: %d calls gave two different verdicts", contradictory.sum())
+    for reason, count in unread.loc[~contradictory, "finish_reason"].value_counts().items():
         logger.warning("Judge: %d calls without a verdict ended with %r", count, reason)
     return table[list(JUDGEMENT_COLUMNS)]
 

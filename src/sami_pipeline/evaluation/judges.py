@@ -8,6 +8,7 @@ it plans the prompts and reads the verdicts.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from string import Formatter
 from typing import Literal, NamedTuple
@@ -29,11 +30,14 @@ from sami_pipeline.evaluation.verdict_parser import (
     HIGHEST_RATING,
     INVALID,
     LOWEST_RATING,
+    NO_VERDICT,
     comparison_verdict,
     rating_verdict,
 )
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.tables import StoredTable, columns_of
+
+logger = logging.getLogger(__name__)
 
 JudgeKind = Literal["pairwise", "constitution", "single"]
 
@@ -73,10 +77,10 @@ CONSTRAINED: Mapping[str, ConstrainedVerdict] = {
 }
 
 
-def prompt_name(kind: JudgeKind, category: str, turn: int) -> str:
+def prompt_name(kind: JudgeKind, turn: int, *, referenced: bool) -> str:
     """Return the name of the judge's prompt, among MT-Bench's own and those of this project."""
     plain, with_reference = _PROMPTS[kind]
-    name = with_reference if category in REFERENCE_CATEGORIES else plain
+    name = with_reference if referenced else plain
     return name if turn == 1 else f"{name}-multi-turn"
 
 
@@ -93,8 +97,9 @@ def plan_judgements(
     """Return what a judge is asked: every comparison in both orders, or every answer once.
 
     At turn 2 a judge sees both turns, with each model's own answer to the first under the same
-    constitution. Degenerate answers are shown like any other. The kind "constitution" leaves out
-    answers that were given under none.
+    constitution. Degenerate answers are shown like any other. A question of a reference category
+    without a reference answer to the turns shown is judged without one, and the log says so. The
+    kind "constitution" leaves out answers that were given under none.
 
     Args:
         kind: "pairwise" and "constitution" compare, "single" grades.
@@ -111,8 +116,7 @@ def plan_judgements(
         opponent is "", "single".
 
     Raises:
-        InputError: a prompt is missing or has the wrong placeholders, or a question of a reference
-            category has no reference answer.
+        InputError: a prompt is missing or has the wrong placeholders.
         ValueError: two models did not answer the same.
     """
     answers = columns_of(answers, ["model", *ANSWER_KEY, "category", "answer"])
@@ -122,16 +126,17 @@ def plan_judgements(
     known = prompts.set_index("name").to_dict("index")
     templates: dict[str, _Template] = {}
     opening = CONSTRAINED[kind].opening if constrained else ""
+    texts.log_references(kind)
     rows = []
     for model, opponent, order, sides in _calls(kind, pairs):
         for key in texts.answered(set(sides.values())):
             question_id, turn, _ = key
             category = texts.categories[question_id]
-            name = prompt_name(kind, category, turn)
+            name = prompt_name(kind, turn, referenced=texts.has_references(question_id, turn))
             values = texts.values(key, sides)
             if name not in templates:
                 templates[name] = _Template(name, known, values, _needed(kind, sides, turn))
-            prompt = templates[name].fill(values, opening, question_id)
+            prompt = templates[name].fill(values, opening)
             rows.append((kind, model, opponent, *key, category, order, prompt.to_json()))
     return pd.DataFrame(rows, columns=_PLANNED_COLUMNS)
 
@@ -147,11 +152,22 @@ def check_prompts(kind: JudgeKind, prompts: pd.DataFrame, questions: pd.DataFram
     Raises:
         InputError: what ``plan_judgements`` would raise once the answers are there.
     """
+    plan_blank(kind, questions, prompts, constrained=False)
+
+
+def plan_blank(
+    kind: JudgeKind, questions: pd.DataFrame, prompts: pd.DataFrame, *, constrained: bool
+) -> pd.DataFrame:
+    """Return what a judge would be asked of two models that answer nothing.
+
+    See ``plan_judgements``.
+    """
     answers = questions.assign(model="a", constitution="desired", answer="-")
     answers = pd.concat([answers, answers.assign(model="b")], ignore_index=True)
     rules = questions.drop_duplicates("question_id").rename(columns={"question_id": "query_id"})
     rules = rules.assign(constitution="desired", text="-")
-    plan_judgements(kind, answers, questions, rules, prompts, [("a", "b")], constrained=False)
+    pairs = [("a", "b")]
+    return plan_judgements(kind, answers, questions, rules, prompts, pairs, constrained=constrained)
 
 
 def _calls(
@@ -190,6 +206,27 @@ class _Texts:
             )
             for model, given in answers.groupby("model")
         }
+
+    def has_references(self, question_id: str, turn: int) -> bool:
+        """Tell whether a judge sees reference answers to a question's turns up to this one."""
+        return self.categories[question_id] in REFERENCE_CATEGORIES and all(
+            self.references[question_id, number] for number in range(1, turn + 1)
+        )
+
+    def log_references(self, kind: JudgeKind) -> None:
+        """Log which questions of reference categories are judged without one."""
+        if len(set(_PROMPTS[kind])) == 1:
+            return
+        lacking = sorted(
+            question
+            for question, category in self.categories.items()
+            if category in REFERENCE_CATEGORIES and not self.has_references(question, 1)
+        )
+        if lacking:
+            logger.warning(
+                "Judge: %d questions of %s have no reference answer and are judged without: %s",
+                len(lacking), ", ".join(REFERENCE_CATEGORIES), ", ".join(lacking),
+            )  # fmt: skip
 
     def answered(self, models: Collection[str]) -> list[tuple[str, int, str]]:
         """Return what all these models answered, sorted; each must have answered the same."""
@@ -260,13 +297,7 @@ class _Template:
         for field in sorted(set(needed) - self.fields):
             raise InputError(f"{place}: the placeholder {{{field}}} is missing")
 
-    def fill(self, values: Mapping[str, str], opening: str, question_id: str) -> Prompt:
-        for field in sorted(self.fields):
-            if field.startswith("ref_answer_") and not values[field]:
-                raise InputError(
-                    f"question {question_id}: {field}: is empty; the judge needs references for "
-                    f"{', '.join(REFERENCE_CATEGORIES)} (data/01_raw/mt_bench/reference_answer)"
-                )
+    def fill(self, values: Mapping[str, str], opening: str) -> Prompt:
         messages = [("system", self.system)] if self.system.strip() else []
         messages.append(("user", self.text.format(**values)))
         if opening:
@@ -274,17 +305,19 @@ class _Template:
         return Prompt(messages=tuple(messages))
 
 
-def read_verdict(kind: JudgeKind, text: str, *, constrained: bool) -> str:
-    """Return the verdict in a judge's text: "A", "B", "C", a rating, or "invalid".
+def read_verdict(kind: JudgeKind, text: str, *, constrained: bool, truncated: bool = False) -> str:
+    """Return the verdict in a judge's text: "A", "B", "C", a rating, "invalid" or "contradictory".
 
     Args:
         kind: what the judge was asked for.
         text: what it wrote; what went before, the opening of a constrained verdict, left out.
         constrained: the text must be one of the choices, and is a verdict as it stands.
+        truncated: the text was cut off at its token limit.
     """
     if constrained:
         return text.removesuffix("]]") if text in CONSTRAINED[kind].choices else INVALID
-    return rating_verdict(text) if kind == "single" else comparison_verdict(text)
+    read = rating_verdict if kind == "single" else comparison_verdict
+    return read(text, truncated=truncated)
 
 
 def decide_comparisons(judgements: pd.DataFrame) -> pd.DataFrame:
@@ -301,9 +334,10 @@ def decide_comparisons(judgements: pd.DataFrame) -> pd.DataFrame:
     """
     key = ["model", "opponent", *ANSWER_KEY]
     require_rows(judgements, [*key, "order"], ["judge", "category", "verdict"])
+    unread = dict.fromkeys(NO_VERDICT, INVALID)
     outcomes = {
-        MODEL_FIRST: {"A": "model", "B": "opponent", "C": "tie", INVALID: INVALID},
-        OPPONENT_FIRST: {"A": "opponent", "B": "model", "C": "tie", INVALID: INVALID},
+        MODEL_FIRST: {"A": "model", "B": "opponent", "C": "tie", **unread},
+        OPPONENT_FIRST: {"A": "opponent", "B": "model", "C": "tie", **unread},
     }
     first, second = (judgements[judgements["order"] == order].set_index(key) for order in outcomes)
     if not first.index.sort_values().equals(second.index.sort_values()):
@@ -387,7 +421,7 @@ def ratings(judgements: pd.DataFrame) -> pd.DataFrame:
 
 def _rated(judgements: pd.DataFrame) -> pd.DataFrame:
     require_rows(judgements, ["model", *ANSWER_KEY], ["judge", "category", "verdict"])
-    numbers = judgements["verdict"].where(judgements["verdict"] != INVALID)
+    numbers = judgements["verdict"].where(~judgements["verdict"].isin(NO_VERDICT))
     return judgements.assign(rating=pd.to_numeric(numbers).astype(float))
 
 

@@ -6,8 +6,9 @@ All tables here are made of *attempts*, one row each:
 * `problem_id` (str): name of the problem.
 * `attempt` (int): 0 is the greedy attempt, 1..n are independent samples.
 * `text` (str): the solution as generated; not read here.
-* `strict`, `flexible` (str): the answers that `math_answers` found, "" for none.
-* `correct` (bool): whether the chosen one of the two is the problem's answer (`same_number`).
+* `answer` (str): what `math_readings.read_answer` takes, "" for none; `strict` and `flexible`: what
+  `math_answers` finds.
+* `correct` (bool): whether the chosen one of the three is the problem's answer (`same_number`).
 * `completion_tokens` (int): length of the solution.
 
 A model's problems all have the same attempts, so that no problem counts more than another. Every
@@ -19,7 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,7 @@ from sami_pipeline.evaluation.intervals import (
     mean_interval,
     sign_flip_p,
 )
-from sami_pipeline.evaluation.math_answers import parse_number
+from sami_pipeline.evaluation.math_answers import parse_number, same_number
 from sami_pipeline.evaluation.statistics import require_rows
 
 GREEDY = 0
@@ -43,7 +44,12 @@ GREEDY = 0
 METRICS = ("greedy", "pass_at_k", "maj_at_k", "invalid_rate", "mean_tokens")
 """What the tables hold in `metric`, in their order."""
 
-Extraction = Literal["strict", "flexible"]
+Extraction = Literal["answer", "strict", "flexible"]
+
+JUDGED_READINGS = ("answer", "strict", "flexible", "harness_strict", "harness_flexible")
+"""The readings that `accuracy_breakdown` compares; the last two are lm-evaluation-harness's."""
+
+ALL_FAMILIES = "all"
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -173,6 +179,56 @@ def accuracy(
     return pd.DataFrame(records, columns=columns)
 
 
+def accuracy_breakdown(attempts: pd.DataFrame) -> pd.DataFrame:
+    """Summarise what each model solves by reading, family of problems and number of attempts.
+
+    Args:
+        attempts: One row per (model, problem_id, attempt), as the module describes, with every
+            column of `JUDGED_READINGS` and `reference`, the problem's answer. The family is what
+            the problem's name begins with (``chain_sum-test-3``).
+
+    Returns:
+        Columns `model`, `reading`, `family`, `metric`, `k`, `n`, `value`, `ci_low`, `ci_high`: the
+        metrics `greedy`, `pass_at_k` and `maj_at_k` of `accuracy` for one attempt and all of them.
+        Family "all" comes first; alone where there is one family. For the harness's readings an
+        answer is correct where it is the reference's string, and there is no vote.
+
+    Raises:
+        ValueError: As `accuracy`.
+        InputError: As `accuracy`.
+    """
+    families = attempts["problem_id"].str.rsplit("-", n=2).str[0]
+    names = [ALL_FAMILIES, *(families.unique() if families.nunique() > 1 else ())]
+    records = []
+    for reading in JUDGED_READINGS:
+        judged = _judged(attempts, reading)
+        for family in names:
+            own = judged if family == ALL_FAMILIES else judged[families == family]
+            for model, rows in own.groupby("model", sort=False):
+                values = _problem_values(rows, reading)
+                most = max(k for _, k in values)
+                kept = {
+                    (metric, k): column
+                    for (metric, k), column in values.items()
+                    if k in (1, most) and metric in ("greedy", "pass_at_k", "maj_at_k")
+                    if not (metric == "maj_at_k" and reading.startswith("harness"))
+                }
+                for metric, k, _, cell in _intervals(kept, SHARE):
+                    records.append((model, reading, family, metric, k, cell.n, *cell.bounds))
+    columns = ["model", "reading", "family", "metric", "k", "n", "value", "ci_low", "ci_high"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def _judged(attempts: pd.DataFrame, reading: str) -> pd.DataFrame:
+    """Return attempts with `correct` as the reading has it."""
+    pairs = zip(attempts[reading], attempts["reference"], strict=True)
+    if not reading.startswith("harness"):
+        return attempts.assign(correct=[same_number(*pair) for pair in pairs])
+    # The harness compares strings: what is not the same string is given no answer to vote with.
+    right = [answer == reference for answer, reference in pairs]
+    return attempts.assign(correct=right, **{reading: attempts[reading].where(right, "")})
+
+
 def accuracy_difference(
     attempts: pd.DataFrame,
     baseline: str,
@@ -235,8 +291,8 @@ def accuracy_difference(
 
 
 def _require_attempts(attempts: pd.DataFrame, extraction: str) -> None:
-    if extraction not in ("strict", "flexible"):
-        raise ValueError(f"extraction must be 'strict' or 'flexible', is {extraction!r}")
+    if extraction not in (known := get_args(Extraction)):
+        raise ValueError(f"extraction must be one of {', '.join(known)}, is {extraction!r}")
     key = ["model", "problem_id", "attempt"]
     require_rows(attempts, key, [extraction, "completion_tokens"], ["correct"])
     if not pd.api.types.is_integer_dtype(attempts["attempt"]):

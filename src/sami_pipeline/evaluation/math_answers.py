@@ -131,7 +131,7 @@ def strict_answer(text: str) -> str | None:
     return _cleaned(found[3], (found[1] or found[2] or "+") in _MINUS)
 
 
-def _has_sign(text: str, start: int) -> bool:
+def has_sign(text: str, start: int) -> bool:
     """Tell whether a minus before the number at `start` is a sign, no dash and no subtraction."""
     line = text[text.rfind("\n", 0, start) + 1 : start].rstrip(_CURRENCY + "\\")
     if not line.rstrip().endswith(tuple(_MINUS)):
@@ -168,7 +168,7 @@ def flexible_answer(text: str) -> str | None:
     parts = number.split("/")
     if len(parts) > 2 or (len(parts) == 2 and not parts[1].strip("0.,")):
         number, start = parts[-1], found.end() - len(parts[-1])
-    return _cleaned(number, _has_sign(text, start))
+    return _cleaned(number, has_sign(text, start))
 
 
 def _harness_cleaned(answer: str) -> str:
@@ -222,7 +222,8 @@ def reference_answer(solution: str) -> str:
         The number as the module describes it.
 
     Raises:
-        InputError: If there is no ``####``, or no number follows the last one.
+        InputError: If there is no ``####``, no number follows the last one, or the number has a
+            comma that separates no thousands ("3,5"): a decimal comma, or several answers.
     """
     _, mark, end = solution.rpartition("####")
     answer = strict_answer(mark + end)
@@ -230,5 +231,11 @@ def reference_answer(solution: str) -> str:
         raise InputError(
             f"solution ends in {solution[-60:]!r}: no number follows the last ####; "
             "end it with a line such as '#### 18'"
+        )
+    written = _last(_MARKED, mark + end)[3]
+    if "," in written and not re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?", written):
+        raise InputError(
+            f"solution ends in {solution[-60:]!r}: the comma in {written} separates no thousands; "
+            "write a decimal point, or one number"
         )
     return answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
-from sami_pipeline.evaluation import math_answers
+from sami_pipeline.evaluation import math_answers, math_readings
 from sami_pipeline.evaluation.math_accuracy import GREEDY
 from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import AccuracyParameters
@@ -51,14 +51,17 @@ def tabulate_attempts(
 ) -> pd.DataFrame:
     """Return the table of attempts, with every way of reading an answer side by side.
 
-    ``correct`` judges the flexible answer; ``strict_correct`` and ``harness`` stand beside it.
+    ``answer`` is what a careful reader takes, ``reading`` where it stood
+    (`math_readings.read_answer`), and ``correct`` judges it; the other readings stand beside it.
     """
     texts = [completion.text for completion in completions]
 
     def read(extract) -> list[str]:
         return [extract(text) or "" for text in texts]
 
-    flexible, strict = read(math_answers.flexible_answer), read(math_answers.strict_answer)
+    readings = [math_readings.read_answer(text) for text in texts]
+    answers = [reading.answer for reading in readings]
+    strict = read(math_answers.strict_answer)
 
     def judged(answers: list[str]) -> list[bool]:
         pairs = zip(answers, rows["reference"], strict=True)
@@ -67,9 +70,11 @@ def tabulate_attempts(
     return rows.assign(
         model=model,
         text=texts,
+        answer=answers,
+        reading=[reading.place for reading in readings],
         strict=strict,
-        flexible=flexible,
-        correct=judged(flexible),
+        flexible=read(math_answers.flexible_answer),
+        correct=judged(answers),
         strict_correct=judged(strict),
         harness_strict=read(math_answers.harness_answer),
         harness_flexible=read(math_answers.harness_flexible_answer),
@@ -80,7 +85,7 @@ def tabulate_attempts(
 
 
 ATTEMPT_COLUMNS = (
-    "model", "problem_id", "attempt", "text", "strict", "flexible", "correct",
-    "strict_correct", "harness_strict", "harness_flexible", "reference", "prompt",
+    "model", "problem_id", "attempt", "text", "answer", "reading", "strict", "flexible",
+    "correct",    "strict_correct", "harness_strict", "harness_flexible", "reference", "prompt",
     "finish_reason", "prompt_tokens", "completion_tokens",
 )  # fmt: skip

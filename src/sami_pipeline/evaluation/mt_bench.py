@@ -5,7 +5,7 @@ arXiv 2306.05685; 80 questions, 10 in each of 8 categories.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
@@ -101,6 +101,33 @@ def answer_questions(
     answers["degenerate"] = [is_degenerate(text) for text in answers["answer"]]
     answers = answers.sort_values(["question_id", "turn", "constitution"], ignore_index=True)
     return answers[list(ANSWER_COLUMNS)]
+
+
+WRONG_REFERENCES = frozenset(
+    map(str, (104, 105, 109, 111, 113, 114, 120, 122, 124, 125, 126, 128, 130))
+)
+"""Questions whose GPT-4 reference answer is wrong, as pull request 3158 of FastChat lists them."""
+
+
+def references(
+    question_id: str, own: Sequence[str] | None, published: Sequence[str] | None
+) -> list[str]:
+    """Return the reference answer to each turn of a question, "" where there is none.
+
+    Args:
+        question_id: the question's id.
+        own: what the question file itself gives, where it does.
+        published: GPT-4's answers, where there are any; left out where they are wrong.
+    """
+    if question_id in WRONG_REFERENCES:
+        published = None
+    turns = [[*(given or ()), "", ""][:2] for given in (own, published)]
+    return [first or second for first, second in zip(*turns, strict=True)]
+
+
+def with_published_references(questions: pd.DataFrame) -> pd.DataFrame:
+    """Return questions with GPT-4's reference answers, the wrong ones too."""
+    return questions.assign(reference=questions["published_reference"])
 
 
 def first_questions(questions: pd.DataFrame, per_category: int | None) -> pd.DataFrame:

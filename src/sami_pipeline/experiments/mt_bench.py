@@ -23,8 +23,7 @@ from sami_pipeline.vocabulary import RAW
 def ingest(parameters: MtBenchParameters) -> Pipeline:
     """Return the nodes that make MT-Bench's questions and the training queries."""
     query_tables = {
-        f"query_table_{category}": f"query_table_{category}"
-        for category in sorted(parameters.queries.tables)
+        f"query_table_{name}": f"query_table_{name}" for name in sorted(parameters.queries.tables)
     }
     return Pipeline(
         [

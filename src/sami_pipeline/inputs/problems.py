@@ -17,7 +17,8 @@ from typing import Any
 import pandas as pd
 
 from sami_pipeline.errors import InputError
-from sami_pipeline.evaluation.math_answers import flexible_answer, reference_answer, same_number
+from sami_pipeline.evaluation.math_answers import reference_answer, same_number
+from sami_pipeline.evaluation.math_readings import read_answer
 from sami_pipeline.inputs.records import MathProblem, read_records
 from sami_pipeline.parameters import ProblemsParameters
 from sami_pipeline.training.responses import USABLE
@@ -219,7 +220,7 @@ def rightly_solved(responses: pd.DataFrame, problems: pd.DataFrame) -> pd.DataFr
     wrong = {
         row.query_id
         for row in desired.itertuples(index=False)
-        if not same_number(flexible_answer(row.response), answers[row.query_id])
+        if not same_number(read_answer(row.response).answer, answers[row.query_id])
     }
     logger.info("%d of %d solutions have a wrong answer and are left out", len(wrong), len(desired))
     if len(wrong) == len(desired):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
 from sami_pipeline.errors import InputError, one_line
-from sami_pipeline.parameters import QueriesParameters
+from sami_pipeline.parameters import QueriesParameters, QueryTableParameters
 
 
 def queries_from_tables(
@@ -16,8 +17,8 @@ def queries_from_tables(
     """Return a seeded sample of queries of each table, columns mapped as configured.
 
     Args:
-        tables: by category.
-        parameters: ``tables`` names the query column and the rows to keep for each category.
+        tables: by name.
+        parameters: ``tables`` says of each how its queries are read.
 
     Returns:
         ``query_id, category, query, source``, or None where there are no tables.
@@ -26,37 +27,84 @@ def queries_from_tables(
         InputError: a column is missing, or fewer distinct queries than asked for.
     """
     parts = []
-    for category in sorted(tables):
-        mapping, table = parameters.tables[category], tables[category]
-        where = f"query_table_{category}"
-        for column in (mapping.query, *mapping.where):
-            if column not in table:
-                raise InputError(
-                    f"{where}: column {column!r} is missing; it has {', '.join(map(str, table))}"
-                )
-        for column, value in mapping.where.items():
-            table = table[table[column] == value]
-        if odd := [value for value in table[mapping.query].dropna() if not isinstance(value, str)]:
+    for name in sorted(tables):
+        mapping, where = parameters.tables[name], f"query_table_{name}"
+        distinct = _distinct_queries(tables[name], mapping, where)
+        wanted = mapping.at_most or parameters.per_category
+        if mapping.at_most is None and len(distinct) < wanted:
             raise InputError(
-                f"{where}: column {mapping.query!r} holds {one_line(repr(odd[0]))[:40]}, which is "
-                "no text; name a column of texts"
+                f"{where}: {len(distinct)} distinct queries, {wanted} needed; lower "
+                f"queries.per_category, set queries.tables.{name}.at_most, or name a larger table"
             )
-        distinct = table[mapping.query].dropna().astype(str).str.strip()
-        distinct = distinct[distinct != ""].drop_duplicates().sort_values()
-        if len(distinct) < parameters.per_category:
+        if distinct.empty:
             raise InputError(
-                f"{where}: {len(distinct)} distinct queries, {parameters.per_category} needed; "
-                "lower queries.per_category or name a larger table"
+                f"{where}: no query is left; look at queries.tables.{name}: where, between, "
+                "max_non_ascii"
             )
-        sample = distinct.sample(parameters.per_category, random_state=parameters.seed)
+        sample = distinct.sample(min(wanted, len(distinct)), random_state=parameters.seed)
         parts.append(
             pd.DataFrame(
                 {
-                    "query_id": [f"{category}-{i:04d}" for i in range(len(sample))],
-                    "category": category,
+                    "query_id": [f"{name}-{i:04d}" for i in range(len(sample))],
+                    "category": parameters.category_of(name),
                     "query": sample.to_numpy(),
                     "source": where,
                 }
             )
         )
     return pd.concat(parts, ignore_index=True) if parts else None
+
+
+def _distinct_queries(table: pd.DataFrame, mapping: QueryTableParameters, where: str) -> pd.Series:
+    """Return the texts of a table's queries, each once, in alphabetical order."""
+    column = mapping.query if mapping.query in table else mapping.query.partition(".")[0]
+    for needed in (column, *mapping.where):
+        if needed not in table:
+            raise InputError(
+                f"{where}: column {needed!r} is missing; it has {', '.join(map(str, table))}"
+            )
+    if mapping.first_rows is not None:
+        table = table.head(mapping.first_rows)
+    for name, value in mapping.where.items():
+        table = table[table[name] == value]
+    steps = mapping.query.removeprefix(column).split(".")[1:]
+    found = []
+    for cell in table[column]:
+        value = _within(cell, steps)
+        if value is None or value is pd.NA or value != value:
+            continue
+        if not isinstance(value, str):
+            raise InputError(
+                f"{where}: column {mapping.query!r} holds {one_line(repr(value))[:40]}, which is "
+                "no text; name a column of texts"
+            )
+        if query := _prepared(value, mapping):
+            found.append(query)
+    return pd.Series(found, dtype="str").drop_duplicates().sort_values()
+
+
+def _within(cell: Any, steps: list[str]) -> Any:
+    """Return the place within a cell of lists and mappings, or None where it has no such place."""
+    for step in steps:
+        try:
+            cell = cell[int(step)] if step.isdigit() else cell[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return cell
+
+
+def _prepared(text: str, mapping: QueryTableParameters) -> str:
+    """Return a query as it is asked, or nothing where it is left out."""
+    if mapping.between is not None:
+        start, end = mapping.between
+        _, found, rest = text.partition(start)
+        text, also_found, _ = rest.partition(end)
+        if not (found and also_found):
+            return ""
+    if mapping.before is not None:
+        text = text.partition(mapping.before)[0]
+    text = text.strip()
+    beyond = sum(not letter.isascii() for letter in text)
+    if not text or (mapping.max_non_ascii is not None and beyond > mapping.max_non_ascii):
+        return ""
+    return f"{mapping.prefix}{text}{mapping.suffix}"

@@ -45,6 +45,7 @@ class Question(_Record):
     question_id: _Id
     category: Literal[*MT_BENCH_CATEGORIES]
     turns: list[Text] = Field(min_length=2, max_length=2)
+    reference: list[str] | None = Field(None, max_length=2)
 
 
 class _Choice(_Record):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from safetensors import SafetensorError, safe_open
 
 from sami_pipeline.errors import InputError, one_line
+from sami_pipeline.models import gguf_files, hub
 from sami_pipeline.models.prompts import ChatParameters, Prompt
 from sami_pipeline.models.tokens import TextEncoder, end_token_ids
 
@@ -270,6 +271,17 @@ def check_folder(
         )
     if chat is not None and tokenizer.chat_template:
         Prompt(messages=(("user", "Hello"),)).render(tokenizer, chat)
+    if tokenizer.eos_token_id is None and not _ends(folder):
+        raise CheckpointError(
+            f"model folder {folder}: nothing ends its responses: the tokenizer has no "
+            "end-of-sequence token; name one as eos_token in tokenizer_config.json"
+        )
+
+
+def _ends(folder: Path) -> bool:
+    """Return whether a model's own settings say which token ends a response."""
+    settings = (_settings(folder / name) for name in ("generation_config.json", "config.json"))
+    return any(each.get("eos_token_id") is not None for each in settings)
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -344,19 +356,40 @@ def check_source(
     """Check what of a source lies on this machine; see ``import_model`` and ``check_folder``."""
     path = project_folder / source.location
     if source.kind == "gguf":
-        _check_gguf(path)
+        check_gguf(path)
     elif source.kind == "folder":
         check_folder(path, trust_remote_code=trust_remote_code, chat=chat)
+    elif source.kind == "hub":
+        hub.check(source.location, trust_remote_code=trust_remote_code)
 
 
-def _check_gguf(path: Path) -> None:
+def check_gguf(path: Path) -> gguf_files.GgufHeader:
+    """Return the header of a GGUF file that transformers can load.
+
+    Raises:
+        CheckpointError: one line naming the file and the remedy.
+    """
     if not path.is_file():
         raise CheckpointError(
             f"model file {path}: does not exist; run `make setup` to install the embedded model"
         )
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise CheckpointError(f"model file {path}: is no GGUF file; take it anew")
+    try:
+        header = gguf_files.read_header(path)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"model file {path}: {error}; take it anew") from error
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    if header.architecture not in {*GGUF_SUPPORTED_ARCHITECTURES} - {"general", "tokenizer"}:
+        raise CheckpointError(
+            f"model file {path}: its architecture {header.architecture!r} is none that "
+            "transformers reads from GGUF; take the model as a folder with safetensors"
+        )
+    if not header.values.get("tokenizer.ggml.tokens"):
+        raise CheckpointError(
+            f"model file {path}: holds no tokenizer; take a file that does, or a folder with "
+            "safetensors"
+        )
+    return header
 
 
 class ModelSource(BaseModel):
@@ -423,29 +456,55 @@ def import_model(
     if source.kind == "random":
         return _random_model(int(source.location))
     if source.kind == "hub":
-        from huggingface_hub import snapshot_download
-
-        repository, _, revision = source.location.partition("@")
-        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-        if trust_remote_code:
-            patterns.append("*.py")
-        folder = Path(
-            snapshot_download(repository, revision=revision or "main", allow_patterns=patterns)
-        )
+        folder = hub.fetch(source.location, trust_remote_code=trust_remote_code)
     else:
         folder = project_folder / source.location
     check_folder(folder, trust_remote_code=trust_remote_code)
     return Checkpoint(folder, trust_remote_code)
 
 
+def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in a GGUF file.
+
+    Raises:
+        CheckpointError: it can't be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            path.parent, gguf_file=path.name, trust_remote_code=False
+        )
+    # The tokenizers library raises bare Exception for what it can't read.
+    except Exception as error:
+        raise CheckpointError(
+            f"model file {path}: its tokenizer can't be read ({one_line(str(error))}); take "
+            "another file, or a folder with safetensors"
+        ) from error
+
+
 def _import_gguf(path: Path) -> LoadedModel:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    _check_gguf(path)
-    options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
-    quantised = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
+    check_gguf(path)
+    tokenizer = load_gguf_tokenizer(path)
+    try:
+        quantised, found = AutoModelForCausalLM.from_pretrained(
+            path.parent, dtype=torch.float32, gguf_file=path.name, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
+    # Each architecture has its own ways to fail on tensors that do not fit.
+    except Exception as error:
+        raise CheckpointError(
+            f"model file {path}: can't be loaded ({one_line(str(error))}); take another file, or "
+            "a folder with safetensors"
+        ) from error
+    if absent := sorted(found["missing_keys"]):
+        raise CheckpointError(
+            f"model file {path}: lacks {absent[0]} ({len(absent)} weights are missing); take "
+            "another file"
+        )
     # The loaded model carries a quantisation marker and refuses save_pretrained: move its
     # weights into a plain model of the same configuration.
     config = quantised.config

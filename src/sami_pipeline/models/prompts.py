@@ -176,11 +176,33 @@ def render_messages(
             f"{tokenizer.name_or_path}: the tokenizer has no chat template; "
             "choose a plain prompt template for this model"
         )
+    try:
+        return _templated(tokenizer, messages, chat, open_end)
+    # A template is a program: it may ask of a value what it can't do.
+    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(
+            f"{tokenizer.name_or_path}: chat_template: fails with {type(error).__name__} "
+            f"({one_line(str(error))}); mend it, or choose a plain prompt template"
+        ) from error
+
+
+def _templated(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[tuple[str, str]],
+    chat: ChatParameters,
+    open_end: bool,
+) -> str:
+    """Return a conversation as the chat template writes it.
+
+    Where the template has no system role (Gemma's, Mistral's first ones) or leaves it out, the
+    system text stands in front of the user's first, as their makers advise.
+    """
     continued = messages[-1][0] == "assistant" and not open_end
     template, date_codes = chat.dated(tokenizer.get_chat_template())
-    try:
+
+    def written(given: Sequence[tuple[str, str]]) -> str:
         return tokenizer.apply_chat_template(
-            [{"role": role, "content": content} for role, content in messages],
+            [{"role": role, "content": content} for role, content in given],
             add_generation_prompt=not continued and not open_end,
             continue_final_message=continued,
             chat_template=template,
@@ -188,12 +210,17 @@ def render_messages(
             **date_codes,
             **chat.variables,
         )
-    # A template is a program: it may ask of a value what it can't do.
-    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
-        raise InputError(
-            f"{tokenizer.name_or_path}: chat_template: fails with {type(error).__name__} "
-            f"({one_line(str(error))}); mend it, or choose a plain prompt template"
-        ) from error
+
+    if messages[0][0] != "system" or len(messages) == 1 or messages[1][0] != "user":
+        return written(messages)
+    (_, system), (_, first), *rest = messages
+    try:
+        text = written(messages)
+    except (TemplateError, TypeError, ValueError):
+        text = ""
+    if system.strip() in text and text:
+        return text
+    return written([("user", f"{system}\n\n{first}"), *rest])
 
 
 def check_placeholders(text: str, known: Collection[str]) -> set[str]:

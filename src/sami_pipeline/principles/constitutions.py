@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import pandas as pd
@@ -136,11 +136,9 @@ def parse_principles(
     """
     by_category: dict[str, CategoryPrinciples] = {}
     owners: dict[str, str] = {}
-    for file_name in sorted(specifications):
+    for file_name, content in _contents(specifications):
         try:
-            parsed = CategoryPrinciples.model_validate(
-                specifications[file_name], context={"categories": categories}
-            )
+            parsed = CategoryPrinciples.model_validate(content, context={"categories": categories})
         except ValidationError as error:
             raise InputError(f"principles file {file_name}: {first_fault(error)}") from error
         if parsed.category in owners:
@@ -151,6 +149,44 @@ def parse_principles(
         owners[parsed.category] = file_name
         by_category[parsed.category] = parsed
     return by_category
+
+
+def _contents(specifications: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the content of each category by file name; a published file holds several."""
+    for file_name in sorted(specifications):
+        content = specifications[file_name]
+        if isinstance(content, Mapping) and content and all(map(_is_published, content.values())):
+            yield from ((file_name, each) for each in _published_categories(content))
+        else:
+            yield file_name, content
+
+
+def _is_published(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and bool({"strong", "paraphrases"} & entry.keys())
+
+
+def _published_categories(content: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the categories of a principles file of arXiv 2410.01704's repository.
+
+    Args:
+        content: by the principle's id, for MT-Bench ``strong`` (to write and train with),
+            ``antithesis``, ``weak`` (to evaluate with) and ``relevant_for``, the categories; for
+            math ``paraphrases``, ``paraphrases_antithesis`` and ``definition``.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, entry in content.items():
+        principle = {
+            "id": name,
+            "principle": entry.get("strong") or entry.get("paraphrases"),
+            "antithesis": entry.get("antithesis") or entry.get("paraphrases_antithesis"),
+            "evaluation": {"principle": entry.get("weak") or entry.get("definition")},
+        }
+        for category in entry.get("relevant_for", ["math"]):
+            found.setdefault(category, []).append(principle)
+    return [
+        {"category": category, "written_by": "arXiv 2410.01704", "principles": principles}
+        for category, principles in found.items()
+    ]
 
 
 def tabulate_principles(

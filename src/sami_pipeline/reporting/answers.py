@@ -122,6 +122,58 @@ def judged_answers(tables: Tables, baseline: str, questions_shown: int | None) -
     }
 
 
+def published_answers(tables: Tables, questions_shown: int | None) -> Json:
+    """Return questions with the answers and verdicts that were published.
+
+    Args:
+        tables: ``answers, verdicts``; see ``schemas.PublishedAnswers``.
+        questions_shown: how many of each category; None takes all.
+    """
+    answers, verdicts = tables["answers"], tables["verdicts"]
+    first = answers.drop_duplicates("question_id")
+    kept = first if questions_shown is None else first.groupby("category").head(questions_shown)
+    answers_to = dict(list(answers.groupby("question_id", sort=False)))
+    verdicts_of = dict(list(verdicts.groupby("question_id", sort=False)))
+    return {
+        "note": "The published answers to a question, side by side, with the published verdicts. "
+        "An outcome is that of the match's first model.",
+        **_common(answers, verdicts),
+        "categories": in_order(kept["category"]),
+        "total": len(first),
+        "questions": [
+            {
+                "id": row.question_id,
+                "category": row.category,
+                "asked": row.question,
+                "settings": [
+                    {
+                        "title": f"Turn {row.turn}, {_CONSTITUTIONS[row.constitution]}",
+                        "asked": row.question,
+                        "constitution": row.text,
+                        "reference": "",
+                        "answers": [
+                            {
+                                "model": given.model,
+                                "texts": [
+                                    {"title": "", "text": given.answer, "facts": _facts(given)}
+                                ],
+                                "statements": [],
+                                "judgements": [],
+                            }
+                            for given in answers_to[row.question_id].itertuples(index=False)
+                        ],
+                        "verdicts": [
+                            _verdict(verdict, [])
+                            for verdict in _rows_of(verdicts_of, row.question_id).itertuples()
+                        ],
+                    }
+                ],
+            }
+            for row in kept.itertuples(index=False)
+        ],
+    }
+
+
 def math_answers(tables: Tables, baseline: str, questions_shown: int | None) -> Json:
     """Return the test problems with every attempt, what was read from it, and whether it is right.
 
@@ -276,7 +328,7 @@ def _attempts(rows: pd.DataFrame) -> list[Json]:
                 "text": row.text,
                 "right": bool(row.correct),
                 "facts": [
-                    f"answer {row.flexible}" if row.flexible else "no answer found",
+                    f"answer {row.answer} ({row.reading})" if row.answer else "no answer found",
                     f"strictly read {row.strict}" if row.strict else "strictly read, none",
                     *_facts(row),
                 ],

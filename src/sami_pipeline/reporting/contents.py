@@ -1,18 +1,16 @@
 """What a report shows: its sections, and the tables and figures of each, in their order.
 
-A table or figure that a run makes and that is named here is in the report; to show a new one, name
-it here.
+A table or figure that a run makes and that is named here is in the report, and so is every table of
+``result_tables``, after the others of its section.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from sami_pipeline.evaluation.intervals import FEWEST_CLUSTERS, LARGEST_P
 from sami_pipeline.evaluation.statistics import (
     ALL_PRINCIPLES,
     BOTH_TURNS,
@@ -22,125 +20,11 @@ from sami_pipeline.evaluation.statistics import (
     OVERALL_PAPER,
 )
 from sami_pipeline.figures import label
+from sami_pipeline.result_tables.registry import RESULT_TABLES
+from sami_pipeline.result_tables.shown import Cell, Estimate, Figure, Table
 
 # Columns that say what was asked and who judged; each combination is shown by itself.
 ASKED = ("judge", "constitution", "stance", "turn")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Which columns of a table hold a number and its interval, and how they are written.
-
-    Attributes:
-        value: column of the number.
-        low: column of the interval's lower end.
-        high: column of its upper end.
-        percent: write shares and differences of shares in percent, those of ``other_units`` aside.
-        digits: after the point.
-        signed: write a sign before positive numbers too, as of differences.
-        parity: the value at which neither side is better; None if there is none.
-        other_units: values of the column ``metric`` that are no shares.
-    """
-
-    value: str
-    low: str = "ci_low"
-    high: str = "ci_high"
-    percent: bool = True
-    digits: int = 1
-    signed: bool = False
-    parity: float | None = None
-    other_units: tuple[str, ...] = ()
-
-    def cell(self, row: Mapping[str, Any]) -> Cell:
-        """Return how a row's number is written, with its interval."""
-        value, low, high = row[self.value], row[self.low], row[self.high]
-        if pd.isna(value):
-            return Cell("–")
-        percent = self.percent and row.get("metric") not in self.other_units
-        sign = "+" if self.signed else ""
-        scale = 100 if percent else 1
-        text, *ends = (
-            f"{scale * number:{sign}z.{self.digits}f}".replace("-", "\N{MINUS SIGN}")
-            for number in (value, low, high)
-        )
-        if pd.isna(low):
-            return Cell(text, "no interval")
-        return Cell(text, f"[{ends[0]}, {ends[1]}]", decided(row, self))
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number as it is written.
-
-    Attributes:
-        value: the number.
-        interval: the interval behind it.
-        side: "above" or "below" where it is on that side of parity (`decided`), else "".
-    """
-
-    value: str
-    interval: str = ""
-    side: str = ""
-
-
-def side(low: float, high: float, parity: float | None) -> str:
-    """Return on which side of parity an interval lies: "above", "below", or "" for neither."""
-    if parity is None or pd.isna(low) or pd.isna(high):
-        return ""
-    return "above" if low > parity else "below" if high < parity else ""
-
-
-def decided(row: Mapping[str, Any], estimate: Estimate) -> str:
-    """Return on which side of parity a row is, or "" where that is not certain enough to say.
-
-    Its interval leaves parity out, at least six clusters stand behind it, and its exact paired test
-    has p <= 0.05 after correction for the number of comparisons, where it has one.
-    """
-    if "n" in row and row["n"] < FEWEST_CLUSTERS:
-        return ""
-    p_value = row.get("p_holm")
-    if p_value is not None and not p_value <= LARGEST_P:
-        return ""
-    return side(row[estimate.low], row[estimate.high], estimate.parity)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the catalog and how a report shows it.
-
-    Attributes:
-        name: of the dataset, without the experiment.
-        section: where it stands.
-        title: its heading.
-        note: what a reader has to know.
-        rows: columns that name a row of the overview; without any, only the whole table is shown.
-        columns: columns that name a column of the overview.
-        estimate: the number in the overview's cells.
-        where: rows that the overview has; all are in the whole table.
-        whole: show the whole table too; False for a further overview of the same one.
-        ends: column of which the overview has only the least and the greatest value.
-    """
-
-    name: str
-    section: str
-    title: str
-    note: str = ""
-    rows: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    estimate: Estimate | None = None
-    where: Mapping[str, tuple[Any, ...]] | None = None
-    ends: str = ""
-    whole: bool = True
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of the catalog and how a report shows it."""
-
-    name: str
-    section: str
-    title: str
-    caption: str
 
 
 SECTIONS = {
@@ -160,7 +44,7 @@ _TEACHER = (
     "share that passes it unasked."
 )
 
-CONTENTS: tuple[Table | Figure, ...] = (
+_CONTENTS: tuple[Table | Figure, ...] = (
     Figure(
         "figure_win_rates",
         "results",
@@ -258,6 +142,19 @@ CONTENTS: tuple[Table | Figure, ...] = (
         estimate=Estimate("difference", signed=True, parity=0.0, other_units=("mean_tokens",)),
         ends="k",
     ),
+    Table(
+        "accuracy_breakdown",
+        "results",
+        "Problems solved, by reading and family",
+        "In percent. answer is what a careful reader takes (after ####, in a box, after “the "
+        "answer is”, the last number) and is judged everywhere else; strict is what stands after "
+        "####, "
+        "flexible the last number, the other two are lm-evaluation-harness's. " + _OVER_PROBLEMS,
+        rows=("family", "reading", "metric", "k"),
+        columns=("model",),
+        estimate=Estimate("value"),
+        ends="k",
+    ),
     Figure(
         "figure_attempts",
         "results",
@@ -343,6 +240,9 @@ CONTENTS: tuple[Table | Figure, ...] = (
         "Means over each batch, before the step. Each method has a loss of its own.",
     ),
 )
+
+CONTENTS: tuple[Table | Figure, ...] = (*_CONTENTS, *(table.shown for table in RESULT_TABLES))
+"""All that a report shows, as far as a run makes it."""
 
 # What the browser of answers and the count of tokens are made of.
 _TEXTS = (

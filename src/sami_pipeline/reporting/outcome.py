@@ -21,13 +21,15 @@ import pandas as pd
 from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
 from sami_pipeline.evaluation.intervals import FEWEST_CLUSTERS
 from sami_pipeline.evaluation.statistics import (
+    ALL_PRINCIPLES,
     BOTH_TURNS,
     DESIRED,
     FIRST_TURN,
     OVERALL,
     OVERALL_PAPER,
 )
-from sami_pipeline.reporting.contents import CONTENTS, Estimate, Table, decided
+from sami_pipeline.reporting.contents import CONTENTS
+from sami_pipeline.result_tables.shown import Estimate, Table, decided
 
 NO_DIFFERENCE = "no difference can be seen"
 _ESTIMATES = {
@@ -207,18 +209,18 @@ def _compliance_difference(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
 
 
 def _steerability(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
-    table = tables["steerability"]
-    overall = table[(table["category"] == OVERALL) & (table["principle"] == "all")]
-    found = [
-        f"{row['model']} {_written(row, _ESTIMATES['steerability'], ' points')}"
-        for row in overall[overall["baseline"] == ""].to_dict("records")
-    ]
-    yield (
-        "Steerability, which is how much more often a statement is followed when it is asked for "
-        f"than when its opposite is: {_listed(found)}."
-    )
-    if len(compared := overall[overall["baseline"] != ""]):
-        yield f"In steerability: {_listed(_differences(compared, _ESTIMATES['steerability']))}."
+    table, estimate = tables["steerability"], _ESTIMATES["steerability"]
+    overall = table[(table["category"] == OVERALL) & (table["principle"] == ALL_PRINCIPLES)]
+    for stance, rows in overall.groupby("stance", sort=False):
+        found = [
+            f"{row['model']} {_written(row, estimate, ' points')}"
+            for row in rows[rows["baseline"] == ""].to_dict("records")
+        ]
+        compared = _differences(rows[rows["baseline"] != ""], estimate)
+        yield (
+            f"Steerability, which is how much more often {_STANCES[stance]} are followed where "
+            f"they are asked for than where their opposites are: {_listed([*found, *compared])}."
+        )
 
 
 def _degeneration(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
@@ -285,6 +287,14 @@ def _caveats(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
                 shares = [f"{100 * row[column]:.0f} % of {row['model']}'s" for row in
                           rows.to_dict("records")]  # fmt: skip
                 found.append(f"{', '.join(shares)} answers are {words}")
+    if "controls" in tables:
+        rows = tables["controls"]
+        rows = rows[(rows["control"] == "repeats_first_answer") & (rows["constitution"] == DESIRED)]
+        if (rows["value"] >= _MANY).any():
+            shares = [
+                f"{100 * row['value']:.0f} % of {row['model']}'s" for row in rows.to_dict("records")
+            ]
+            found.append(f"{', '.join(shares)} second answers repeat the first")
     if "win_rates" in tables:
         table = tables["win_rates"]
         headline = table[(table["category"] == OVERALL) & (table["turn"] == FIRST_TURN)]

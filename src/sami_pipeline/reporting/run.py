@@ -211,10 +211,17 @@ def tokens(description: RunDescription, tables: Mapping[str, pd.DataFrame]) -> l
             continue
         purpose, column, group = _TOKENS[kind]
         purpose = purpose or description.subject.answers
-        teacher = description.teacher_in(iteration[0] if iteration else None)
-        for model, part in table.groupby(column, sort=False) if column else [(teacher, table)]:
+        if column is None:
+            teacher = description.teacher_in(iteration[0] if iteration else None)
+            parts = [(teacher, table)]
+        else:
+            parts = list(table.groupby(column, sort=False))
+        for model, part in parts:
+            # Of published answers only the completions are known.
             read, written = (
-                0 if model == WORKED_SOLUTIONS else int(part[f"{which}_tokens"].sum())
+                0
+                if model == WORKED_SOLUTIONS or f"{which}_tokens" not in part
+                else int(part[f"{which}_tokens"].sum())
                 for which in ("prompt", "completion")
             )
             by_teacher = group == "generation" and model != HOSTED

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sami_pipeline.evaluation.statistics import BOTH_TURNS, DESIRED, FIRST_TURN, OVERALL
+from sami_pipeline.evaluation.statistics import (
+    ALL_PRINCIPLES,
+    BOTH_TURNS,
+    DESIRED,
+    FIRST_TURN,
+    OVERALL,
+)
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -23,6 +29,8 @@ _TABLES = {
     "judge_quality": "The judge (all categories; 95 % intervals over questions)",
     "ratings": "Ratings from 1 to 10 (both turns, all categories; 95 % intervals over questions)",
     "compliance_difference": "Statements followed, difference from the baseline (first turn)",
+    "steerability": "Steerability: how much more a statement is followed when it is asked for",
+    "controls": "Controls: what answers win that deserve nothing, and how much answers repeat",
     "degeneration": "Answers that mostly repeat themselves, and length (both turns)",
     "held_out": "Objective on held-out queries (the teacher's responses)",
     "held_out_lengths": "Length of each model's own responses to held-out queries, tokens",
@@ -50,6 +58,7 @@ _ROWS = {
     "win_rates": {"turn": FIRST_TURN, "constitution": DESIRED},
     "compliance_difference": {"turn": FIRST_TURN, "category": OVERALL},
     "length_controlled": {"turn": FIRST_TURN},
+    "steerability": {"category": OVERALL, "principle": ALL_PRINCIPLES},
     "degeneration": {"turn": BOTH_TURNS, "category": OVERALL},
     "ratings": {"turn": BOTH_TURNS, "category": OVERALL},
     "judge_quality": {"category": OVERALL},

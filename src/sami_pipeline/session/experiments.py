@@ -16,6 +16,7 @@ from sami_pipeline.parameters import (
     DryRunParameters,
     ExperimentParameters,
     PrincipleWritingParameters,
+    PublishedParameters,
     RunParameters,
 )
 
@@ -23,6 +24,7 @@ from sami_pipeline.parameters import (
 _OTHER_GROUPS: dict[str, type[BaseModel]] = {
     "compare_runs": CompareRunsParameters,
     "write_principles": PrincipleWritingParameters,
+    "published": PublishedParameters,
     "dry_run_assumptions": DryRunParameters,
 }
 

@@ -25,6 +25,7 @@ from sami_pipeline.parameters import (
 )
 from sami_pipeline.principles.constitutions import parse_principles
 from sami_pipeline.principles.writing import WritingPrompt
+from sami_pipeline.session import model_needs
 from sami_pipeline.session.experiments import (
     experiment_parameters,
     principle_writing_parameters,
@@ -47,8 +48,9 @@ def check(pipeline: Pipeline, catalog: CatalogProtocol, *, only_missing_outputs:
         InputError: one line naming the file, the field and the remedy.
         DatasetError: a file can't be read; see ``plain_message``.
     """
-    templates = [_template(name, catalog) for name in sorted(pipeline.inputs())]
-    chat = any(template is not None and template.kind == "chat" for template in templates)
+    read = {name: _template(name, catalog) for name in sorted(pipeline.inputs())}
+    templates = {name: template for name, template in read.items() if template is not None}
+    chat = any(template.kind == "chat" for template in templates.values())
     for name, parameters in _groups(pipeline):
         for engine in _engines(parameters):
             _check_engine(engine)
@@ -82,6 +84,9 @@ def check(pipeline: Pipeline, catalog: CatalogProtocol, *, only_missing_outputs:
         }
         if tables:
             experiment.check_inputs(experiment_parameters(name), tables)
+    for name, parameters in _groups(pipeline):
+        if isinstance(parameters, ExperimentParameters):
+            _check_model_needs(name, parameters, templates, made, pipeline, catalog)
     logger.info("Inputs are checked: parameters, raw files, models")
 
 
@@ -183,3 +188,29 @@ def _with_paths(message: str, node: Node, catalog: CatalogProtocol) -> str:
         if separator and name.rpartition(".")[2] == entry and path is not None:
             return f"{path}: {rest}"
     return message
+
+
+def _check_model_needs(
+    experiment: str,
+    parameters: ExperimentParameters,
+    templates: Mapping[str, PromptTemplate],
+    made: Mapping[str, Any],
+    pipeline: Pipeline,
+    catalog: CatalogProtocol,
+) -> None:
+    def table(name: str) -> Any:
+        name = f"{experiment}.{name}"
+        if name in made or name not in pipeline.datasets():
+            return made.get(name)
+        return _load(name, catalog) if catalog.exists(name) else None
+
+    own = {
+        name.removeprefix(f"{experiment}."): template
+        for name, template in templates.items()
+        if name.startswith(f"{experiment}.")
+    }
+    outputs = pipeline.all_outputs()
+    model_needs.check(
+        experiment, parameters, own, table, lambda name: f"{experiment}.{name}" in outputs,
+        PROJECT_FOLDER,
+    )  # fmt: skip

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -113,6 +114,8 @@ def origins(
         return record.origin.digest if record else _content(catalog.get(name))
 
     for node in pipeline.nodes:
+        if not node.outputs:
+            continue  # such as a dry run, which needs none of the packages that would compute
         parameters = {name: catalog.get(name).load() for name in node.inputs if _is_parameter(name)}
         code = code_of(node, catalog, parameters.values())
         origin = Origin(
@@ -270,6 +273,8 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: getattr(value, each.name) for each in fields(value)}
     if isinstance(value, partial):
         return [value.func, value.args, value.keywords]
     return getattr(value, "__qualname__", None) or str(value)

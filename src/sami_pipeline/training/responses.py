@@ -39,13 +39,14 @@ def choose_queries(
     """
     parts = []
     for category, table in queries.groupby("category", sort=True):
-        if len(table) < parameters.queries_per_category:
+        wanted = parameters.queries_per_category or len(table)
+        if len(table) < wanted:
             raise InputError(
                 f"queries: category {category} has {len(table)}, but "
                 f"generation.queries_per_category is {parameters.queries_per_category}; "
                 "raise queries.per_category (mt_bench) or problems.train (math)"
             )
-        chosen = table.sample(parameters.queries_per_category, random_state=parameters.seed)
+        chosen = table.sample(wanted, random_state=parameters.seed)
         held_out = parameters.held_out_per_category
         splits = ["held_out" if i < held_out else "train" for i in range(len(chosen))]
         kept = [

@@ -1,4 +1,4 @@
-"""Nodes of baseline_training: TRL trains the student on SAMI's responses."""
+"""Nodes of baseline_training: the student is trained on SAMI's responses in other ways."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from sami_pipeline.inputs.problems import rightly_solved
 from sami_pipeline.models.checkpoints import Checkpoint, LoadedModel
 from sami_pipeline.parameters import IterationsParameters, TrainingParameters
+from sami_pipeline.training.baselines.record import Baseline, function
 from sami_pipeline.training.data import history_table, measured_training, state_kept_in
-from sami_pipeline.training.responses import with_desired_first
 
 
 def train_baseline(
-    name: str,
+    baseline: Baseline,
 ) -> Callable[..., tuple[LoadedModel, pd.DataFrame, pd.DataFrame]]:
-    """Return the node function that trains the baseline of that name: dpo or sft."""
+    """Return the node function that trains a baseline."""
+    method = function(baseline.method)
+    choose = function(baseline.choose) if baseline.choose else None
+    name = baseline.name
 
     def train(
         student: Checkpoint,
@@ -25,27 +27,23 @@ def train_baseline(
         state_folder: Path,
         parameters: TrainingParameters,
         iterations: IterationsParameters,
-        problems: pd.DataFrame | None = None,
+        **known: pd.DataFrame,
     ) -> tuple[LoadedModel, pd.DataFrame, pd.DataFrame]:
         """Return the trained model, its history, and SAMI's objective on held-out queries."""
-        from sami_pipeline.training import baselines
-
         config = iterations.training_config(parameters.sami, iterations.count)
-        if name == "sft" and parameters.sft.only_correct and problems is not None:
-            responses = rightly_solved(responses, problems)
-        if name == "sft" or parameters.dpo.pairs == "desired":
-            responses = with_desired_first(responses, once=name == "sft")
+        settings = baseline.settings_in(parameters)
+        if choose is not None:
+            responses = choose(responses, settings, known)
         with (
             measured_training(name, student, responses, parameters) as training,
             state_kept_in(state_folder),
         ):
-            method = {"dpo": baselines.train_dpo, "sft": baselines.train_sft}[name]
             history = method(
                 training.model,
                 training.tokenizer,
                 training.grids,
                 config,
-                getattr(parameters, name),
+                settings,
                 state_folder,
             )
         provenance = {

@@ -9,6 +9,8 @@ from kedro.pipeline import Node, Pipeline
 from sami_pipeline.parameters import ExperimentParameters
 from sami_pipeline.pipelines import sami_training
 from sami_pipeline.pipelines.baseline_training.nodes import train_baseline
+from sami_pipeline.training.baselines.record import Baseline
+from sami_pipeline.training.baselines.registry import baselines
 
 
 def create_pipeline(
@@ -16,35 +18,50 @@ def create_pipeline(
 ) -> Pipeline:
     """Return the pipeline that trains the baselines the experiment asks for.
 
-    SAMI after SFT is SAMI's own pipeline with SFT's model as its student.
+    SAMI after a baseline is SAMI's own pipeline with that model as its student.
 
     Args:
         experiment: its parameters.
         beside_queries: datasets that a baseline may read besides the responses.
     """
-    models = experiment.trained_models()
-    baselines = Pipeline(
+    wanted = set(experiment.trained_models())
+    return sum(
+        (
+            _after(experiment, baseline)
+            if baseline.is_sami
+            else _alone(experiment, baseline, beside_queries)
+            for name, baseline in baselines().items()
+            if name in wanted
+        ),
+        Pipeline([]),
+    )
+
+
+def _alone(
+    experiment: ExperimentParameters, baseline: Baseline, beside_queries: Sequence[str]
+) -> Pipeline:
+    name = baseline.name
+    return Pipeline(
         [
             Node(
-                train_baseline(name),
-                inputs=[
-                    f"{experiment.models.student}_checkpoint",
-                    "responses",
-                    f"{name}_training_state",
-                    "params:training",
-                    "params:iterations",
-                    *beside_queries,
-                ],
+                train_baseline(baseline),
+                inputs={
+                    "student": f"{baseline.starts_from or experiment.models.student}_checkpoint",
+                    "responses": "responses",
+                    "state_folder": f"{name}_training_state",
+                    "parameters": "params:training",
+                    "iterations": "params:iterations",
+                    **{dataset: dataset for dataset in beside_queries},
+                },
                 outputs=[f"{name}_checkpoint", f"{name}_history", f"{name}_held_out"],
                 name=f"train_{name}",
             )
-            for name in ("dpo", "sft")
-            if name in models
         ]
     )
-    if "sft_sami" not in models:
-        return baselines
-    return baselines + Pipeline(
-        sami_training.create_pipeline(experiment.iterations.count, "sft_sami"),
-        inputs={"student_checkpoint": "sft_checkpoint"},
+
+
+def _after(experiment: ExperimentParameters, baseline: Baseline) -> Pipeline:
+    return Pipeline(
+        sami_training.create_pipeline(experiment.iterations.count, baseline.name),
+        inputs={"student_checkpoint": f"{baseline.starts_from}_checkpoint"},
     )

@@ -11,6 +11,7 @@ import pandas as pd
 
 from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.errors import InputError
+from sami_pipeline.evaluation import mt_bench
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.inputs.problems import load_problems, queries_of
 from sami_pipeline.inputs.queries import queries_from_tables
@@ -43,21 +44,26 @@ def import_named_model(name: str) -> Callable[[ModelsParameters], Checkpoint | L
 
 
 def tidy_questions(question_file: pd.DataFrame, reference_file: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per (question, turn): ``question_id, category, turn, question, reference``.
+    """Return the questions' turns with their reference answers, one row each.
 
-    The reference is empty where the benchmark has none. Raises InputError naming the line and the
-    field that is wrong.
+    The columns are ``question_id, category, turn, question, reference, published_reference``. The
+    reference is the question file's own, else GPT-4's unless it is wrong, and empty where there is
+    none; the published one is GPT-4's (``mt_bench.references``). Raises InputError naming the line
+    and the field that is wrong.
     """
     questions = read_records(Question, question_file, "question_file", unique="question_id")
     answers = read_records(ReferenceAnswer, reference_file, "reference_file", unique="question_id")
-    references = {answer.question_id: answer.choices[0].turns for answer in answers}
+    published = {answer.question_id: answer.choices[0].turns for answer in answers}
     rows = [
         {
             "question_id": str(asked.question_id),
             "category": asked.category,
             "turn": turn,
             "question": question,
-            "reference": references.get(asked.question_id, ["", ""])[turn - 1],
+            "reference": mt_bench.references(
+                str(asked.question_id), asked.reference, published.get(asked.question_id)
+            )[turn - 1],
+            "published_reference": published.get(asked.question_id, ["", ""])[turn - 1],
         }
         for asked in questions
         for turn, question in enumerate(asked.turns, start=1)
@@ -89,7 +95,7 @@ def build_queries(
     Args:
         specifications: loaders of the project's own template files, by file name.
         parameters: how many, and which categories come from tables instead.
-        tables: for each of those, its table, named query_table_<category>.
+        tables: for each of those, its table, named query_table_<name>.
     """
     loaded = {f"{name}.yml": load() for name, load in specifications.items()}
     written = (
@@ -97,12 +103,13 @@ def build_queries(
             {
                 name: content
                 for name, content in loaded.items()
-                if not isinstance(content, dict) or content.get("category") not in parameters.tables
+                if not isinstance(content, dict)
+                or content.get("category") not in parameters.tabulated
             },
             parameters.per_category,
             parameters.seed,
         )
-        if len(parameters.tables) < len(MT_BENCH_CATEGORIES)
+        if parameters.templates and len(parameters.tabulated) < len(MT_BENCH_CATEGORIES)
         else None
     )
     from_tables = queries_from_tables(

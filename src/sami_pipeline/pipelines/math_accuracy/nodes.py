@@ -52,11 +52,12 @@ def attempt_as(model: str) -> Callable[..., pd.DataFrame]:
 
 def tabulate_accuracy(
     attempts: pd.DataFrame, models: ModelsParameters
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return accuracy by model, metric and number of attempts, and paired differences."""
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return accuracy by model, metric and number of attempts, paired differences, a breakdown."""
     return (
-        statistics.accuracy(attempts, extraction="flexible"),
-        statistics.accuracy_difference(attempts, models.baseline, extraction="flexible"),
+        statistics.accuracy(attempts, extraction="answer"),
+        statistics.accuracy_difference(attempts, models.baseline, extraction="answer"),
+        statistics.accuracy_breakdown(attempts),
     )
 
 

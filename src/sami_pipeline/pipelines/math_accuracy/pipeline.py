@@ -35,7 +35,7 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
             Node(
                 nodes.tabulate_accuracy,
                 inputs=["attempts", "params:models"],
-                outputs=["accuracy", "accuracy_difference"],
+                outputs=["accuracy", "accuracy_difference", "accuracy_breakdown"],
                 name="tabulate_accuracy",
             ),
             Node(

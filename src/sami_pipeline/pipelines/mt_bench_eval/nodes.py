@@ -163,6 +163,7 @@ def ask_judge(
 
     Without a checkpoint the engine is a server.
     """
+    questions = judge_requests.with_references(questions, parameters)
     planned = judges.plan_judgements(
         parameters.kind, answers, questions, constitutions, judge_prompts, models.pairs(),
         constrained=parameters.answer_format == "choice",

@@ -7,6 +7,7 @@ from kedro.pipeline import Node, Pipeline
 from sami_pipeline.parameters import JudgedParameters, JudgeParameters
 from sami_pipeline.pipelines import combine_tables, for_each_model
 from sami_pipeline.pipelines.mt_bench_eval import nodes
+from sami_pipeline.result_tables.registry import RESULT_TABLES
 
 
 def create_pipeline(experiment: JudgedParameters) -> Pipeline:
@@ -104,6 +105,16 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 inputs="answers",
                 outputs="degeneration",
                 name="tabulate_degeneration",
+            ),
+            *(
+                Node(
+                    table.make,
+                    inputs=dict(table.inputs),
+                    outputs=table.name,
+                    name=f"tabulate_{table.name}",
+                )
+                for table in RESULT_TABLES
+                if table.wanted(experiment)
             ),
             Node(
                 nodes.draw_win_rates,

@@ -1,12 +1,4 @@
-"""The baselines that SAMI is compared with, trained by TRL on the same responses.
-
-* DPO (arXiv 2305.18290): the desired constitution's response is preferred to the others'.
-* SFT: the desired constitution's response is imitated.
-
-Tokens, examples, steps and learning-rate schedule are SAMI's: prompt and response are tokenised
-apart, a response that was cut off has no end-of-sequence token, and a step takes as many examples
-as its queries give.
-"""
+"""Training by TRL's trainers, as SAMI trains: its steps, schedule, optimiser and saved states."""
 
 from __future__ import annotations
 
@@ -14,20 +6,17 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from sami_pipeline import code_versions, files
+from sami_pipeline import files
 from sami_pipeline.code_versions import CodeVersion
 from sami_pipeline.core.config import SamiTrainingConfig
-from sami_pipeline.parameters import DpoParameters, SftParameters
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from torch.optim import Optimizer
     from transformers import (
         PretrainedConfig,
@@ -37,117 +26,12 @@ if TYPE_CHECKING:
         TrainingArguments,
     )
 
-    from sami_pipeline.core.grid import Grid
     from sami_pipeline.core.memory import StepMemory
 
 logger = logging.getLogger(__name__)
 
 
-def preference_pairs(grids: Sequence[Grid], parameters: DpoParameters) -> list[dict[str, Any]]:
-    """Return ``prompt_ids, chosen_ids, rejected_ids`` of every pair, in the order of the grids.
-
-    With ``pairs: desired`` the first constitution, the desired one, prefers its own response to
-    each of the others; with ``all`` every constitution does, so the pairs hold what a grid holds.
-    """
-    pairs = []
-    for grid in grids:
-        size = len(grid.prompt_ids)
-        for i in range(size if parameters.pairs == "all" else 1):
-            pairs += [
-                {
-                    "prompt_ids": list(grid.prompt_ids[i]),
-                    "chosen_ids": list(grid.response_ids[i]),
-                    "rejected_ids": list(grid.response_ids[j]),
-                }
-                for j in range(size)
-                if j != i
-            ]
-    return pairs
-
-
-def demonstrations(grids: Sequence[Grid]) -> list[dict[str, Any]]:
-    """Return ``input_ids, completion_mask`` of each query's desired response."""
-    return [
-        {
-            "input_ids": [*grid.prompt_ids[0], *grid.response_ids[0]],
-            "completion_mask": [0] * len(grid.prompt_ids[0]) + [1] * len(grid.response_ids[0]),
-        }
-        for grid in grids
-    ]
-
-
-def train_dpo(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    grids: Sequence[Grid],
-    config: SamiTrainingConfig,
-    parameters: DpoParameters,
-    state_folder: Path,
-) -> pd.DataFrame:
-    """Train a model with TRL's DPOTrainer, in place, and return its history.
-
-    Args:
-        model: fp32 weights.
-        tokenizer: the model's.
-        grids: one per query.
-        config: SAMI's; epochs, batch size in queries, optimiser, schedule and so on are taken
-            from it.
-        parameters: what is DPO's own.
-        state_folder: where the trainer keeps its progress, and from where a killed run goes on.
-
-    Returns:
-        One row per optimiser step: ``step, loss, gradient_norm, learning_rate, weights_moved,
-        tokens_per_second, peak_memory_bytes, preference_accuracy, reward_margin``.
-    """
-    from trl import DPOConfig, DPOTrainer
-
-    class TokenisedDPOTrainer(DPOTrainer):
-        """Takes token ids as they are; TRL would join the texts and end every response."""
-
-        def _prepare_dataset(self, dataset: Dataset, *arguments: Any, **options: Any) -> Dataset:
-            return dataset
-
-    pairs = preference_pairs(grids, parameters)
-    per_query = len(pairs) // len(grids)
-    arguments = DPOConfig(
-        **_trainer_arguments(config, parameters.learning_rate, len(grids), per_query, state_folder),
-        beta=parameters.beta,
-        max_length=None,
-        precompute_ref_log_probs=True,
-        precompute_ref_batch_size=config.grids_per_micro_batch * per_query,
-    )
-    determining = {"sami": _determining(config), "dpo": parameters.model_dump()}
-    return _train(
-        TokenisedDPOTrainer, arguments, model, tokenizer, config, pairs, determining, state_folder,
-        code_versions.of(train_dpo),
-    )  # fmt: skip
-
-
-def train_sft(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    grids: Sequence[Grid],
-    config: SamiTrainingConfig,
-    parameters: SftParameters,
-    state_folder: Path,
-) -> pd.DataFrame:
-    """Train a model with TRL's SFTTrainer, in place, and return its history; see ``train_dpo``."""
-    from trl import SFTConfig, SFTTrainer
-
-    examples = demonstrations(grids)
-    arguments = SFTConfig(
-        **_trainer_arguments(config, parameters.learning_rate, len(grids), 1, state_folder),
-        max_length=None,
-        completion_only_loss=True,
-    )
-    determining = {"sami": _determining(config), "sft": parameters.model_dump()}
-    return _train(
-        SFTTrainer, arguments, model, tokenizer, config, examples, determining, state_folder,
-        code_versions.of(train_sft),
-    )  # fmt: skip
-
-
-def _trainer_arguments(
+def trainer_arguments(
     config: SamiTrainingConfig,
     learning_rate: float | None,
     queries: int,
@@ -189,7 +73,7 @@ def _trainer_arguments(
     }
 
 
-def _determining(config: SamiTrainingConfig) -> dict[str, Any]:
+def determining_settings(config: SamiTrainingConfig) -> dict[str, Any]:
     """Return the settings that a baseline takes from SAMI's."""
     settings = asdict(config)
     return {name: settings[name] for name in _TAKEN_FROM_SAMI}
@@ -234,7 +118,7 @@ def step_memory(
 
     Args:
         architecture: the model's configuration.
-        config: SAMI's, as for ``train_dpo``.
+        config: SAMI's, as for ``dpo.train_dpo``.
         rows: that a query gives: two for each pair of DPO, one for SFT.
         prompt_tokens: of each row.
         response_tokens: of each row.
@@ -285,7 +169,7 @@ def _follow_samis_schedule(trainer: Trainer, config: SamiTrainingConfig) -> None
     trainer.create_scheduler = create_scheduler
 
 
-def _train(
+def train(
     trainer_type: type[Trainer],
     arguments: TrainingArguments,
     model: PreTrainedModel,
@@ -296,6 +180,22 @@ def _train(
     state_folder: Path,
     code: CodeVersion,
 ) -> pd.DataFrame:
+    """Train a model in place by one of TRL's trainers, going on with what is saved.
+
+    Args:
+        trainer_type: the trainer.
+        arguments: its own; see ``trainer_arguments``.
+        model: fp32 weights.
+        tokenizer: the model's.
+        config: SAMI's.
+        examples: token ids, as the trainer takes them.
+        determining: all settings that the result depends on.
+        state_folder: where the trainer keeps its progress.
+        code: of the caller.
+
+    Returns:
+        See ``dpo.train_dpo``.
+    """
     from datasets import Dataset
     from transformers import ProgressCallback
     from transformers.utils import logging as transformers_logging

@@ -1,0 +1,345 @@
+"""Answers and verdicts from files: this project's own, FastChat's, and those of arXiv 2410.01704.
+
+They let results of other code be judged and tabulated as our own are. Every reader returns the
+columns that the statistics need and refuses a file that doesn't hold them, with its line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sami_pipeline.errors import InputError, one_line
+from sami_pipeline.evaluation.statistics import OUTCOMES
+from sami_pipeline.parameters import PublishedParameters
+from sami_pipeline.principles.degeneration import is_degenerate
+
+_WIN, _TIE, _LOSS, _INVALID = OUTCOMES
+_ANSWERS = ("model", "question_id", "category", "turn", "constitution", "answer")
+_VERDICTS = (
+    "judge", "model", "opponent", "question_id", "category", "turn", "constitution", "winner",
+)  # fmt: skip
+# The published judgements are on MT-Bench's first turn under the desired constitution.
+_SETTING = {"turn": 1, "constitution": "desired"}
+_FASTCHAT_WINNERS = {"model_1", "model_2", "tie"}
+
+
+def collect_published(
+    parameters: PublishedParameters, project_folder: Path
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the published answers of all models, and the verdicts on them.
+
+    Args:
+        parameters: where they are.
+        project_folder: what a relative folder is relative to.
+
+    Returns:
+        Answers as ``schemas.PublishedAnswers`` and verdicts as ``schemas.Verdicts``. The published
+        verdicts hold the lengths in tokens. One answer that reaches the limit was cut off.
+
+    Raises:
+        InputError: no folder is named, a file is missing or there twice, or it can't be read.
+    """
+    if parameters.folder is None:
+        raise InputError(
+            "published.folder: is missing; clone github.com/SohamGovande/sami-extension and name "
+            "the clone: --params published.folder=/path/to/clone"
+        )
+    folder = project_folder / Path(parameters.folder).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"published.folder: {folder}: is no folder")
+    answers = pd.concat(
+        [
+            read_published_answers(_found(folder, file), model)
+            for model, file in parameters.answers.items()
+        ],
+        ignore_index=True,
+    )
+    verdicts = pd.concat(
+        [
+            read_published_verdicts(
+                _found(folder, file), answers,
+                model=model, opponent=parameters.baseline, judge=parameters.judge,
+            )
+            for model, file in parameters.verdicts.items()
+        ],
+        ignore_index=True,
+    )  # fmt: skip
+    tokens = {
+        (row[side], row["question_id"]): row[f"{side}_tokens"]
+        for row in verdicts.to_dict("records")
+        for side in ("model", "opponent")
+    }
+    lengths = [
+        tokens.get(key, 0) for key in zip(answers["model"], answers["question_id"], strict=True)
+    ]
+    answers = answers.assign(
+        completion_tokens=lengths,
+        finish_reason=[
+            "length" if count >= parameters.max_new_tokens else "stop" for count in lengths
+        ],
+        degenerate=answers["answer"].map(is_degenerate).astype(bool),
+    )
+    verdicts = verdicts.drop(columns=["model_tokens", "opponent_tokens"])
+    return answers, verdicts.assign(model_score=float("nan"), opponent_score=float("nan"))
+
+
+def _found(folder: Path, name: str) -> Path:
+    """Return the one file of a name in a folder or below."""
+    found = [folder / name] if (folder / name).is_file() else sorted(folder.rglob(name))
+    if len(found) != 1:
+        what = "is not there" if not found else f"is there {len(found)} times"
+        raise InputError(f"published.folder: {folder}: {name} {what}; name it with its folders")
+    return found[0]
+
+
+def read_published_answers(path: Path, model: str) -> pd.DataFrame:
+    """Return a model's answers from a file of arXiv 2410.01704's repository.
+
+    Args:
+        path: JSON with ``constitution, question, category, response``, each by question number
+            from 0, in the order of MT-Bench's questions 81 to 160.
+        model: what it is called here.
+
+    Returns:
+        ``model, question_id, category, turn, constitution, question, text, answer``; ``text`` is
+        the constitution as it was asked.
+
+    Raises:
+        InputError: the file can't be read or lacks a field.
+    """
+    content = _json(path)
+    fields = ("constitution", "question", "category", "response")
+    missing = [name for name in fields if not isinstance(_get(content, name), Mapping)]
+    if missing:
+        raise InputError(f"{path}: {missing[0]}: is missing; give answers by question number")
+    rows = []
+    for number, answer in content["response"].items():
+        try:
+            rows.append(
+                {
+                    "model": model,
+                    "question_id": str(81 + int(number)),
+                    "category": content["category"][number],
+                    **_SETTING,
+                    "question": content["question"][number],
+                    "text": content["constitution"][number],
+                    "answer": answer,
+                }
+            )
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"{path}: question {one_line(str(number))}: has no category, question or "
+                "constitution, or is no number"
+            ) from error
+        if not isinstance(answer, str):
+            raise InputError(f"{path}: response.{number}: must be text, got {answer!r:.60}")
+    if not rows:
+        raise InputError(f"{path}: response: is empty; give answers by question number")
+    return pd.DataFrame(rows)
+
+
+def read_published_verdicts(
+    path: Path, answers: pd.DataFrame, *, model: str, opponent: str, judge: str
+) -> pd.DataFrame:
+    """Return the verdicts of a file of arXiv 2410.01704's repository.
+
+    Args:
+        path: JSON, one ``[score, opponent's tokens, model's tokens]`` a question, in the order of
+            MT-Bench; a score is 1 where the model won, 0 where it lost, and ½ otherwise.
+        answers: as from ``read_published_answers``, for the categories.
+        model: whose score it is.
+        opponent: what it was compared with.
+        judge: what the judge is called here.
+
+    Returns:
+        ``judge, model, opponent, question_id, category, turn, constitution, winner`` and, of the
+        two answers, ``model_tokens, opponent_tokens``.
+
+    Raises:
+        InputError: the file can't be read, or doesn't fit the answers.
+    """
+    content = _json(path)
+    own = answers[answers["model"] == model].sort_values(
+        "question_id", key=lambda ids: ids.astype(int)
+    )
+    if not isinstance(content, Sequence) or len(content) != len(own):
+        raise InputError(
+            f"{path}: must hold one verdict for each of the {len(own)} answers of {model}"
+        )
+    winners = {1: _WIN, 0.5: _TIE, 0: _LOSS}
+    rows = []
+    for number, (entry, answer) in enumerate(zip(content, own.itertuples(), strict=True)):
+        if not (isinstance(entry, Sequence) and len(entry) == 3 and entry[0] in winners):
+            raise InputError(
+                f"{path}: verdict {number}: must be [score 0, 0.5 or 1, tokens, tokens], "
+                f"got {entry!r:.60}"
+            )
+        rows.append(
+            {
+                "judge": judge,
+                "model": model,
+                "opponent": opponent,
+                "question_id": answer.question_id,
+                "category": answer.category,
+                **_SETTING,
+                "winner": winners[entry[0]],
+                "model_tokens": int(entry[2]),
+                "opponent_tokens": int(entry[1]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def read_fastchat_answers(path: Path, categories: Mapping[str, str]) -> pd.DataFrame:
+    """Return the answers of a FastChat ``model_answer`` file, one row a turn.
+
+    Args:
+        path: JSON lines with ``question_id, model_id, choices``; the first choice is taken.
+        categories: the category of each question id.
+
+    Raises:
+        InputError: a line can't be read, or answers a question that isn't known.
+    """
+    rows = []
+    for place, entry in _json_lines(path):
+        question = str(_get(entry, "question_id"))
+        try:
+            model, turns = str(entry["model_id"]), entry["choices"][0]["turns"]
+        except (KeyError, IndexError, TypeError):
+            raise InputError(f"{place}: model_id and choices[0].turns are missing") from None
+        if question not in categories:
+            raise InputError(f"{place}: question_id {one_line(question)!r} is no known question")
+        rows += [
+            {
+                "model": model,
+                "question_id": question,
+                "category": categories[question],
+                "turn": turn,
+                "constitution": "none",
+                "answer": str(answer),
+            }
+            for turn, answer in enumerate(turns, start=1)
+        ]
+    return pd.DataFrame(rows, columns=list(_ANSWERS))
+
+
+def read_fastchat_verdicts(path: Path, categories: Mapping[str, str]) -> pd.DataFrame:
+    """Return the verdicts of a FastChat pairwise judgement file (``model_judgment/*_pair.jsonl``).
+
+    As in FastChat's ``show_result.py``, a model wins where both orders say so; two different
+    verdicts are a tie, and so is an order that failed ("error") beside one that did not.
+
+    Args:
+        path: JSON lines with ``question_id, model_1, model_2, g1_winner, g2_winner, judge, turn``.
+        categories: the category of each question id.
+
+    Raises:
+        InputError: a line can't be read, or is on a question that isn't known.
+    """
+    rows = []
+    for place, entry in _json_lines(path):
+        missing = [n for n in ("model_1", "model_2", "g1_winner", "g2_winner") if n not in entry]
+        if missing:
+            raise InputError(f"{place}: {missing[0]}: is missing; is this a pairwise judgement?")
+        question = str(_get(entry, "question_id"))
+        if question not in categories:
+            raise InputError(f"{place}: question_id {one_line(question)!r} is no known question")
+        judge = entry.get("judge", "unknown")
+        rows.append(
+            {
+                "judge": judge[0] if isinstance(judge, list) else str(judge),
+                "model": str(entry["model_1"]),
+                "opponent": str(entry["model_2"]),
+                "question_id": question,
+                "category": categories[question],
+                "turn": int(entry.get("turn", 1)),
+                "constitution": "none",
+                "winner": _fastchat_winner(entry["g1_winner"], entry["g2_winner"]),
+            }
+        )
+    return pd.DataFrame(rows, columns=list(_VERDICTS))
+
+
+def read_fastchat_ratings(path: Path, categories: Mapping[str, str]) -> pd.DataFrame:
+    """Return the ratings of a FastChat single judgement file (``model_judgment/*_single.jsonl``).
+
+    Args:
+        path: JSON lines with ``question_id, model, score, turn``; a score of −1 is none.
+        categories: the category of each question id.
+
+    Returns:
+        ``judge, model, question_id, category, turn, constitution, rating``, NaN where there is
+        none.
+
+    Raises:
+        InputError: a line can't be read, or is on a question that isn't known.
+    """
+    rows = []
+    for place, entry in _json_lines(path):
+        question, score = str(_get(entry, "question_id")), _get(entry, "score")
+        if "model" not in entry or not isinstance(score, int | float):
+            raise InputError(f"{place}: model or score is missing; is this a single judgement?")
+        if question not in categories:
+            raise InputError(f"{place}: question_id {one_line(question)!r} is no known question")
+        judge = entry.get("judge", "unknown")
+        rows.append(
+            {
+                "judge": judge[0] if isinstance(judge, list) else str(judge),
+                "model": str(entry["model"]),
+                "question_id": question,
+                "category": categories[question],
+                "turn": int(entry.get("turn", 1)),
+                "constitution": "none",
+                "rating": float(score) if score >= 0 else float("nan"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _fastchat_winner(first: str, second: str) -> str:
+    if not {first, second} & _FASTCHAT_WINNERS:
+        return _INVALID
+    if first == second and first != "tie":
+        return _WIN if first == "model_1" else _LOSS
+    return _TIE
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: does not exist; name a clone of the repository") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is no valid JSON in UTF-8: {one_line(str(error))}") from error
+
+
+def _json_lines(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return each line's place and object."""
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read: {one_line(str(error))}") from error
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{path}: line {number}"
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{place}: is no valid JSON: {one_line(str(error))}") from error
+        if not isinstance(entry, Mapping):
+            raise InputError(f"{place}: is no object with fields")
+        entries.append((place, entry))
+    if not entries:
+        raise InputError(f"{path}: is empty; it needs one JSON object a line")
+    return entries
+
+
+def _get(entry: Any, name: str) -> Any:
+    return entry.get(name) if isinstance(entry, Mapping) else None

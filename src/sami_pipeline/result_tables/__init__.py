@@ -1,0 +1,1 @@
+"""Tables of results, one file each; `registry` lists them."""

@@ -1,0 +1,134 @@
+"""Answers and verdicts of other projects, as their files hold them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sami_pipeline.errors import InputError
+from sami_pipeline.inputs import answer_files
+
+PUBLISHED = Path(__file__).parents[3] / "shared" / "published"
+published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published files are not here")
+FILES = {
+    "sft": "SFT-temperature-0.0.json",
+    "sami": "SAMI-epoch-0.2-wBJc5j-temperature-0.0.json",
+    "dpo": "DPO_step_11520-temperature-0.0.json",
+}
+VERDICTS = {"sami": "SAMI-epoch-0.2-wBJc5j-vs-SFT.json", "dpo": "DPO_step_11520-vs-SFT.json"}
+CATEGORIES = {"81": "writing", "101": "reasoning"}
+
+
+def write_lines(path, *entries):
+    path.write_text("\n".join(json.dumps(entry) for entry in entries))
+    return path
+
+
+@published
+@pytest.mark.parametrize(
+    ("model", "wins", "ties", "losses", "tokens"),
+    [("sami", 43, 5, 32, 255), ("dpo", 43, 6, 31, 179)],
+)
+def test_published_verdicts_are_counted_as_the_repository_has_them(
+    model, wins, ties, losses, tokens
+):
+    answers = answer_files.read_published_answers(PUBLISHED / FILES[model], model)
+    assert answers.groupby("category").size().to_dict() == dict.fromkeys(
+        ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"),
+        10,
+    )
+    assert set(answers["question_id"]) == {str(number) for number in range(81, 161)}
+    verdicts = answer_files.read_published_verdicts(
+        PUBLISHED / VERDICTS[model], answers, model=model, opponent="sft", judge="GPT-4o"
+    )
+    counts = verdicts["winner"].value_counts().to_dict()
+    assert counts == {"model": wins, "tie": ties, "opponent": losses}
+    assert round(verdicts["model_tokens"].mean()) == tokens
+    assert round(verdicts["opponent_tokens"].mean()) == 157
+
+
+@published
+def test_published_answers_stand_beside_the_question_they_answer():
+    answers = answer_files.read_published_answers(PUBLISHED / FILES["sft"], "sft")
+    raw = json.loads((PUBLISHED / FILES["sft"]).read_text())
+    row = answers[answers["question_id"] == "101"].iloc[0]
+    assert row["category"] == "reasoning"
+    assert row["answer"] == raw["response"]["20"]
+    assert row["question"] == raw["question"]["20"]
+
+
+def test_fastchat_answers_have_a_row_a_turn(tmp_path):
+    path = write_lines(
+        tmp_path / "m.jsonl",
+        {"question_id": 81, "model_id": "m", "choices": [{"index": 0, "turns": ["one", "two"]}]},
+    )
+    table = answer_files.read_fastchat_answers(path, CATEGORIES)
+    assert table[["question_id", "turn", "answer"]].values.tolist() == [
+        ["81", 1, "one"],
+        ["81", 2, "two"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "winner"),
+    [
+        ("model_1", "model_1", "model"),
+        ("model_2", "model_2", "opponent"),
+        ("model_1", "model_2", "tie"),
+        ("tie", "tie", "tie"),
+        ("model_1", "tie", "tie"),
+        ("model_1", "error", "tie"),
+        ("error", "error", "invalid"),
+    ],
+)
+def test_fastchat_pairs_are_won_where_both_orders_say_so(tmp_path, first, second, winner):
+    path = write_lines(
+        tmp_path / "pair.jsonl",
+        {
+            "question_id": 101, "model_1": "a", "model_2": "b", "turn": 2,
+            "g1_winner": first, "g2_winner": second, "judge": ["gpt-4", "pair-v2"],
+        },
+    )  # fmt: skip
+    row = answer_files.read_fastchat_verdicts(path, CATEGORIES).iloc[0]
+    assert row["winner"] == winner
+    assert (row["judge"], row["turn"], row["category"]) == ("gpt-4", 2, "reasoning")
+
+
+def test_fastchat_ratings_of_minus_one_are_none(tmp_path):
+    entries = [{"question_id": 81, "model": "m", "score": score, "turn": 1} for score in (7, -1)]
+    table = answer_files.read_fastchat_ratings(write_lines(tmp_path / "s", *entries), CATEGORIES)
+    assert table["rating"].tolist()[0] == 7
+    assert table["rating"].isna().tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "message"),
+    [
+        ("answers", "{", "is no valid JSON"),
+        ("answers", '{"response": {}}', "constitution: is missing"),
+        (
+            "answers",
+            '{"response": {"0": 1}, "constitution": {"0": ""}, "question": {"0": ""},'
+            ' "category": {"0": ""}}',
+            "response.0: must be text",
+        ),
+        ("fastchat", '{"question_id": 81}\n', "line 1: model_id and choices"),
+        ("fastchat", '\n{"question_id": 7, "model_id": "m", "choices": [{"turns": []}]}', "line 2"),
+        ("fastchat", "", "is empty"),
+        ("verdicts", '{"question_id": 81, "model_1": "a"}', "model_2: is missing"),
+        ("ratings", '{"question_id": 81, "model": "a"}', "model or score is missing"),
+    ],
+)
+def test_what_is_no_such_file_is_one_line_with_its_place(tmp_path, read, content, message):
+    path = tmp_path / "file.json"
+    path.write_text(content)
+    readers = {
+        "answers": lambda: answer_files.read_published_answers(path, "m"),
+        "fastchat": lambda: answer_files.read_fastchat_answers(path, CATEGORIES),
+        "verdicts": lambda: answer_files.read_fastchat_verdicts(path, CATEGORIES),
+        "ratings": lambda: answer_files.read_fastchat_ratings(path, CATEGORIES),
+    }
+    with pytest.raises(InputError, match=message) as caught:
+        readers[read]()
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,287 @@
+"""Steerability and controls on answers whose worth is known."""
+
+import json
+from importlib import import_module
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sami_pipeline.evaluation.checklist import judge_checklist
+from sami_pipeline.evaluation.length_control import length_controlled
+from sami_pipeline.evaluation.statistics import (
+    compliance_difference,
+    degeneration,
+    win_rates,
+)
+from sami_pipeline.pipelines import mt_bench_eval
+from sami_pipeline.pipelines.mt_bench_eval.nodes import constitute_questions
+from sami_pipeline.principles.constitutions import tabulate_principles
+from sami_pipeline.principles.statements import check_answers
+from sami_pipeline.reporting.outcome import outcome
+from sami_pipeline.result_tables import controls, steerability
+from sami_pipeline.result_tables.registry import RESULT_TABLES
+from sami_pipeline.session.experiments import experiment_parameters
+
+QUESTIONS = 24
+PRINCIPLES = tabulate_principles(
+    {
+        "math.yml": {
+            "category": "math",
+            "principles": [
+                {
+                    "id": "list", "principle": "Use a list.", "antithesis": "Use no list.",
+                    "check": {"name": "bullet_list", "minimum_items": 2},
+                    "antithesis_check": {"name": "flowing_prose"},
+                },
+                {
+                    "id": "long", "principle": "Write a lot.", "antithesis": "Write little.",
+                    "check": {"name": "minimum_words", "words": 20},
+                    "antithesis_check": {"name": "maximum_words", "words": 19},
+                },
+            ],
+        }
+    }
+)  # fmt: skip
+LIST = (
+    "- The first point is about {}.\n- The second one is about something else, at some length, so "
+    "that it is long enough."
+)
+PROSE = "It is about {}."
+
+
+def answers(**texts) -> pd.DataFrame:
+    """Answers of each model: a function of question, turn and constitution."""
+    stances = {
+        "desired": [["list", "principle"], ["long", "principle"]],
+        "contrasting": [["list", "antithesis"], ["long", "antithesis"]],
+    }
+    return pd.DataFrame(
+        [
+            (
+                model, f"q{question:02}", "math", turn, constitution,
+                json.dumps(stances[constitution]), text(question, turn, constitution), "stop", 9,
+                False,
+            )
+            for model, text in texts.items()
+            for question in range(QUESTIONS)
+            for turn, constitution in ((1, "desired"), (2, "desired"), (1, "contrasting"))
+        ],
+        columns=[
+            "model", "question_id", "category", "turn", "constitution", "stances", "answer",
+            "finish_reason", "completion_tokens", "degenerate",
+        ],
+    )  # fmt: skip
+
+
+ASKED = pd.DataFrame(
+    [(f"q{n:02}", turn, f"What about number {n}?") for n in range(QUESTIONS) for turn in (1, 2)],
+    columns=["question_id", "turn", "question"],
+)
+
+
+def obeys(question: int, turn: int, constitution: str) -> str:
+    return (LIST if constitution == "desired" else PROSE).format(f"{question} at turn {turn}")
+
+
+def always_a_list(question: int, turn: int, constitution: str) -> str:
+    return LIST.format(f"{question} at turn {turn}")
+
+
+def constant(question: int, turn: int, constitution: str) -> str:
+    return LIST.format("nothing")
+
+
+def tables_of(given: pd.DataFrame, judge=None) -> dict[str, pd.DataFrame]:
+    """All tables that the words of the outcome are made from."""
+    checked = check_answers(given, PRINCIPLES)
+    verdicts = judge_checklist(checked, "sami", "base")
+    if judge is not None:
+        verdicts = judge(verdicts, given)
+    return {
+        "win_rates": win_rates(verdicts),
+        "length_controlled": length_controlled(verdicts, given, resamples=200, seed=0),
+        "compliance_difference": compliance_difference(checked, "base"),
+        "degeneration": degeneration(given),
+        "steerability": steerability.steerability(given, PRINCIPLES, "base"),
+        "controls": controls.controls(given, ASKED, PRINCIPLES, "base"),
+    }
+
+
+def overall(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["category"] == "overall") & (table["principle"] == "all")]
+
+
+# steerability
+
+
+def test_who_obeys_is_steered_and_who_always_does_the_same_is_not():
+    table = steerability.steerability(answers(base=always_a_list, sami=obeys), PRINCIPLES, "base")
+    steerability.Contract.validate(table)
+    levels = overall(table).set_index(["model", "baseline", "stance"])["steerability"]
+    assert levels["base", ""].tolist() == [0, 0]
+    assert levels["sami", ""].tolist() == [1, 1]
+    assert levels["sami", "base"].tolist() == [1, 1]
+    assert set(table["n"]) == {QUESTIONS}
+    tested = overall(table).set_index(["model", "baseline"])["p_value"]
+    assert (tested["base", ""] == 1).all() and (tested["sami", ""] < 1e-6).all()
+
+
+def test_a_principle_that_a_question_has_in_one_stance_only_says_nothing():
+    given = answers(base=obeys)
+    same = json.dumps([["list", "principle"], ["long", "antithesis"]])
+    given.loc[given["constitution"] == "contrasting", "stances"] = same
+    table = steerability.steerability(given, PRINCIPLES, "base")
+    assert set(table["principle"]) == {"all", "long"}
+
+
+def test_without_contrasting_answers_there_is_no_steerability():
+    given = answers(base=obeys, sami=obeys)
+    table = steerability.steerability(given[given["constitution"] == "desired"], PRINCIPLES, "base")
+    assert steerability.Contract.validate(table).empty
+
+
+# controls
+
+
+def controls_of(**texts) -> pd.DataFrame:
+    table = controls.controls(answers(**texts), ASKED, PRINCIPLES, "base")
+    return controls.Contract.validate(table).set_index(["control", "model", "constitution"])
+
+
+def test_constant_texts_win_where_the_opponent_does_not_do_what_it_is_asked():
+    table = controls_of(base=always_a_list, sami=obeys)
+    table = table.set_index("opponent", append=True)["value"]
+    key = ("constant_text_a_constitution", "constant")
+    assert table[*key, "contrasting", "base"] == 1, "a short text beats a list that was not wanted"
+    assert table[*key, "desired", "base"] == 0.5
+    assert table[*key, "contrasting", "sami"] == 0.5
+    assert table["constant_text", "constant", "desired", "sami"] <= 0.5
+
+
+def test_an_answer_is_level_with_itself_and_with_itself_moved_to_another_question():
+    table = controls_of(base=always_a_list, sami=always_a_list)["value"]
+    assert (table.loc["against_itself"] == 0.5).all()
+    assert (table.loc["other_questions"] == 0.5).all(), "the checklist does not see relevance"
+
+
+def test_repetition_is_counted_where_it_is():
+    repeating = {
+        "base": lambda question, turn, constitution: f"What about number {question}?",
+        "sami": lambda question, turn, constitution: LIST.format(question),
+    }
+    table = controls_of(**repeating)["value"]
+    assert table["repeats_question", "base", "desired"] == 1
+    assert table["repeats_question", "sami", "desired"] == 0
+    assert table["repeats_first_answer", "sami", "desired"] == 1
+    assert ("repeats_first_answer", "sami", "contrasting") not in table, "one turn"
+    assert table["distinct_answers", "sami", "desired"] == 1
+    assert (
+        controls_of(base=obeys, sami=constant)["value"]["distinct_answers", "sami", "desired"] == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "expected"),
+    [
+        ("What about number 7?", "what about NUMBER 7", True),
+        ("Seven is a prime number.", "What about number 7?", False),
+        ("number", "What about number 7?", True),
+        ("", "What about number 7?", False),
+        ("!!!", "!!!", False),
+    ],
+)
+def test_a_text_repeats_another_if_it_holds_little_else(text, source, expected):
+    assert controls.repeats_text(text, source) == expected
+
+
+# What nobody may read as a win
+
+
+def test_an_honest_win_is_called_one():
+    def half(question, turn, constitution):
+        return PROSE.format(question) if question % 2 else obeys(question, turn, constitution)
+
+    said = outcome(tables_of(answers(base=half, sami=obeys)))
+    assert "under the desired constitution, at the first turn" in said
+    # Half of base's answers are short prose, SAMI's lists are longer: length can't be told apart.
+    assert "which is no win" in said or "sami beats base" in said
+
+
+@pytest.mark.parametrize("base", [obeys, always_a_list])
+def test_constant_answers_win_nothing(base):
+    said = outcome(tables_of(answers(base=base, sami=constant)))
+    assert "sami beats" not in said
+
+    def prose(question, turn, constitution):
+        return PROSE.format("nothing")
+
+    for first, second in ((prose, constant), (constant, prose)):
+        said = outcome(tables_of(answers(base=first, sami=second)))
+        assert "beats" not in said, "whichever of two constant texts is preferred"
+        assert "only 0 % of the answers" in said or "can be seen" in said
+
+
+def test_random_answers_are_seldom_told_apart():
+    claimed = 0
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+
+        def guess(question, turn, constitution, generator=generator):
+            text = LIST if generator.random() < 0.5 else PROSE
+            return text.format(f"{question} {turn} {generator.integers(1000)}")
+
+        said = outcome(tables_of(answers(base=guess, sami=guess)))
+        claimed += "beats" in said or "loses to" in said
+    assert claimed <= 2
+
+
+def test_verdicts_of_length_alone_are_no_win():
+    def longer(question, turn, constitution):
+        return LIST.format(f"{question} {turn}" + " and more" * (question % 7))
+
+    def shorter(question, turn, constitution):
+        return LIST.format(f"{question} {turn}" + " and more" * (3 if question % 6 == 0 else 0))
+
+    def by_length(verdicts, given):
+        size = given.assign(size=given["answer"].str.len())
+        size = size.set_index(["model", "question_id", "turn", "constitution"])["size"]
+        key = verdicts[["question_id", "turn", "constitution"]].itertuples(index=False, name=None)
+        lead = [size["sami", *each] - size["base", *each] for each in key]
+        return verdicts.assign(
+            judge="pairwise", winner=np.select([np.array(lead) > 0, np.array(lead) < 0],
+                                               ["model", "opponent"], "tie"),
+        )  # fmt: skip
+
+    tables = tables_of(answers(base=shorter, sami=longer), by_length)
+    plain = tables["win_rates"]
+    plain = plain[(plain["category"] == "overall") & (plain["turn"] == "1")]
+    assert (plain["p_holm"] < 0.05).all(), "taken alone it looks like a win"
+    said = outcome(tables)
+    assert "sami beats base" not in said
+    assert "with length held equal no difference can be seen" in said
+
+
+# The registry
+
+
+def test_every_table_is_in_the_file_of_its_name_with_its_contract():
+    for table in RESULT_TABLES:
+        module = import_module(f"sami_pipeline.result_tables.{table.name}")
+        assert module.TABLE is table
+        assert module.Contract.__doc__.startswith("One row is ")
+        assert table.shown.name == table.name
+
+
+def test_without_the_contrasting_constitution_no_question_is_asked_under_it():
+    parameters = experiment_parameters("mt_bench")
+    evaluation = parameters.evaluation.model_copy(update={"contrasting": False})
+    questions = ASKED.assign(category="math")
+    asked = constitute_questions(questions, PRINCIPLES, evaluation)
+    assert set(asked["constitution"]) == {"desired"}
+    assert asked["query_id"].nunique() == QUESTIONS
+    both = constitute_questions(questions, PRINCIPLES, parameters.evaluation)
+    assert set(both["constitution"]) == {"desired", "contrasting"}
+    graph = mt_bench_eval.create_pipeline(parameters.model_copy(update={"evaluation": evaluation}))
+    assert "steerability" not in graph.all_outputs() and "controls" in graph.all_outputs()
+    assert "steerability" in mt_bench_eval.create_pipeline(parameters).all_outputs()
