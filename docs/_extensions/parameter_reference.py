@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from sami_pipeline.parameters import HousekeepingParameters
 from sami_pipeline.session import experiments
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 PAGE = "configuration"
 PLACE = "<!-- parameter reference -->"
+TOP_LEVEL = "top level"  # in conf/*/parameters/run.yml
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def groups() -> list[Group]:
     """Return all parameter groups; one that is shared is there once."""
     places: dict[str, str] = {}
     found = []
-    for name, model in experiments.groups().items():
+    for name, model in {**experiments.groups(), TOP_LEVEL: HousekeepingParameters}.items():
         schema = TypeAdapter(model).json_schema()
         found += _groups(name, schema, schema.get("$defs", {}), places)
     return found
@@ -82,7 +84,7 @@ def _groups(
             )
             continue
         many = "items" in field
-        below = f"{name}.{key}" + (".<category>" if "propertyNames" in field else "")
+        below = f"{name}.{key}{_placeholder(field)}"
         place = places.setdefault(definition, below)
         if place == below:
             inner.append((below, nested))
@@ -104,10 +106,18 @@ def _groups(
         yield from _groups(below, nested, definitions, places)
 
 
+def _placeholder(field: dict[str, Any]) -> str:
+    """Return what stands for the keys of a mapping of groups, or nothing for a single group."""
+    if "patternProperties" in field:
+        return ".<name>"
+    return ".<category>" if "propertyNames" in field else ""
+
+
 def _definition(field: dict[str, Any]) -> str | None:
     """Return the definition that a field holds, alone, or null, or one for each key or item."""
     candidates = [field, *field.get("anyOf", [])]
     candidates += [field.get("additionalProperties"), field.get("items")]
+    candidates += field.get("patternProperties", {}).values()
     for candidate in candidates:
         if isinstance(candidate, dict) and "$ref" in candidate:
             return candidate["$ref"].rsplit("/", 1)[-1]
@@ -129,6 +139,8 @@ def _type(field: dict[str, Any], definitions: dict[str, Any]) -> str:
         case "null":
             return "`null`"
         case "array":
+            if "prefixItems" in field:
+                return f"list of {len(field['prefixItems'])}"
             return f"list of {_type(field['items'], definitions)}"
         case "object":
             values = next(iter(field.get("patternProperties", {}).values()), None)

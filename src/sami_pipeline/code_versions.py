@@ -15,7 +15,9 @@ Stated once, as it decides what is followed:
   reaches the module or one below it.
 * ``"sami_pipeline.training.worker"`` as a string stands for that module, and a definition with
   ``__file__`` reads the files and folders beside it that its strings name.
-* What is called by a name that is put together at run time is not seen; there is none of it here.
+* ``import_module(f"{__name__}.…")`` stands for all modules of the package, and a function that a
+  node's function holds (as one that was found by its name) counts. Names that are put together at
+  run time in other ways are not seen.
 """
 
 from __future__ import annotations
@@ -179,6 +181,10 @@ class Sources:
         """Return whether there is a module of that full name."""
         return module in self._paths
 
+    def below(self, package: str) -> list[str]:
+        """Return the full names of the modules within a package."""
+        return [name for name in self._paths if name.startswith(f"{package}.")]
+
     def module(self, name: str) -> _Module:
         """Return a module by its full name."""
         if name not in self._modules:
@@ -213,7 +219,7 @@ class Sources:
         """Return whether a file differs from what was read in comments and docstrings alone."""
         try:
             now, before = (
-                _dump(ast.parse(text)) for text in (path.read_bytes(), self._texts[path])
+                statement(ast.parse(text)) for text in (path.read_bytes(), self._texts[path])
             )
         except (OSError, SyntaxError):
             return False
@@ -342,6 +348,10 @@ class _Module:
             if not (simple and names):
                 self.when_imported.append(piece)
 
+    def inner(self) -> list[str]:
+        """Return the full names of the modules within, where this is a package."""
+        return self.sources.below(self.name)
+
     def imported(self, statement: ast.Import | ast.ImportFrom) -> dict[str, _Reference | str]:
         """Return what an import binds, by name."""
         found: dict[str, _Reference | str] = {}
@@ -377,7 +387,7 @@ class _Piece:
     def hash(self) -> str:
         """A hash of what it says, and of the files that it reads beside the module."""
         files = [_content(path) for path in self._looked_at.files if path.suffix != ".py"]
-        return _hash(_dump(self._statement) + "".join(files))
+        return _hash(statement(self._statement) + "".join(files))
 
     @cached_property
     def references(self) -> set[_Reference]:
@@ -443,6 +453,17 @@ class _Names(ast.NodeVisitor):
                 names = (last, *names)
             if names == () or module != sources.package:
                 self.references.add((module, names))
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if ast.unparse(node.func).endswith("import_module") and any(
+            ast.unparse(each) == "__name__"
+            for part in node.args
+            if isinstance(part, ast.JoinedStr)
+            for each in [part.values[0].value]
+            if isinstance(part.values[0], ast.FormattedValue)
+        ):
+            self.references |= {(name, ()) for name in self._module.inner()}
+        self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         arguments = node.args
@@ -586,11 +607,11 @@ def _is_text(node: Any) -> bool:
     )
 
 
-def _dump(node: Any) -> str:
+def statement(node: Any) -> str:
     """Return what a part of a program says, the same for every version of Python."""
     if isinstance(node, ast.AST):
         fields = (
-            f"{name}={_dump(value)}"
+            f"{name}={statement(value)}"
             for name in node._fields
             if name not in ("ctx", "kind", "type_comment", "type_ignores")
             and (value := getattr(node, name, None)) not in (None, [])
@@ -599,7 +620,7 @@ def _dump(node: Any) -> str:
         constant = repr(node.value) if isinstance(node, ast.Constant) else ""
         return f"{type(node).__name__}({constant or ','.join(fields)})"
     if isinstance(node, list):
-        return "[" + ",".join(_dump(each) for each in node if not _is_text(each)) + "]"
+        return "[" + ",".join(statement(each) for each in node if not _is_text(each)) + "]"
     return repr(node)
 
 

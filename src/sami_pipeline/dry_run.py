@@ -19,7 +19,7 @@ import pandas as pd
 from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.engines import EngineParameters
 from sami_pipeline.errors import InputError
-from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
+from sami_pipeline.evaluation.workload import Workload, texts_per_query
 from sami_pipeline.models.checkpoints import CheckpointError, ModelSource, import_model
 from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.models.tokens import TextEncoder
@@ -28,8 +28,6 @@ from sami_pipeline.parameters import (
     WORKED_SOLUTIONS,
     DryRunParameters,
     ExperimentParameters,
-    MathParameters,
-    MtBenchParameters,
 )
 from sami_pipeline.principles.constitutions import format_constitution
 from sami_pipeline.training.baselines.record import function
@@ -45,7 +43,6 @@ ARCHITECTURES = Path("data/01_raw/architectures")
 CHARACTERS_PER_TOKEN = 3
 # vLLM's default of max_num_seqs.
 _VLLM_SEQUENCES = 256
-_GSM8K_TEST_PROBLEMS = 1319
 _GB = 1e9
 
 
@@ -153,6 +150,7 @@ def examine(
     principles: pd.DataFrame,
     templates: Mapping[str, PromptTemplate],
     assumptions: DryRunParameters,
+    workload: Workload,
 ) -> DryRun:
     """Return what an experiment would need, and what is wrong with it.
 
@@ -162,6 +160,7 @@ def examine(
         principles: one row a principle.
         templates: generation_prompt, training_prompt and evaluation_prompt.
         assumptions: the machine, and the length of queries.
+        workload: how much it trains on and writes.
 
     Raises:
         InputError: a model's configuration is nowhere to be had.
@@ -178,12 +177,12 @@ def examine(
     }
     memory, memory_of = _memory(assumptions)
     outcome = DryRun(name, list(opened.values()), sizes, memory=memory, memory_of=memory_of)
-    plan = _Plan(name, experiment, principles, templates, assumptions, opened, outcome)
+    plan = _Plan(name, experiment, principles, templates, assumptions, opened, outcome, workload)
     for architecture in opened.values():
         plan.check_tokenizer(architecture)
     plan.generation()
     plan.training()
-    plan.evaluation()
+    plan.written()
     for stage in outcome.stages:
         if stage.total > memory:
             outcome.faults.append(
@@ -283,6 +282,7 @@ class _Plan:
     assumptions: DryRunParameters
     opened: Mapping[str, Architecture]
     outcome: DryRun
+    workload: Workload
     # SAMI after SFT takes the step that SAMI takes.
     sami_step: StepMemory | None = None
 
@@ -334,42 +334,39 @@ class _Plan:
     def generation(self) -> None:
         """Add the stage in which the teacher writes."""
         teacher, settings = self.experiment.models.teacher, self.experiment.generation
+        requests = self._queries() * texts_per_query(self.experiment)
+        if teacher == HOSTED:
+            served = settings.engine.served_model
+            self.outcome.stages.append(_asking(f"generation ({teacher})", requests, served))
         if teacher in (WORKED_SOLUTIONS, HOSTED):
             return
         model = self.opened[teacher]
         prompt, _ = self.prompt_tokens(model, "generation_prompt")
         self._writing(
             f"generation ({teacher})", "generation", model, settings.engine, prompt,
-            settings.max_new_tokens, self._queries() * self._constitutions(),
+            settings.max_new_tokens, requests,
         )  # fmt: skip
 
-    def evaluation(self) -> None:
-        """Add the stages in which models under test answer."""
-        student = self.experiment.models.student
-        for name in self.experiment.models.under_test:
-            model = self.opened.get(name, self.opened[student])
-            if isinstance(self.experiment, MtBenchParameters):
-                settings, group = self.experiment.evaluation, "evaluation"
-                prompt, _ = self.prompt_tokens(model, "evaluation_prompt", turns=2)
-                prompt += settings.max_new_tokens  # the first answer
-                per_category = settings.questions_per_category or 10
-                requests = 4 * per_category * len(MT_BENCH_CATEGORIES)
-            elif isinstance(self.experiment, MathParameters):
-                settings, group = self.experiment.accuracy, "accuracy"
-                prompt, _ = self.prompt_tokens(model, "evaluation_prompt")
-                problems = self.experiment.problems.test or _GSM8K_TEST_PROBLEMS
-                requests = problems * (settings.attempts + 1)
+    def written(self) -> None:
+        """Add the stages in which models under test, and a judge, write."""
+        student = self.opened[self.experiment.models.student]
+        for writing in self.workload.writings:
+            stage = f"{writing.stage} ({writing.model})"
+            if writing.engine.served_model:
+                self.outcome.stages.append(_asking(stage, writing.requests, writing.model))
+                continue
+            model = self.opened.get(writing.model, student)
+            # A judge's prompt holds a question and a constitution too.
+            prompt, _ = self.prompt_tokens(
+                model, writing.template or "evaluation_prompt", turns=writing.turns
+            )
             self._writing(
-                f"evaluation ({name})", group, model, settings.engine, prompt,
-                settings.max_new_tokens, requests,
+                stage, writing.group, model, writing.engine, prompt + writing.more_tokens,
+                writing.max_new_tokens, writing.requests,
             )  # fmt: skip
 
     def _queries(self) -> int:
-        asked = self.experiment.generation.queries_per_category
-        if asked is None and isinstance(self.experiment, MtBenchParameters):
-            return self.experiment.queries.most
-        categories = self.principles["category"].nunique()
-        return (asked or self.experiment.problems.train) * categories
+        return self.workload.train + self.workload.held_out
 
     def _constitutions(self) -> int:
         return self.experiment.constitutions.n_constitutions
@@ -455,9 +452,7 @@ class _Plan:
                 f"{student.context}; lower it"
             )
         shape = _Shape(prompt, own, response, self._constitutions())
-        held_out = self.experiment.generation.held_out_per_category
-        categories = self.principles["category"].nunique()
-        grids = self._queries() - held_out * categories
+        grids = self.workload.train * texts_per_query(self.experiment) // self._constitutions()
         steps = math.ceil(grids / config.batch_size) * config.epochs
         steps = min(steps, config.max_steps or steps)
         for name in self.experiment.trained_models():
@@ -541,6 +536,11 @@ class _Plan:
                 choices.append(f"{where}.sami.lora ({4 * size / _GB:.0f} GB of weights)")
             choices.append(f"more than {processes} {where}.launch.num_processes")
         return "set " + ", or ".join(choices) if choices else "take a smaller model"
+
+
+def _asking(stage: str, requests: int, served: str) -> Stage:
+    """Return a stage that takes nothing here: a server is asked."""
+    return Stage(stage, {}, 0.0, f"{requests} texts are asked of {served}, at its server", "", 0)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
 from sami_pipeline.evaluation.statistics import BOTH_TURNS, DESIRED, FIRST_TURN
 from sami_pipeline.parameters import PublishedDifference, PublishedRate
 
-# Okabe & Ito's palette, told apart with colour-blind eyes too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe & Ito's palette, told apart with colour-blind eyes too; grey for black, for dark pages.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _LAYOUT = {
     "template": "plotly_white",
     "font": {"family": "system-ui, sans-serif", "size": 14},
@@ -442,9 +442,9 @@ def accuracy_by_attempts(
         published: gains drawn as a layer of their own.
     """
     figure = go.Figure()
-    for colour, (model, rows) in zip(
-        cycle(COLOURS), table.groupby("model", sort=False), strict=False
-    ):
+    colours = model_colours(table["model"])
+    for model, rows in table.groupby("model", sort=False):
+        colour = colours[model]
         for metric, name, dash in (("pass_at_k", "any of k", "solid"), ("maj_at_k", "vote", "dot")):
             line = rows[rows["metric"] == metric].sort_values("k")
             if metric == "pass_at_k":
@@ -466,7 +466,10 @@ def accuracy_by_attempts(
             "text": "Math problems solved by number of attempts<br>"
             "<sup>bands: 95 % intervals over problems</sup>"
         },
-        xaxis={"title": "attempts k", "dtick": 1},
+        xaxis={
+            "title": "attempts k",
+            "tickvals": table["k"].drop_duplicates().sort_values().tolist(),
+        },
         yaxis={"title": "accuracy, %", "rangemode": "tozero"},
     )
     return figure
@@ -487,9 +490,9 @@ def learning_curve(history: pd.DataFrame) -> go.Figure:
         ("preference_accuracy", 2, "preference", "dash"),
         ("mi_lower_bound", 3, "MI lower bound", "solid"),
     )
-    for colour, (model, steps) in zip(
-        cycle(COLOURS), history.groupby("model", sort=False), strict=False
-    ):
+    colours = model_colours(history["model"])
+    for model, steps in history.groupby("model", sort=False):
+        colour = colours[model]
         for column, panel, name, dash in curves:
             if steps[column].isna().all():
                 continue

@@ -75,6 +75,23 @@ def whole_folder(place: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Link a file, or copy it where the file system can't."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def remove_folder(place: Path) -> None:
+    """Remove a folder at once: after a kill it is there whole, or not under its name."""
+    removed = place.with_name(f".{place.name}.removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    if place.exists():
+        place.rename(removed)
+        shutil.rmtree(removed)
+
+
 def recover_folder(place: Path) -> None:
     """Put an earlier folder back if a kill fell between the two renames of its replacement."""
     if _replaced(place).exists() and not place.exists():

@@ -85,8 +85,27 @@ def _refuse_resamples(value: Any) -> Any:
     return value
 
 
-class RunParameters(Settings):
-    """Names of runs, which become names of folders."""
+class HousekeepingParameters(Settings):
+    """What a run takes from earlier ones and what it leaves; they stand at the top level."""
+
+    completions: Literal["take_up", "ask_again"] = Field(
+        "take_up",
+        description="Of texts that earlier code has asked for: take them up, or ask again.",
+    )
+    share_between_runs: bool = Field(
+        True,
+        description="Take over from other runs what they made from the same: model folders with "
+        "the tables of their training, as hard links, and the texts of the same requests.",
+    )
+    keep_training_states: bool = Field(
+        False,
+        description="Keep the last state of a training whose results are saved: weights and what "
+        "the optimiser keeps, with AdamW three times the model.",
+    )
+
+
+class RunParameters(HousekeepingParameters):
+    """Names of runs, which become names of folders, and what belongs to a run as a whole."""
 
     run_name: RunName = Field(description="Part of every path that a run writes.")
     completions_of: RunName | None = Field(
@@ -474,10 +493,19 @@ class EvaluationParameters(Settings):
         return self.temperatures.get(category, self.temperature)
 
 
+def _known_judge(kind: str) -> str:
+    from sami_pipeline.evaluation.judge_kinds import KINDS
+
+    known = ["checklist", *(each.name for each in KINDS)]
+    if kind not in known:
+        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(known)}")
+    return kind
+
+
 class JudgeParameters(Settings):
     """A judge beside the checklist, and the model that it asks. It decides the graph."""
 
-    kind: Literal["checklist", "pairwise", "constitution", "single"] = Field(
+    kind: Annotated[str, AfterValidator(_known_judge)] = Field(
         "checklist",
         description="The checklist judges every run and needs no model. A model judges too with "
         "pairwise (which answer is better), constitution (which follows the constitution better) "
@@ -517,6 +545,17 @@ class ProblemsParameters(Settings):
         "its original jsonl, {split} in LOCATION standing for train and test, such as "
         "gsm8k:hf://datasets/openai/gsm8k/main/{split}-00000-of-00001.parquet.",
     )
+    training_source: Annotated[str, Field(pattern=r"^math:.+$")] | None = Field(
+        None,
+        description="Other problems to train on: math:LOCATION reads the columns problem and "
+        "solution of any parquet or jsonl, such as MATH's (arXiv 2103.03874). null trains on the "
+        "source's own.",
+    )
+    test_split: Literal["test", "train"] = Field(
+        "test",
+        description="Which of GSM8K's splits is tested on. arXiv 2410.01704 tests on train; that "
+        "needs a training_source.",
+    )
     families: dict[Literal["gsm_symbolic", "chain_sum"], PositiveInt] = Field(
         {"gsm_symbolic": 1},
         description="Generated families, and how many parts of the problems each gives.",
@@ -535,6 +574,12 @@ class ProblemsParameters(Settings):
             raise ValueError("test: say how many problems to generate")
         if self.source != "reasoning_gym" and "{split}" not in self.source:
             raise ValueError("source: {split} is missing; it stands for train and test")
+        if self.test_split == "train" and self.training_source is None:
+            raise ValueError(
+                "test_split: train would test on what is trained on; name a training_source"
+            )
+        if self.test_split == "train" and self.source == "reasoning_gym":
+            raise ValueError("test_split: train is there for gsm8k; generated problems have none")
         return self
 
 
@@ -553,7 +598,11 @@ class AccuracyParameters(Settings):
 
     engine: LoadingEngine = EngineParameters()
     max_new_tokens: Tokens = Field(256, description="Limit of an attempt, in tokens.")
-    attempts: _Count = Field(10, description="Sampled attempts at each problem.")
+    attempts: _Count | tuple[_Count, ...] = Field(
+        10,
+        description="Sampled attempts at each problem. A list such as [1, 10, 32] samples as many "
+        "as its greatest and reports accuracy with each of these numbers alone.",
+    )
     temperature: PositiveFloat = Field(0.7, description="Of the samples; one more is greedy.")
     top_p: float = Field(
         1.0, gt=0, le=1, description="Nucleus sampling; 1 keeps the whole distribution."
@@ -564,6 +613,25 @@ class AccuracyParameters(Settings):
     seed: Seed = Field(0, description="Of the samples.")
 
     _no_resamples = model_validator(mode="before")(_refuse_resamples)
+
+    @field_validator("attempts")
+    @classmethod
+    def _some_attempts(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if not value:
+            raise ValueError("name at least one number of attempts")
+        return value if isinstance(value, int) else tuple(sorted(set(value)))
+
+    @property
+    def samples(self) -> int:
+        """Sampled attempts at each problem."""
+        return self.attempts if isinstance(self.attempts, int) else max(self.attempts)
+
+    @property
+    def reported(self) -> tuple[int, ...]:
+        """Numbers of attempts that accuracy is reported with."""
+        if isinstance(self.attempts, int):
+            return tuple(range(1, self.attempts + 1))
+        return self.attempts
 
 
 class ReportParameters(Settings):
@@ -748,6 +816,80 @@ class PublishedParameters(Settings):
             if name not in self.answers:
                 raise ValueError(f"answers: {name!r} is missing; name its file")
         return self
+
+
+class QueryColumnsParameters(Settings):
+    """How queries are read from a table of any shape."""
+
+    query: str = Field(
+        "query",
+        description="Column of the queries; info.post is the field post of a column info.",
+    )
+    category: str | None = Field(
+        None, description="Column of the categories; null puts all queries into one."
+    )
+    where: dict[str, Any] = Field({}, description="Keep rows whose columns have these values.")
+    starts_after: str = Field(
+        "", description="The query is what follows this text; empty begins with the first letter."
+    )
+    ends_before: str = Field(
+        "", description="The query ends where this text comes next; empty takes all."
+    )
+    wording: str = Field(
+        "{query}", description="What is asked of a query, such as 'Summarise this: {query}'."
+    )
+    duplicates: Literal["refuse", "drop"] = Field(
+        "refuse", description="What is done about a query that stands twice; drop keeps the first."
+    )
+
+    @field_validator("wording")
+    @classmethod
+    def _holds_the_query(cls, value: str) -> str:
+        if "{query}" not in value:
+            raise ValueError("must hold {query}, which stands for the query")
+        return value
+
+
+class QuerySplitParameters(Settings):
+    """How queries are split: each is trained on, held out to measure the objective, or asked."""
+
+    test: float = Field(
+        0.3, gt=0, lt=1, description="Share that models under test answer, of each category."
+    )
+    held_out: float = Field(
+        0.1, ge=0, lt=1, description="Share that the objective is measured on, of each category."
+    )
+    most: _Count | None = Field(
+        None, description="Draw at most so many queries of each category; null takes all."
+    )
+    seed: Seed = Field(0, description="Decides which query is in which part.")
+
+    @model_validator(mode="after")
+    def _leaves_queries_to_train_on(self) -> QuerySplitParameters:
+        if self.test + self.held_out >= 1:
+            raise ValueError("test: with held_out, must be below 1; the rest is trained on")
+        return self
+
+
+class AlignParameters(JudgedParameters):
+    """All parameter groups of the experiment on one's own queries and principles.
+
+    Of ``generation``, ``queries_per_category`` and ``held_out_per_category`` are not read here:
+    ``split`` decides.
+    """
+
+    queries: str = Field(
+        min_length=1,
+        description="Table of queries: a path or address of .csv, .tsv, .jsonl or .parquet, such "
+        "as hf://datasets/OWNER/NAME/FILE.parquet; .gz is unpacked.",
+    )
+    principles: str = Field(
+        min_length=1,
+        description="YAML file of principles, or the folder of constitutions of a clone of "
+        "github.com/janphilippfranken/sami.",
+    )
+    columns: QueryColumnsParameters = QueryColumnsParameters()
+    split: QuerySplitParameters = QuerySplitParameters()
 
 
 class DryRunParameters(Settings):

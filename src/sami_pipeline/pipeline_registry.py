@@ -5,7 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Pipeline
 
 from sami_pipeline.experiments.registry import experiments, headlines
-from sami_pipeline.pipelines import compare_runs, dry_run, folded, published, write_principles
+from sami_pipeline.pipelines import compare_runs, folded, published, write_principles
 from sami_pipeline.session.experiments import (
     experiment_parameters,
     is_dry_run,
@@ -24,7 +24,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     experiment is one node that says what it would need.
     """
     whole = {
-        name: dry_run.create_pipeline(name, experiment_parameters(name))
+        name: experiment.dry_run(experiment_parameters(name))
         if is_dry_run()
         else experiment.pipeline(experiment_parameters(name))
         for name, experiment in experiments().items()

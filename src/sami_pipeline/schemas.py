@@ -119,12 +119,13 @@ class JudgePrompts(_Table):
 
 
 class Queries(_Table):
-    """One row is one training query."""
+    """One row is one query that is trained on or held out; without ``split`` it is drawn later."""
 
     query_id: Series[str] = pa.Field(unique=True)
     category: Series[str] = pa.Field(str_length={"min_value": 1})
     query: Series[str] = pa.Field(str_length={"min_value": 1})
     source: Series[str]
+    split: Series[str] | None = pa.Field(isin=_SPLITS)
 
 
 class Principles(_Table):
@@ -210,9 +211,13 @@ class Responses(Generations):
 
 
 class ResponseCounts(_Table):
-    """One row is how many queries of a category had one status, each once for each of its grids."""
+    """One row is how many queries of a category and split had one status.
+
+    A query counts once for each of its grids.
+    """
 
     category: Series[str] = pa.Field(str_length={"min_value": 1})
+    split: Series[str] = pa.Field(isin=["train", "held_out"])
     status: Series[str] = pa.Field(isin=_STATUSES)
     queries: Series[int] = pa.Field(ge=1)
 
@@ -374,15 +379,13 @@ class Judgements(_OnATurn):
     rating has one, and no opponent.
     """
 
-    judge: Series[str] = pa.Field(isin=["pairwise", "constitution", "single"])
+    judge: Series[str] = pa.Field(str_length={"min_value": 1})
     judge_model: Series[str]
     opponent: Series[str]
     order: Series[str] = pa.Field(isin=["model_first", "opponent_first", "single"])
     prompt: Series[str]
     text: Series[str]
-    verdict: Series[str] = pa.Field(
-        str_matches=r"^(A|B|C|[1-9](\.[0-9]+)?|10|invalid|contradictory)$"
-    )
+    verdict: Series[str] = pa.Field(str_length={"min_value": 1})
     prompt_tokens: Series[int] = pa.Field(ge=0)
     completion_tokens: Series[int] = pa.Field(ge=0)
     finish_reason: Series[str] = pa.Field(isin=[*_FINISH_REASONS, "failed"])
@@ -440,6 +443,8 @@ class WinRates(_Asked, _Tested):
 
     It is that under one constitution, at one turn or both. ``detectable`` is the smallest departure
     from one half of the adjusted rate that so many questions would show in 80 % of cases.
+    ``if_invalid_lost`` and ``if_invalid_won`` are the adjusted rate, were every invalid verdict a
+    loss or a win; without invalid verdicts both equal it.
     """
 
     judge: Series[str]
@@ -455,6 +460,8 @@ class WinRates(_Asked, _Tested):
     adjusted_win_rate: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     adjusted_ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     adjusted_ci_high: Series[float] = pa.Field(ge=0, le=1, nullable=True)
+    if_invalid_lost: Series[float] = pa.Field(ge=0, le=1)
+    if_invalid_won: Series[float] = pa.Field(ge=0, le=1)
     detectable: Series[float] = pa.Field(ge=0, nullable=True)
 
     class Config(_Table.Config):
@@ -581,12 +588,15 @@ class Degeneration(_Asked, _Lengths):
 
 
 class Problems(_Table):
-    """One row is one math problem."""
+    """One row is one math problem.
+
+    ``answer`` is empty where the solution of a training problem names no number.
+    """
 
     split: Series[str] = pa.Field(isin=["train", "test"])
     problem_id: Series[str] = pa.Field(unique=True)
     question: Series[str] = pa.Field(unique=True, str_length={"min_value": 1})
-    answer: Series[str] = pa.Field(str_length={"min_value": 1})
+    answer: Series[str]
     solution: Series[str]
     template: Series[str]
 
@@ -606,6 +616,7 @@ class Attempts(_Completed):
     reading: Series[str] = pa.Field(isin=list(READINGS))
     strict: Series[str]
     flexible: Series[str]
+    published: Series[str]
     correct: Series[bool]
     strict_correct: Series[bool]
     harness_strict: Series[str]

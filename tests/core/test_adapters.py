@@ -284,3 +284,25 @@ def test_an_adapter_on_the_head_is_trained_or_refused(tiny_model, grids):
     except ValueError:
         return
     assert not weights_of(model)["lm_head.weight"].equal(before["lm_head.weight"])
+
+
+def test_a_model_that_peft_wraps_is_computed_and_trained_as_it_is(tiny_model, random_grid):
+    peft = pytest.importorskip("peft")
+    plain = tiny_model("llama")
+    grids = [random_grid(seed, 2) for seed in (1, 2)]
+    expected = grid_logprobs(plain, grids[0]).sums
+    wrapped = peft.get_peft_model(
+        tiny_model("llama"), peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"])
+    )
+    torch.testing.assert_close(grid_logprobs(wrapped, grids[0]).sums, expected)
+    before = {name: p.detach().clone() for name, p in wrapped.named_parameters()}
+    chosen = config(lora=None, epochs=2, learning_rate=1e-2)
+    result = train_sami(wrapped, None, grids, chosen, progress=False)
+    assert result.model is wrapped
+    moved = {name for name, p in wrapped.named_parameters() if not p.equal(before[name])}
+    assert moved
+    assert all("lora_" in name for name in moved)
+    after = grid_logprobs(wrapped, grids[0]).sums
+    assert (after - expected).abs().max() > 1e-3
+    merged = wrapped.merge_and_unload()
+    torch.testing.assert_close(grid_logprobs(merged, grids[0]).sums, after, rtol=1e-4, atol=1e-4)

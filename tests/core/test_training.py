@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -650,6 +651,27 @@ def test_a_state_of_another_run_is_refused_and_the_part_named(run, tiny_model, g
     with pytest.raises(StateMismatchError, match="initial model, training data changed"):
         train(tiny_model("qwen3"), other, resumable())
     assert len(list_states(tmp_path)) == 2, "a refused run leaves the states alone"
+
+
+def test_the_state_of_other_code_is_refused_or_if_finished_discarded(
+    run, tmp_path, sources, caplog
+):
+    caplog.set_level("INFO")
+    with interruption_after(3):
+        run(tmp_path)
+    sources("core/objective.py", "def sami_loss(", "# a comment\ndef sami_loss(")
+    sources("core/objective.py", "0.5 * (F.cross", "-0.5 * (F.cross")
+    with pytest.raises(
+        StateMismatchError, match=r"step-\d+: .*\(code of core.objective changed\); delete"
+    ):
+        run(tmp_path)
+    shutil.rmtree(tmp_path)
+    run(tmp_path)
+    sources("core/objective.py", "-0.5 * (F.cross", "-0.25 * (F.cross")
+    before = caplog.text.count("Going on")
+    run(tmp_path)
+    assert "is discarded, its training starts anew: code of core.objective changed" in caplog.text
+    assert caplog.text.count("Going on") == before
 
 
 def test_the_state_of_another_run_that_came_to_its_end_makes_room(run, tmp_path):

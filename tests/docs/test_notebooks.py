@@ -97,4 +97,4 @@ def test_reading_results_shows_tables_and_figures_of_the_run(executed):
     assert "overall_paper" in text
     titles = [figure["layout"]["title"]["text"] for figure in figures(notebook)]
     assert len(titles) == 2
-    assert "win rate" in titles[1]
+    assert "win rate" in titles[1].lower()

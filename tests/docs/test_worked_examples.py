@@ -59,6 +59,16 @@ def test_a_model_that_judges_stands_beside_the_checklist(worked_example):
     assert set(win_rates["judge"]) == {"checklist", "constitution"}
 
 
+def test_a_kind_of_judge_that_was_added_judges_every_pair_in_both_orders(worked_example):
+    project = worked_example("add_judge")
+    judgements = read(project, "07_model_output/plain/mt_bench/judgements")
+    assert set(judgements["judge"]) == {"plain"}
+    assert set(judgements["order"]) == {"model_first", "opponent_first"}
+    assert judgements["prompt"].str.contains("easier to understand").all()
+    win_rates = read(project, "08_reporting/plain/mt_bench/win_rates")
+    assert set(win_rates["judge"]) == {"checklist", "plain"}
+
+
 def test_queries_of_a_data_set_that_was_added_take_the_place_of_templates(worked_example):
     project = worked_example("add_data_set")
     queries = read(project, "03_primary/letters/mt_bench/queries")
@@ -69,6 +79,21 @@ def test_queries_of_a_data_set_that_was_added_take_the_place_of_templates(worked
     assert queries["category"].nunique() == 8
 
 
+def test_own_queries_and_principles_are_taught_and_measured(worked_example):
+    project = worked_example("align")
+    principles = read(project, "03_primary/letters/align/principles")
+    assert set(principles["category"]) == {"delivery", "refund"}
+    trained = read(project, "03_primary/letters/align/queries")
+    asked = read(project, "03_primary/letters/align/questions")
+    assert len(trained) + len(asked) == 10
+    assert not set(trained["query"]) & set(asked["question"])
+    for run, judges in (("letters", {"checklist"}), ("polite", {"constitution"})):
+        win_rates = read(project, f"08_reporting/{run}/align/win_rates")
+        assert set(win_rates["judge"]) == judges
+        assert {"sami", "dpo", "base"} == {*win_rates["model"], *win_rates["opponent"]}
+        assert (project.folder / f"data/08_reporting/{run}/align/report.html").is_file()
+
+
 def test_a_table_of_results_that_was_added_is_made_and_shown(worked_example):
     project = worked_example("add_table")
     table = read(project, "08_reporting/with_sentences/mt_bench/sentences")
@@ -77,3 +102,18 @@ def test_a_table_of_results_that_was_added_is_made_and_shown(worked_example):
     assert (table["n"] == 8).all(), "one question of each category"
     report = project.folder / "data/08_reporting/with_sentences/mt_bench/report.html"
     assert 'id="table-sentences"' in report.read_text("utf-8")
+
+
+def test_an_experiment_that_was_added_runs_to_its_report(worked_example):
+    project = worked_example("add_experiment")
+    rates = read(project, "08_reporting/poems/haiku/win_rates")
+    assert set(rates["category"]) == {"haiku", "overall"}
+    assert (project.folder / "data/08_reporting/poems/haiku/report.html").is_file()
+
+
+def test_a_baseline_that_was_added_is_trained_on_its_part_and_compared(worked_example):
+    project = worked_example("add_baseline")
+    rates = read(project, "08_reporting/part/align/win_rates")
+    assert {"base", "sft_part", "sft_dpo"} <= {*rates["model"], *rates["opponent"]}
+    steps = read(project, "06_models/part/align/history").groupby("model").size()
+    assert steps["sft_part"] < steps["sft"] == steps["sft_dpo"]

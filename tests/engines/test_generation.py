@@ -17,6 +17,7 @@ from sami_pipeline.engines import (
     model_fingerprint,
     transformers_engine,
 )
+from sami_pipeline.engines import store as stores
 from sami_pipeline.engines.transformers_engine import TransformersEngine
 from sami_pipeline.errors import InputError
 from sami_pipeline.models.prompts import Prompt
@@ -180,3 +181,79 @@ def test_processes_that_write_at_once_lose_nothing(store):
         worker.join()
     keys = [f"{worker}/{number}" for worker in range(3) for number in range(50)]
     assert len(store.find(keys)) == 150
+
+
+ENGINE = "engines/transformers_engine.py", "class TransformersEngine:"
+OTHER_CODE = "@(lambda kind: kind)\nclass TransformersEngine:"
+
+
+@pytest.fixture
+def policy():
+    """A function that hands a policy over, until the test ends."""
+    yield lambda **options: stores.hand_over(stores.StorePolicy(**options))
+    stores.hand_over(stores.StorePolicy())
+
+
+def asked(store) -> int:
+    return sum(len(json.loads(line)) for path in store.folder.glob("*.jsonl")
+               for line in path.read_text().splitlines())  # fmt: skip
+
+
+def test_texts_of_earlier_code_are_taken_up_and_counted_in_one_line(
+    engine, store, sources, policy, caplog
+):
+    caplog.set_level("INFO")
+    written = run(engine, store=store)
+    assert "earlier code" not in caplog.text
+    sources(*ENGINE, f"# a comment\n{ENGINE[1]}")
+    run(engine, store=CompletionStore(store.folder))
+    assert "earlier code" not in caplog.text
+    sources(*ENGINE, OTHER_CODE)
+    assert run(engine, store=CompletionStore(store.folder)) == written
+    assert caplog.text.count("earlier code") == 1
+    assert "12 stored texts come from earlier code" in caplog.text
+    assert asked(store) == 12
+
+
+def test_texts_of_earlier_code_are_asked_again_once_where_that_is_wanted(
+    engine, store, sources, policy, caplog
+):
+    run(engine, store=store)
+    sources(*ENGINE, OTHER_CODE)
+    policy(ask_again=True)
+    written = run(engine, store=CompletionStore(store.folder))
+    assert asked(store) == 24
+    assert run(engine, store=CompletionStore(store.folder)) == written
+    policy(ask_again=False)
+    caplog.set_level("INFO")
+    assert run(engine, store=CompletionStore(store.folder)) == written
+    assert asked(store) == 24
+    assert "earlier code" not in caplog.text, "this code's own texts go before earlier ones"
+
+
+def test_texts_of_the_same_requests_are_taken_from_other_runs_and_kept(
+    engine, tmp_path, policy, caplog
+):
+    caplog.set_level("INFO")
+    first, second = (CompletionStore(tmp_path / name / "completions") for name in "ab")
+    written = run(engine, REQUESTS[:6], store=first)
+    first.add({"not a request": Completion("x", "stop", 1, 1)})
+    policy(others={second.folder: [first.folder]})
+    assert run(engine, REQUESTS[:9], store=second)[:6] == written
+    assert "6 are taken from other runs" in caplog.text
+    assert asked(second) == 9
+    shutil.rmtree(first.folder)
+    assert run(engine, REQUESTS[:6], store=CompletionStore(second.folder)) == written
+
+
+def test_texts_that_were_stored_before_code_was_recorded_count_as_earlier(engine, store, caplog):
+    caplog.set_level("INFO")
+    written = run(engine, store=store)
+    for path in store.folder.glob("*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            for fields in line.values():
+                del fields["code"]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(engine, store=CompletionStore(store.folder)) == written
+    assert "12 stored texts come from earlier code" in caplog.text

@@ -11,7 +11,8 @@ import pytest
 
 from sami_pipeline.evaluation.intervals import DIFFERENCE, SHARE, mean_interval
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES, win_rates
-from sami_pipeline.reporting.contents import CONTENTS, decided
+from sami_pipeline.reporting.contents import CONTENTS
+from sami_pipeline.result_tables.shown import decided
 
 CLUSTERS = (5, 6, 8, 10, 20, 32, 80)
 RATES = (0.02, 0.05, 0.3, 0.5, 0.8, 0.98)

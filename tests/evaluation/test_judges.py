@@ -7,9 +7,18 @@ import pandas as pd
 import pytest
 import yaml
 
+from sami_pipeline.engines import Completion, transformers_engine
 from sami_pipeline.engines.transformers_engine import TransformersEngine
 from sami_pipeline.errors import InputError
-from sami_pipeline.evaluation import judge_requests, judges, mt_bench
+from sami_pipeline.evaluation import judge_kinds, judge_requests, judges, mt_bench
+from sami_pipeline.evaluation.judge_kinds import judge_kind
+from sami_pipeline.evaluation.judge_kinds.base import (
+    ConstrainedVerdict,
+    JudgeKind,
+    decide_comparisons,
+    decide_ratings,
+    each_alone,
+)
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.parameters import JudgeParameters, ModelsParameters
@@ -220,7 +229,7 @@ class TestPlan:
     @pytest.mark.parametrize("kind", ["pairwise", "constitution", "single"])
     def test_constrained_prompt_ends_where_the_verdict_follows(self, plan, kind):
         free, held = plan(kind), plan(kind, constrained=True)
-        opening = judges.CONSTRAINED[kind].opening
+        opening = judge_kind(kind).constrained.opening
         for text, started in zip(free["prompt"], held["prompt"], strict=True):
             before = Prompt.from_json(text).messages
             assert before[-1][0] == "user"
@@ -228,7 +237,7 @@ class TestPlan:
 
     @pytest.mark.parametrize("kind", ["pairwise", "constitution", "single"])
     def test_opening_with_a_choice_is_a_text_with_that_verdict(self, kind):
-        opening, choices = judges.CONSTRAINED[kind]
+        opening, choices = judge_kind(kind).constrained
         for choice in choices:
             verdict = judges.read_verdict(kind, choice, constrained=True)
             closed = choice if choice.endswith("]]") else f"{choice}]]"
@@ -237,7 +246,7 @@ class TestPlan:
             assert judges.read_verdict(kind, other, constrained=True) == "invalid"
 
     def test_no_choice_of_ratings_begins_another(self):
-        for one, other in itertools.permutations(judges.CONSTRAINED["single"].choices, 2):
+        for one, other in itertools.permutations(judge_kind("single").constrained.choices, 2):
             assert not other.startswith(one)
 
 
@@ -273,26 +282,71 @@ class TestReferences:
         assert as_published["reference"].tolist() == questions["published_reference"].tolist()
 
 
+class TestKinds:
+    def test_a_kind_is_added_by_one_record(self, plan, prompts, monkeypatch):
+        """A judge that says yes or no to each answer: own prompt, verdicts and rule."""
+
+        def decide(judgements, pairs):
+            said = judgements.assign(
+                verdict=judgements["verdict"].map({"yes": "10", "no": "1", "invalid": "invalid"})
+            )
+            return decide_ratings(said, pairs)
+
+        kind = JudgeKind(
+            name="polite",
+            prompt="polite-v1",
+            parse=lambda text, truncated: text if text in ("yes", "no") else "invalid",
+            constrained=ConstrainedVerdict("Polite: ", ("yes", "no")),
+            calls=each_alone,
+            decide=decide,
+        )
+        monkeypatch.setattr(judge_kinds, "KINDS", [*judge_kinds.KINDS, kind])
+        parameters = JudgeParameters(kind="polite", model="base", answer_format="choice")
+        own = prompts.iloc[[0, 0]].assign(
+            name=["polite-v1", "polite-v1-multi-turn"],
+            prompt_template=["Polite? {answer}", "Polite? {answer_2}"],
+        )
+        planned = plan("polite", prompts=pd.concat([prompts, own]), constrained=True)
+        assert set(planned["order"]) == {"single"}
+        (request, *_) = judge_requests.judgement_requests(planned, parameters)
+        assert request.sampling.choices == ("yes", "no")
+        completions = [
+            Completion("yes" if row.model == "sami" else "no", "stop", 5, 1)
+            for row in planned.itertuples()
+        ]
+        judgements = judge_requests.tabulate_judgements(planned, completions, parameters)
+        Judgements.validate(judgements)
+        verdicts = judge_requests.decide_verdicts(judgements, "polite", PAIRS)
+        Verdicts.validate(verdicts)
+        winners = verdicts.groupby(["model", "opponent"])["winner"].agg(set).to_dict()
+        assert winners == {
+            ("sami", "base"): {"model"}, ("dpo", "base"): {"tie"}, ("sami", "dpo"): {"model"},
+        }  # fmt: skip
+
+    def test_unknown_kind_is_refused_with_those_that_there_are(self):
+        with pytest.raises(ValueError, match="'oracle'; known: checklist, pairwise, constitution"):
+            JudgeParameters(kind="oracle")
+
+
 class TestBadInput:
-    def test_question_without_a_reference_is_judged_without_and_the_log_names_it(
-        self, plan, caplog
-    ):
+    def test_missing_reference_is_named(self, plan):
         questions = questions_of(["math"])
         questions.loc[questions["turn"] == 2, "reference"] = ""
-        with caplog.at_level(logging.WARNING):
-            planned = plan("pairwise", ["math"], questions=questions)
-        for row in planned.itertuples():
-            assert ("<reference math 1>" in shown(row)) == (row.turn == 1)
-            assert "<reference math 2>" not in shown(row)
-        assert not caplog.records, "the first turn has its reference"
-        questions["reference"] = ""
-        with caplog.at_level(logging.WARNING):
-            planned = plan("pairwise", ["math"], questions=questions)
-        assert "1 questions of math, reasoning, coding have no reference answer" in caplog.text
-        assert not planned["prompt"].str.contains("<reference").any()
-        caplog.clear()
+        with pytest.raises(InputError, match="question math: ref_answer_2: is empty"):
+            plan("pairwise", ["math"], questions=questions)
         plan("constitution", ["math"], questions=questions)
-        assert not caplog.records
+
+    def test_question_whose_only_reference_is_wrong_is_judged_without_and_the_log_says_so(
+        self, plan, caplog
+    ):
+        tables = {
+            "questions": questions_of(["math"]).assign(question_id="113", reference=""),
+            "answers": answers_of(["math"]).assign(question_id="113"),
+        }
+        with caplog.at_level(logging.WARNING):
+            planned = plan("pairwise", ["math"], **tables)
+        assert "1 questions have no reference answer but a wrong one" in caplog.text
+        assert not planned["prompt"].str.contains("Reference").any()
 
     def test_missing_prompt_is_named(self, plan, prompts):
         rest = prompts[prompts["name"] != "pair-math-v1"]
@@ -364,22 +418,22 @@ class TestComparisons:
         "orders", list(itertools.product(["A", "B", "C", "invalid", "contradictory"], repeat=2))
     )
     def test_win_needs_both_orders_and_one_invalid_call_makes_it_invalid(self, orders):
-        (winner,) = judges.decide_comparisons(judged(q=orders))["winner"]
+        (winner,) = decide_comparisons(judged(q=orders))["winner"]
         assert winner == WINNERS.get(orders, "invalid")
 
     def test_verdicts_keep_their_contract_whatever_the_order_of_the_calls(self):
         table = judged(q1=("A", "B"), q2=("B", "A"), q3=("invalid", "A"))
-        verdicts = Verdicts.validate(judges.decide_comparisons(table))
+        verdicts = Verdicts.validate(decide_comparisons(table))
         assert verdicts["winner"].tolist() == ["model", "opponent", "invalid"]
         assert verdicts[["model_score", "opponent_score"]].isna().all(axis=None)
-        shuffled = judges.decide_comparisons(table.sample(frac=1, random_state=3))
+        shuffled = decide_comparisons(table.sample(frac=1, random_state=3))
         pd.testing.assert_frame_equal(
             shuffled.sort_values("question_id", ignore_index=True), verdicts
         )
 
     def test_comparison_without_its_other_order_is_an_error(self):
         with pytest.raises(ValueError, match="one of its orders"):
-            judges.decide_comparisons(judged(q1=("A", "B"), q2=("A", "B")).iloc[:3])
+            decide_comparisons(judged(q1=("A", "B"), q2=("A", "B")).iloc[:3])
 
 
 def rated(verdicts: dict[tuple[str, str, int, str], str]) -> pd.DataFrame:
@@ -416,7 +470,7 @@ class TestRatings:
     )
     def test_higher_rating_wins(self, model, opponent, winner):
         table = rated({("sami", "q", 1, "none"): model, ("base", "q", 1, "none"): opponent})
-        verdicts = Verdicts.validate(judges.decide_ratings(table, [("sami", "base")]))
+        verdicts = Verdicts.validate(decide_ratings(table, [("sami", "base")]))
         (row,) = verdicts.itertuples()
         assert row.winner == winner
         for score, rating in ((row.model_score, model), (row.opponent_score, opponent)):
@@ -425,14 +479,14 @@ class TestRatings:
     def test_every_pair_gets_its_verdicts_from_the_same_ratings(self):
         numbers = {"base": "4", "sami": "6", "dpo": "5"}
         table = rated({(model, "q", 1, "none"): number for model, number in numbers.items()})
-        verdicts = judges.decide_ratings(table, PAIRS)
+        verdicts = decide_ratings(table, PAIRS)
         assert verdicts[["model", "opponent"]].values.tolist() == [list(pair) for pair in PAIRS]
         assert set(verdicts["winner"]) == {"model"}
 
     def test_models_that_were_not_rated_on_the_same_answers_are_an_error(self):
         table = rated({("sami", "q1", 1, "none"): "4", ("base", "q2", 1, "none"): "4"})
         with pytest.raises(ValueError, match="not rated on the same"):
-            judges.decide_ratings(table, [("sami", "base")])
+            decide_ratings(table, [("sami", "base")])
 
     def test_mean_rating_by_constitution_turn_and_category_counts_what_is_invalid(self):
         table = rated(
@@ -508,6 +562,8 @@ def asked(monkeypatch):
     class Asked(list):
         limit = None
 
+    # Rows that ended are a piece at once: else a fast machine writes all of them in too few.
+    monkeypatch.setattr(transformers_engine, "SECONDS_BETWEEN_PIECES", 0.0)
     seen, stream = Asked(), TransformersEngine.stream
 
     def watched(self, requests, *, seed):

@@ -340,6 +340,18 @@ def test_greedy_attempts_alone_have_their_own_invalid_rate_and_length():
     assert dict(table) == {"greedy": 1 / 2, "invalid_rate": 1 / 2, "mean_tokens": 10}
 
 
+def test_only_the_numbers_of_attempts_that_are_asked_for_are_reported():
+    rows = pd.concat([attempts({m: {"p1": "18 18 7 18 7", "p2": "7 18 7 7 7"}}) for m in "ab"])
+    whole, part = accuracy(rows), accuracy(rows, ks=(1, 4))
+    sampled = part[part["metric"].isin(["pass_at_k", "maj_at_k"])]
+    assert set(sampled["k"]) == {1, 4}
+    kept = whole[~whole["metric"].isin(["pass_at_k", "maj_at_k"]) | whole["k"].isin([1, 4])]
+    pd.testing.assert_frame_equal(part, kept.reset_index(drop=True))
+    differences = accuracy_difference(rows, "a", ks=(1, 4))
+    sampled = differences[differences["metric"].isin(["pass_at_k", "maj_at_k"])]
+    assert set(sampled["k"]) == {1, 4}
+
+
 def test_samples_alone_have_no_greedy_row():
     rows = attempts({"base": {"p1": "18 7", "p2": "18 18"}}, first_attempt=1)
     table = accuracy(rows)

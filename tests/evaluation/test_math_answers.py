@@ -13,6 +13,7 @@ from sami_pipeline.evaluation.math_answers import (
     harness_answer,
     harness_flexible_answer,
     parse_number,
+    published_answer,
     reference_answer,
     same_number,
     strict_answer,
@@ -255,6 +256,22 @@ def test_harness_reading_keeps_the_first_mark_and_its_faults(text, answer):
 @pytest.mark.parametrize(("text", "answer"), HARNESS_FLEXIBLE)
 def test_harness_flexible_reading_keeps_its_faults(text, answer):
     assert harness_flexible_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("3 + 4 = 7, so 7 * 2 = 14 apples.\n\nQ: What is 2 = 5?", "14"),
+        ("The total is = $1,200 a year", "1200"),
+        ("x = -3", "-3"),
+        ("There are 5 and then 6", "6"),
+        ("It costs = 3.50", "50"),
+        ("so it is = none", None),
+        ("", None),
+    ],
+)
+def test_published_reading_takes_the_last_integer_after_the_last_equals_sign(text, answer):
+    assert published_answer(text) == answer
 
 
 @few

@@ -108,6 +108,53 @@ def test_gsm8k_is_read_from_its_own_format_and_from_parquet(suffix, tmp_path):
     assert test["problem_id"].tolist() == ["gsm8k-test-0", "gsm8k-test-1", "gsm8k-test-2"]
 
 
+class TestOtherTrainingProblems:
+    """arXiv 2410.01704 trains on MATH and tests on GSM8K's train split."""
+
+    def files(self, folder) -> dict[str, str]:
+        math = [
+            {"problem": "Find x.", "solution": r"So $x = \boxed{18}$.", "level": "Level 1"},
+            {"problem": "Prove it.", "solution": "It is so.", "level": "Level 5"},
+            {"problem": "Q1", "solution": r"\boxed{4}", "level": "Level 2"},
+        ]
+        pd.DataFrame(math).to_json(folder / "math.jsonl", orient="records", lines=True)
+        for split, first in (("train", 0), ("test", 10)):
+            rows = [{"question": f"Q{first + n}", "answer": f"#### {n}"} for n in range(3)]
+            pd.DataFrame(rows).to_json(folder / f"{split}.jsonl", orient="records", lines=True)
+        source = f"gsm8k:{folder}/{{split}}.jsonl"
+        return {"source": source, "training_source": f"math:{folder}/math.jsonl"}
+
+    @pytest.mark.parametrize(
+        ("split", "questions"), [("test", "Q10 Q11 Q12"), ("train", "Q0 Q1 Q2")]
+    )
+    def test_they_are_trained_on_and_either_split_is_tested_on(self, tmp_path, split, questions):
+        parameters = ProblemsParameters(
+            **self.files(tmp_path), train=3, test=None, test_split=split
+        )
+        read = problems.load_problems(parameters, tmp_path)
+        Problems.validate(read)
+        tested = read[read["split"] == "test"]
+        assert tested["question"].tolist() == questions.split()
+        assert tested["problem_id"].str.startswith(f"gsm8k-{split}-").all()
+        trained = read[read["split"] == "train"].set_index("question")["answer"].to_dict()
+        expected = {"Find x.": "18", "Prove it.": "", "Q1": "4"}
+        if split == "train":
+            del expected["Q1"]  # it is tested on
+        assert trained == expected
+        assert set(problems.queries_of(read)["query"]) == set(expected)
+
+    def test_testing_on_what_is_trained_on_is_refused(self, tmp_path):
+        source = self.files(tmp_path)["source"]
+        with pytest.raises(ValueError, match="test_split: train would test on what is trained on"):
+            ProblemsParameters(source=source, test_split="train")
+
+    def test_a_table_without_solutions_names_the_column(self, tmp_path):
+        settings = self.files(tmp_path)
+        (tmp_path / "math.jsonl").write_text('{"problem": "Find x."}')
+        with pytest.raises(InputError, match=r"math.jsonl: the column solution is missing"):
+            problems.load_problems(ProblemsParameters(**settings, train=1, test=1), tmp_path)
+
+
 def test_an_unreadable_source_names_the_path_and_the_parameter(tmp_path):
     parameters = ProblemsParameters(source=f"gsm8k:{tmp_path}/{{split}}.jsonl")
     with pytest.raises(InputError, match=r"math.problems.source: .*train.jsonl can't be read"):

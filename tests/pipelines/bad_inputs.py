@@ -151,7 +151,7 @@ for _field, _value, *_named in (
     ("mt_bench.queries.seed", -1, "greater than or equal to 0"),
     ("mt_bench.queries.seed", 2**32, "4294967296"),
     ("mt_bench.queries.tables", {"cooking": {"query": "q"}}, "writing"),
-    ("mt_bench.queries.tables", {"../../math": {"query": "q"}}, "writing"),
+    ("mt_bench.queries.tables", {"../../math": {"query": "q"}}, "pattern"),
     ("mt_bench.constitutions.n_constitutions", 1, "2"),
     ("mt_bench.constitutions.n_constitutions", 10**9, "64"),
     ("mt_bench.constitutions.contrast", "none", "sampled"),
@@ -387,7 +387,7 @@ _jsonl(
     *_R,
     "lacks what the judge needs",
     lambda rows: rows.clear() or rows.append({"question_id": 1, "choices": [{"turns": ["", ""]}]}),
-    "ref_answer_1",
+    "ref_answer_",
     "reference_answer",
     judge=True,
 )

@@ -8,6 +8,7 @@ from kedro.config import OmegaConfigLoader
 
 from sami_pipeline import dry_run
 from sami_pipeline.errors import InputError
+from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.models.checkpoints import ModelSource
 from sami_pipeline.parameters import DryRunParameters, MathParameters, MtBenchParameters
 from sami_pipeline.settings import CONFIG_LOADER_ARGS
@@ -75,12 +76,14 @@ def examined(environment: str, changes: dict | None = None, **assumptions) -> dr
         group[last] = value
     template = yaml.safe_load((raw / "prompt_templates" / "chat.yml").read_text("utf-8"))
     names = ("generation_prompt", "training_prompt", "evaluation_prompt")
+    experiment = MtBenchParameters.model_validate(content)
     return dry_run.examine(
         "mt_bench",
-        MtBenchParameters.model_validate(content),
+        experiment,
         principles,
         {name: PromptTemplate.parse(template, name) for name in names},
         DryRunParameters.model_validate(parameters["dry_run_assumptions"] | assumptions),
+        experiments()["mt_bench"].workload(experiment),
     )
 
 

@@ -130,3 +130,12 @@ def test_missing_answers_are_asked_again_and_change_what_follows_when_they_come(
         assert "Running node: import_" not in log, "what does not depend on the answers is kept"
         log, asked, _ = run()
         assert not asked and "Skipping all" in log
+
+
+def test_teacher_that_says_nothing_ends_the_run_before_anything_is_trained(kedro_run, run_name):
+    with OpenAIServer(lambda sent: Completion("", "stop", 40, 0)) as server:
+        finished = kedro_run("--env", "test", "--params", parameters(run_name(), server))
+        assert len(server.sent) == 32, "an answer without text is one and is paid for once"
+    last = finished.stderr.splitlines()[-1]
+    assert last.startswith("Error: responses: no training query is left of 8 (empty: 8); ")
+    assert "prompt template" in last and "Traceback" not in finished.stderr

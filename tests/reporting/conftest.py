@@ -15,6 +15,7 @@ from sami_pipeline.evaluation.math_answers import (
     flexible_answer,
     harness_answer,
     harness_flexible_answer,
+    published_answer,
     same_number,
     strict_answer,
 )
@@ -129,6 +130,7 @@ def math_tables() -> dict[str, pd.DataFrame]:
                     (
                         model, problem.problem_id, attempt, text, answer, reading,
                         strict_answer(text) or "", flexible_answer(text) or "",
+                        published_answer(text) or "",
                         harness_answer(text) or "", harness_flexible_answer(text) or "",
                         same_number(answer, problem.answer), problem.answer, "length", 12, 8,
                     )
@@ -137,7 +139,7 @@ def math_tables() -> dict[str, pd.DataFrame]:
         rows,
         columns=[
             "model", "problem_id", "attempt", "text", "answer", "reading", "strict", "flexible",
-            "harness_strict", "harness_flexible", "correct",
+            "published", "harness_strict", "harness_flexible", "correct",
             "reference", "finish_reason", "prompt_tokens", "completion_tokens",
         ],
     )  # fmt: skip

@@ -144,11 +144,18 @@ def test_caveats_are_named_where_they_apply_and_only_there():
           "truncated_rate": 0.73}]
     )  # fmt: skip
     tables["response_counts"] = pd.DataFrame(
-        {"category": "math", "status": ["usable", "degenerate"], "queries": [9, 3]}
+        {
+            "category": ["math", "math", "stem"],
+            "split": "train",
+            "status": ["usable", "degenerate", "degenerate"],
+            "queries": [9, 2, 1],
+        }
     )
     said = outcome(tables)
     for words in ("73 % of sami's answers are cut off", "45 % of the pairwise judge's comparisons "
-                  "tie", "3 of 12 training queries were not trained on"):  # fmt: skip
+                  "tie", "3 of 12 training queries were not trained on",
+                  "only 9 grids are left to train on",
+                  "none is left to train on of stem"):  # fmt: skip
         assert words in said
     assert "mostly repetition" not in said
 

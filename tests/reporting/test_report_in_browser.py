@@ -9,8 +9,10 @@ from examples import HOSTILE, QUESTIONS
 
 PHONE = {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
 MARKS = {
-    "figure_win_rates": ".barlayer .point path",
-    "figure_compliance": ".barlayer .point path",
+    "figure_win_rates": ".scatterlayer path.point",
+    "figure_compliance": ".scatterlayer path.point",
+    "figure_questions": ".scatterlayer path.point",
+    "figure_lengths": ".scatterlayer path.point",
     "figure_accuracy": ".errorbar path",
     "figure_attempts": ".scatterlayer path.point",
 }
@@ -20,6 +22,11 @@ MARKS = {
 def reports(tmp_path_factory, page_of, mt_bench_tables, math_tables) -> dict[str, Path]:
     """The reports of the two experiments as files."""
     folder = tmp_path_factory.mktemp("reports")
+    # As of enough questions to call something a difference: the page marks it.
+    rates = mt_bench_tables["win_rates"]
+    low = rates["adjusted_ci_low"].where(rates["adjusted_win_rate"] < 1, 0.6)
+    rates = rates.assign(n=40, p_holm=0.01, adjusted_ci_low=low)
+    mt_bench_tables = {**mt_bench_tables, "win_rates": rates}
     for experiment, tables in (("mt_bench", mt_bench_tables), ("math", math_tables)):
         (folder / f"{experiment}.html").write_text(page_of(experiment, tables), "utf-8")
     return {path.stem: path for path in folder.iterdir()}
@@ -84,7 +91,7 @@ def test_a_script_of_a_model_would_not_run_even_as_an_element(open_report):
 def test_every_figure_has_marks(open_report, experiment):
     page = open_report(experiment).page
     names = page.eval_on_selector_all(".plot", "places => places.map(p => p.dataset.figure)")
-    assert len(names) == 2
+    assert len(names) == {"mt_bench": 4, "math": 2}[experiment]
     for name in names:
         assert page.locator(f".plot[data-figure={name}] {MARKS[name]}").count() > 0, name
 
@@ -120,7 +127,7 @@ def test_arrow_keys_in_a_select_stay_there(open_report):
 def test_everything_that_can_be_used_is_reached_by_tab_and_shows_its_focus(open_report):
     page = open_report("mt_bench").page
     reached = set()
-    for _ in range(60):
+    for _ in range(200):
         page.keyboard.press("Tab")
         identity, outline = page.evaluate(
             """() => {
@@ -174,9 +181,9 @@ def test_math_shows_each_attempt_with_its_answer_and_whether_it_is_right(open_re
     page = open_report("math").page
     sft = page.locator("#shown .answer").nth(1)
     assert sft.locator("summary").all_text_contents() == [
-        "✓ right Greedy attempt: answer 2",
-        "✓ right Attempt 1: answer 2",
-        "✓ right Attempt 2: answer 2",
+        "✓ right Greedy attempt: answer 2 (marked)",
+        "✓ right Attempt 1: answer 2 (marked)",
+        "✓ right Attempt 2: answer 2 (marked)",
     ]
     page.select_option("#filter-result", "win")
     assert shown_questions(page) == ["sums-test-1"]

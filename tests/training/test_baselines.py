@@ -164,6 +164,23 @@ def test_progress_of_another_run_is_refused_unless_it_came_to_its_end(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_progress_of_other_code_is_not_gone_on_with(method, tmp_path, sources, caplog):
+    caplog.set_level("INFO")
+    train(method, tmp_path)
+    trl = "training.baselines.trl_training"
+    sources("training/baselines/trl_training.py", '"logging_steps": 1', '"logging_steps": 2 - 1')
+    _, history = train(method, tmp_path)  # the first is finished: it makes room
+    assert f"discarded, its training starts anew: code of {trl} changed" in caplog.text
+    assert "Going on" not in caplog.text
+    assert len(history) == 3
+    record = tmp_path / "run.json"
+    record.write_text(record.read_text().replace("true", "false"))
+    sources("training/baselines/trl_training.py", '"report_to": "none"', '"report_to": "no" + "ne"')
+    with pytest.raises(StateMismatchError, match=rf"\(code of {trl} changed\); delete"):
+        train(method, tmp_path)
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft"])
 def test_steps_and_learning_rates_are_those_of_sami(method, tmp_path):
     config = replace(CONFIG, warmup_steps=1, schedule="linear", max_steps=50, epochs=2)
     _, history = train(method, tmp_path, config=config)

@@ -73,6 +73,7 @@ def generations(*pairs, query_ids=None) -> pd.DataFrame:
                 {
                     "query_id": query_ids[number] if query_ids else f"q{number}",
                     "category": "writing",
+                    "split": "train",
                     "grid": index // 2,
                     "constitution_index": index,
                     "stances": json.dumps([["yes", ("principle", "antithesis")[index % 2]]]),
@@ -268,6 +269,40 @@ class TestStatus:
         assert counts["queries"].sum() == len(pairs)
         expected = dict.fromkeys(FAULTS, 1) | {"usable": 2, "empty": 2}
         assert dict(zip(counts["status"], counts["queries"], strict=True)) == expected
+
+    def test_little_that_is_left_is_told(self):
+        enough = [FAULTS["usable"]] * 16
+        counts = responses.count_statuses(responses.mark_usable(generations(*enough), parameters()))
+        assert responses.shortage(counts) == []
+        marked = responses.mark_usable(generations(*enough[1:], FAULTS["empty"]), parameters())
+        marked.loc[marked["status"] == "empty", "category"] = "stem"
+        assert responses.shortage(responses.count_statuses(marked)) == [
+            "only 15 grids are left to train on", "none is left to train on of stem",
+        ]  # fmt: skip
+        marked["split"] = marked["split"].where(marked.index % 4 < 2, "held_out")
+        told = responses.shortage(responses.count_statuses(marked))
+        assert "only 8 grids are left to train on" in told, "held-out queries train nothing"
+
+    @pytest.mark.parametrize(
+        ("reason", "remedy"),
+        [
+            ("same_response", "raise generation.temperature"),
+            ("truncated", "generation.keep_truncated: true"),
+            ("degenerate", "generation.keep_degenerate: true"),
+            ("prompt_too_long", "generation.max_new_tokens"),
+            ("empty", "prompt template"),
+            ("failed", "generation.engine"),
+        ],
+    )
+    def test_nothing_that_is_left_is_one_line_with_the_commonest_reasons_remedy(
+        self, reason, remedy
+    ):
+        other = "truncated" if reason == "empty" else "empty"
+        pairs = [FAULTS[reason], FAULTS[reason], FAULTS[other]]
+        marked = responses.mark_usable(generations(*pairs), parameters(**STRICT))
+        counts = responses.count_statuses(marked)
+        with pytest.raises(InputError, match=rf"of 3 \({reason}: 2, {other}: 1\); .*{remedy}"):
+            responses.shortage(counts)
 
     def test_order_of_the_rows_changes_nothing(self):
         table = generations(*FAULTS.values())

@@ -1,6 +1,7 @@
 """Kedro connectors that Kedro lacks."""
 
 from sami_pipeline.datasets.checkpoint import CheckpointDataset
+from sami_pipeline.datasets.query_files import PrinciplesSource, QueryTableFile
 from sami_pipeline.datasets.raw_files import JsonLinesDataset, StrictYamlDataset
 from sami_pipeline.datasets.stored_parquet import StoredParquet
 from sami_pipeline.datasets.working_folder import WorkingFolder
@@ -8,6 +9,8 @@ from sami_pipeline.datasets.working_folder import WorkingFolder
 __all__ = [
     "CheckpointDataset",
     "JsonLinesDataset",
+    "PrinciplesSource",
+    "QueryTableFile",
     "StoredParquet",
     "StrictYamlDataset",
     "WorkingFolder",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +68,7 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
             linked = (*_LINKED_SUFFIXES, ".py") if trusted else _LINKED_SUFFIXES
             for source in sorted(data.folder.iterdir()):
                 if source.is_file() and source.suffix in linked:
-                    _link_or_copy(source.resolve(), temporary / source.name)
+                    files.link_or_copy(source.resolve(), temporary / source.name)
             provenance: dict[str, Any] = {"source": str(data.folder)}
         else:
             data.model.save_pretrained(temporary, safe_serialization=True)
@@ -140,10 +139,3 @@ def _earlier_provenance(model: Checkpoint | LoadedModel) -> dict[str, Any]:
     """Return where an imported folder came from, if it is one that was saved here."""
     provenance = model.provenance if isinstance(model, Checkpoint) else {}
     return dict(provenance) if isinstance(provenance, dict) else {}
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copy2(source, target)

@@ -34,13 +34,14 @@ class JsonLinesDataset(JSONDataset):
             if len(rows) == self._load_args.get("nrows"):
                 break  # a preview
             if line.strip():
-                rows.append(_object(line, f"{path}: line {number}"))
+                rows.append(json_object(line, f"{path}: line {number}"))
         if not rows:
             raise InputError(f"{path}: is empty; it needs one JSON object a line")
         return pd.DataFrame(rows, dtype=object)
 
 
-def _object(line: bytes, place: str) -> dict[str, Any]:
+def json_object(line: bytes, place: str) -> dict[str, Any]:
+    """Return the object on a line of JSON; raises InputError with the place."""
     try:
         value = json.loads(
             line.decode("utf-8-sig"), parse_constant=_refuse, object_pairs_hook=_unique

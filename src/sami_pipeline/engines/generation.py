@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from sami_pipeline import code_versions
 from sami_pipeline.engines.base import (
     Completion,
     Engine,
@@ -32,8 +33,9 @@ def generate(
 ) -> list[Completion]:
     """Return one completion per request, in the order of the requests.
 
-    What the store holds is not asked again; the rest is stored as it comes. Requests that are alike
-    (greedy, or the same sample of the same prompt) are asked once.
+    What the store holds is not asked again, unless its policy says so (``StorePolicy``); the rest
+    is stored as it comes. Requests that are alike (greedy, or the same sample of the same prompt)
+    are asked once.
 
     Args:
         engine: writes the responses.
@@ -43,7 +45,9 @@ def generate(
         store: keeps completions between runs; None keeps none.
     """
     keys = [completion_key(engine.identity, request, seed) for request in requests]
-    done = store.find(keys) if store is not None else {}
+    if store is not None:
+        store.code = code_versions.of(engine).digest
+    done = store.take(keys, description) if store is not None else {}
     first = {key: index for index, key in reversed(list(enumerate(keys)))}
     missing = sorted(index for key, index in first.items() if key not in done)
     reused = len(requests) - len(missing)

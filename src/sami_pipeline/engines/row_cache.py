@@ -21,6 +21,9 @@ from transformers.masking_utils import and_masks, causal_mask_function, padding_
 ATTENTION = "sami_rows"
 # Slots grow by this many positions at a time, so that few copies are made.
 _GROWTH = 128
+# On a CPU so many rows attend together, over as many keys as the longest of them has. On a GPU all
+# do: starting a kernel costs more there than keys that are masked.
+_ROWS_AT_ONCE = 16
 
 
 def row_attention(
@@ -63,18 +66,29 @@ def row_attention(
     # (rows, key heads, group, queries, width)
     grouped = query.view(rows, key_heads, heads // key_heads, queries, width)
 
-    def attend(part: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    def attend(
+        part: torch.Tensor,
+        sinks: torch.Tensor | None,
+        few: slice = slice(None),
+        width: int | None = None,
+    ) -> torch.Tensor:
+        keys, values = key[few, :, :width], value[few, :, :width]
+        mask = attention_mask[few, :, :, :width]
         if softcap is None and sinks is None:
-            return scaled_dot_product_attention(
-                part, key, value, attn_mask=attention_mask, scale=scaling
-            )
-        return _plain_attention(part, key, value, attention_mask, scaling, softcap, sinks)
+            return scaled_dot_product_attention(part, keys, values, attn_mask=mask, scale=scaling)
+        return _plain_attention(part, keys, values, mask, scaling, softcap, sinks)
 
     # (key heads, group)
     sinks = None if s_aux is None else s_aux.view(key_heads, -1)
     if queries == 1:
-        output = attend(grouped[:, :, :, 0], None if sinks is None else sinks[None, :, :, None])
-        output = output.reshape(rows, heads, 1, -1)
+        column = None if sinks is None else sinks[None, :, :, None]
+        widths = getattr(attention_mask, "widths", None) or [None]
+        size = _ROWS_AT_ONCE if len(widths) > 1 else rows
+        parts = []
+        for number, width in enumerate(widths):
+            few = slice(number * size, (number + 1) * size)
+            parts.append(attend(grouped[few, :, :, 0], column, few, width))
+        output = torch.cat(parts).reshape(rows, heads, 1, -1)
     else:
         parts = [
             attend(grouped[:, :, i], None if sinks is None else sinks[None, :, i, None, None])
@@ -143,7 +157,8 @@ def row_mask(
         **kwargs: what other mask functions need.
 
     Returns:
-        (rows, 1, queries, keys).
+        (rows, 1, queries, keys). With one query each it has an attribute ``widths``: how many keys
+        each ``_ROWS_AT_ONCE`` rows need.
 
     Raises:
         NotImplementedError: ``use_vmap``.
@@ -155,7 +170,8 @@ def row_mask(
             attention_mask, (0, max(0, kv_length + kv_offset - attention_mask.shape[-1]))
         )
         mask_function = and_masks(mask_function, padding_mask_function(padding))
-    if isinstance(q_offset, torch.Tensor) and q_offset.ndim == 2:
+    rows_differ = isinstance(q_offset, torch.Tensor) and q_offset.ndim == 2
+    if rows_differ:
         positions = q_offset[:, None, :, None]
     else:
         positions = (torch.arange(q_length, device=device) + q_offset)[None, None, :, None]
@@ -165,7 +181,10 @@ def row_mask(
     seen = mask_function(rows, heads, positions, keys).expand(batch_size, 1, q_length, kv_length)
     mask = torch.zeros(seen.shape, dtype=dtype, device=device)
     # Not -inf: padding that sees nothing would be NaN.
-    return mask.masked_fill_(~seen, torch.finfo(dtype).min)
+    mask.masked_fill_(~seen, torch.finfo(dtype).min)
+    if rows_differ and q_length == 1 and mask.device.type == "cpu":
+        mask.widths = [int(few.max()) + 1 for few in q_offset.split(_ROWS_AT_ONCE)]
+    return mask
 
 
 def register() -> None:

@@ -22,7 +22,7 @@ from sami_pipeline.engines.row_cache import RowCache
 # A shorter beginning that prompts share is read for each of them: a pass of its own costs more.
 _WORTH_SHARING = 16
 # Tokens, padding included, that the model reads in one pass.
-_TOKENS_AT_ONCE = 2048
+_TOKENS_AT_ONCE = 1024
 
 
 @dataclass
@@ -204,7 +204,7 @@ class Rows:
             batch = [
                 i
                 for i in order[: max(1, _TOKENS_AT_ONCE // width)]
-                if 2 * (goals[i] - have[i]) >= width
+                if 4 * (goals[i] - have[i]) >= 3 * width
             ]
             counts = [min(goals[i] - have[i], width) for i in batch]
             tokens = [

@@ -82,9 +82,10 @@ class TransformersEngine:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         resolved = fastest_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
         self.tokenizer = load_tokenizer(model_folder, trust_remote_code, padding_side="left")
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
         model = load_causal_model(model_folder, resolved, trust_remote_code)
+        rows = model.get_input_embeddings().weight.shape[0]
+        if self.tokenizer.pad_token_id is None or self.tokenizer.pad_token_id >= rows:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = model.to(self.device).eval()
         self._ends = end_token_ids(model_folder, self.tokenizer, chat)
         self.encoder = TextEncoder(self.tokenizer, chat, self._ends)

@@ -8,6 +8,7 @@ import pandas as pd
 
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.evaluation import judges, mt_bench
+from sami_pipeline.evaluation.judge_kinds import judge_kind
 from sami_pipeline.evaluation.verdict_parser import CONTRADICTORY, NO_VERDICT
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.parameters import JudgeParameters
@@ -45,7 +46,7 @@ def judgement_requests(
 ) -> list[GenerationRequest]:
     """Return one request for each planned call; see ``judges.plan_judgements``."""
     if parameters.answer_format == "choice":
-        choices = judges.CONSTRAINED[parameters.kind].choices
+        choices = judge_kind(parameters.kind).constrained.choices
         # No choice has more tokens than characters.
         sampling = SamplingParameters(max(map(len, choices)), choices=choices)
     else:
@@ -92,9 +93,7 @@ def tabulate_judgements(
 
 
 def decide_verdicts(
-    judgements: pd.DataFrame, kind: judges.JudgeKind, pairs: list[tuple[str, str]]
+    judgements: pd.DataFrame, kind: str, pairs: list[tuple[str, str]]
 ) -> pd.DataFrame:
     """Return the verdict on every pair of answers that the judgements amount to."""
-    if kind == "single":
-        return judges.decide_ratings(judgements, pairs)
-    return judges.decide_comparisons(judgements)
+    return judge_kind(kind).decide(judgements, pairs)

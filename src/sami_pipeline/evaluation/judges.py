@@ -9,15 +9,16 @@ it plans the prompts and reads the verdicts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from string import Formatter
-from typing import Literal, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.intervals import NO_ROWS, mean_interval
+from sami_pipeline.evaluation.judge_kinds import judge_kind
+from sami_pipeline.evaluation.judge_kinds.base import JudgeKind, rated
+from sami_pipeline.evaluation.mt_bench import WRONG_REFERENCES
 from sami_pipeline.evaluation.statistics import (
     ANSWER_KEY,
     by_category,
@@ -25,67 +26,29 @@ from sami_pipeline.evaluation.statistics import (
     require_rows,
     with_clusters,
 )
-from sami_pipeline.evaluation.verdict_parser import (
-    COMPARISONS,
-    HIGHEST_RATING,
-    INVALID,
-    LOWEST_RATING,
-    NO_VERDICT,
-    comparison_verdict,
-    rating_verdict,
-)
+from sami_pipeline.evaluation.verdict_parser import HIGHEST_RATING, INVALID, LOWEST_RATING
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.tables import StoredTable, columns_of
 
 logger = logging.getLogger(__name__)
 
-JudgeKind = Literal["pairwise", "constitution", "single"]
-
 REFERENCE_CATEGORIES = ("math", "reasoning", "coding")
 """Where MT-Bench's judge sees a reference answer."""
 
-MODEL_FIRST, OPPONENT_FIRST, SINGLE = "model_first", "opponent_first", "single"
-
-# Ratings that differ by no more are a tie, as FastChat has it.
-_TIE = 0.1
-_PROMPTS = {
-    "pairwise": ("pair-v2", "pair-math-v1"),
-    "constitution": ("constitution-v1", "constitution-v1"),
-    "single": ("single-v1", "single-math-v1"),
-}
 _PLANNED_COLUMNS = [
     "judge", "model", "opponent", *ANSWER_KEY, "category", "order", "prompt",
 ]  # fmt: skip
 
 
-class ConstrainedVerdict(NamedTuple):
-    """How a judge is held to a verdict: the words it goes on with, and what it may write then."""
-
-    opening: str
-    choices: tuple[str, ...]
-
-
-_COMPARISON_CHOICE = ConstrainedVerdict("My final verdict is: [[", COMPARISONS)
-CONSTRAINED: Mapping[str, ConstrainedVerdict] = {
-    "pairwise": _COMPARISON_CHOICE,
-    "constitution": _COMPARISON_CHOICE,
-    # Closed brackets: otherwise 1, with which 10 begins, would be at least as likely as 10.
-    "single": ConstrainedVerdict(
-        "Rating: [[",
-        tuple(f"{rating}]]" for rating in range(LOWEST_RATING, HIGHEST_RATING + 1)),
-    ),
-}
-
-
-def prompt_name(kind: JudgeKind, turn: int, *, referenced: bool) -> str:
+def prompt_name(kind: str, turn: int, *, referenced: bool) -> str:
     """Return the name of the judge's prompt, among MT-Bench's own and those of this project."""
-    plain, with_reference = _PROMPTS[kind]
-    name = with_reference if referenced else plain
+    own = judge_kind(kind)
+    name = (referenced and own.prompt_with_reference) or own.prompt
     return name if turn == 1 else f"{name}-multi-turn"
 
 
 def plan_judgements(
-    kind: JudgeKind,
+    kind: str,
     answers: pd.DataFrame | StoredTable,
     questions: pd.DataFrame,
     constitutions: pd.DataFrame,
@@ -98,11 +61,11 @@ def plan_judgements(
 
     At turn 2 a judge sees both turns, with each model's own answer to the first under the same
     constitution. Degenerate answers are shown like any other. A question of a reference category
-    without a reference answer to the turns shown is judged without one, and the log says so. The
-    kind "constitution" leaves out answers that were given under none.
+    whose only reference answer is wrong is judged without one, and the log says so. A kind that
+    sees the constitution leaves out answers that were given under none.
 
     Args:
-        kind: "pairwise" and "constitution" compare, "single" grades.
+        kind: the name of one of ``judge_kinds``.
         answers: ``model, question_id, category, turn, constitution, answer``.
         questions: ``question_id, turn, question, reference``.
         constitutions: ``query_id, constitution, text``, where query_id is a question_id.
@@ -112,36 +75,39 @@ def plan_judgements(
 
     Returns:
         One row per call: ``judge, model, opponent, question_id, turn, constitution, category,
-        order, prompt``; order is "model_first" or "opponent_first", and with "single", where
-        opponent is "", "single".
+        order, prompt``; order is "model_first" or "opponent_first", and where one answer
+        is graded, "single", with "" for the opponent.
 
     Raises:
-        InputError: a prompt is missing or has the wrong placeholders.
+        InputError: a prompt is missing or has the wrong placeholders, or a question of a reference
+            category has no reference answer.
         ValueError: two models did not answer the same.
     """
     answers = columns_of(answers, ["model", *ANSWER_KEY, "category", "answer"])
-    if kind == "constitution":
+    own = judge_kind(kind)
+    if own.sees_constitution:
         answers = answers[answers["constitution"] != "none"]
     texts = _Texts(answers, questions, constitutions)
     known = prompts.set_index("name").to_dict("index")
     templates: dict[str, _Template] = {}
-    opening = CONSTRAINED[kind].opening if constrained else ""
-    texts.log_references(kind)
+    opening = own.constrained.opening if constrained else ""
+    if own.prompt_with_reference:
+        texts.log_references()
     rows = []
-    for model, opponent, order, sides in _calls(kind, pairs):
+    for model, opponent, order, sides in own.calls(pairs):
         for key in texts.answered(set(sides.values())):
             question_id, turn, _ = key
             category = texts.categories[question_id]
             name = prompt_name(kind, turn, referenced=texts.has_references(question_id, turn))
             values = texts.values(key, sides)
             if name not in templates:
-                templates[name] = _Template(name, known, values, _needed(kind, sides, turn))
-            prompt = templates[name].fill(values, opening)
+                templates[name] = _Template(name, known, values, _needed(own, sides, turn))
+            prompt = templates[name].fill(values, opening, question_id)
             rows.append((kind, model, opponent, *key, category, order, prompt.to_json()))
     return pd.DataFrame(rows, columns=_PLANNED_COLUMNS)
 
 
-def check_prompts(kind: JudgeKind, prompts: pd.DataFrame, questions: pd.DataFrame) -> None:
+def check_prompts(kind: str, prompts: pd.DataFrame, questions: pd.DataFrame) -> None:
     """Check, before anything is answered, that a judge can be asked about these questions.
 
     Args:
@@ -156,7 +122,7 @@ def check_prompts(kind: JudgeKind, prompts: pd.DataFrame, questions: pd.DataFram
 
 
 def plan_blank(
-    kind: JudgeKind, questions: pd.DataFrame, prompts: pd.DataFrame, *, constrained: bool
+    kind: str, questions: pd.DataFrame, prompts: pd.DataFrame, *, constrained: bool
 ) -> pd.DataFrame:
     """Return what a judge would be asked of two models that answer nothing.
 
@@ -168,19 +134,6 @@ def plan_blank(
     rules = rules.assign(constitution="desired", text="-")
     pairs = [("a", "b")]
     return plan_judgements(kind, answers, questions, rules, prompts, pairs, constrained=constrained)
-
-
-def _calls(
-    kind: JudgeKind, pairs: Sequence[tuple[str, str]]
-) -> Iterator[tuple[str, str, str, dict[str, str]]]:
-    """Yield model, opponent, order, and which model takes which side of the prompt."""
-    if kind == "single":
-        for model in dict.fromkeys(name for pair in pairs for name in pair):
-            yield model, "", SINGLE, {"answer": model}
-        return
-    for model, opponent in pairs:
-        yield model, opponent, MODEL_FIRST, {"answer_a": model, "answer_b": opponent}
-        yield model, opponent, OPPONENT_FIRST, {"answer_a": opponent, "answer_b": model}
 
 
 class _Texts:
@@ -208,15 +161,17 @@ class _Texts:
         }
 
     def has_references(self, question_id: str, turn: int) -> bool:
-        """Tell whether a judge sees reference answers to a question's turns up to this one."""
-        return self.categories[question_id] in REFERENCE_CATEGORIES and all(
-            self.references[question_id, number] for number in range(1, turn + 1)
-        )
+        """Tell whether a judge sees reference answers to a question's turns up to this one.
 
-    def log_references(self, kind: JudgeKind) -> None:
+        Only where GPT-4's is wrong and there is no other the judge does without.
+        """
+        if self.categories[question_id] not in REFERENCE_CATEGORIES:
+            return False
+        there = all(self.references[question_id, number] for number in range(1, turn + 1))
+        return there or question_id not in WRONG_REFERENCES
+
+    def log_references(self) -> None:
         """Log which questions of reference categories are judged without one."""
-        if len(set(_PROMPTS[kind])) == 1:
-            return
         lacking = sorted(
             question
             for question, category in self.categories.items()
@@ -224,8 +179,9 @@ class _Texts:
         )
         if lacking:
             logger.warning(
-                "Judge: %d questions of %s have no reference answer and are judged without: %s",
-                len(lacking), ", ".join(REFERENCE_CATEGORIES), ", ".join(lacking),
+                "Judge: %d questions have no reference answer but a wrong one, and are judged "
+                "without: %s",
+                len(lacking), ", ".join(lacking),
             )  # fmt: skip
 
     def answered(self, models: Collection[str]) -> list[tuple[str, int, str]]:
@@ -258,7 +214,7 @@ class _Texts:
 
 def _needed(kind: JudgeKind, sides: Mapping[str, str], turn: int) -> set[str]:
     sides_shown = set(sides) if turn == 1 else {f"{side}_{turn}" for side in sides}
-    return sides_shown | ({"constitution"} if kind == "constitution" else set())
+    return sides_shown | ({"constitution"} if kind.sees_constitution else set())
 
 
 class _Template:
@@ -297,7 +253,14 @@ class _Template:
         for field in sorted(set(needed) - self.fields):
             raise InputError(f"{place}: the placeholder {{{field}}} is missing")
 
-    def fill(self, values: Mapping[str, str], opening: str) -> Prompt:
+    def fill(self, values: Mapping[str, str], opening: str, question_id: str) -> Prompt:
+        for field in sorted(self.fields):
+            if field.startswith("ref_answer_") and not values[field]:
+                raise InputError(
+                    f"question {question_id}: {field}: is empty; the judge needs references for "
+                    f"{', '.join(REFERENCE_CATEGORIES)}: write them in the question file or in "
+                    "data/01_raw/mt_bench/reference_answer"
+                )
         messages = [("system", self.system)] if self.system.strip() else []
         messages.append(("user", self.text.format(**values)))
         if opening:
@@ -305,7 +268,7 @@ class _Template:
         return Prompt(messages=tuple(messages))
 
 
-def read_verdict(kind: JudgeKind, text: str, *, constrained: bool, truncated: bool = False) -> str:
+def read_verdict(kind: str, text: str, *, constrained: bool, truncated: bool = False) -> str:
     """Return the verdict in a judge's text: "A", "B", "C", a rating, "invalid" or "contradictory".
 
     Args:
@@ -314,76 +277,10 @@ def read_verdict(kind: JudgeKind, text: str, *, constrained: bool, truncated: bo
         constrained: the text must be one of the choices, and is a verdict as it stands.
         truncated: the text was cut off at its token limit.
     """
+    own = judge_kind(kind)
     if constrained:
-        return text.removesuffix("]]") if text in CONSTRAINED[kind].choices else INVALID
-    read = rating_verdict if kind == "single" else comparison_verdict
-    return read(text, truncated=truncated)
-
-
-def decide_comparisons(judgements: pd.DataFrame) -> pd.DataFrame:
-    """Return a verdict for each comparison: a win needs both orders to agree, all else is a tie.
-
-    A comparison without a valid verdict in both orders is invalid.
-
-    Args:
-        judgements: ``judge, model, opponent, question_id, category, turn, constitution, order,
-            verdict``, both orders of every comparison.
-
-    Returns:
-        The columns of ``judge_checklist``, without scores (NaN), in the order of the judgements.
-    """
-    key = ["model", "opponent", *ANSWER_KEY]
-    require_rows(judgements, [*key, "order"], ["judge", "category", "verdict"])
-    unread = dict.fromkeys(NO_VERDICT, INVALID)
-    outcomes = {
-        MODEL_FIRST: {"A": "model", "B": "opponent", "C": "tie", **unread},
-        OPPONENT_FIRST: {"A": "opponent", "B": "model", "C": "tie", **unread},
-    }
-    first, second = (judgements[judgements["order"] == order].set_index(key) for order in outcomes)
-    if not first.index.sort_values().equals(second.index.sort_values()):
-        raise ValueError("a comparison lacks a verdict in one of its orders")
-    one = first["verdict"].map(outcomes[MODEL_FIRST])
-    other = second["verdict"].map(outcomes[OPPONENT_FIRST]).reindex(one.index)
-    winner = np.select([(one == INVALID) | (other == INVALID), one == other], [INVALID, one], "tie")
-    both = first.reset_index()
-    return _verdicts(both.assign(model_score=np.nan, opponent_score=np.nan, winner=winner))
-
-
-def decide_ratings(judgements: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Return a verdict for each pair of rated answers: the higher rating wins.
-
-    Ratings that differ by at most 0.1 tie, as in FastChat; one that is invalid makes the
-    comparison invalid.
-
-    Args:
-        judgements: ``judge, model, question_id, category, turn, constitution, verdict``.
-        pairs: (model, opponent) names.
-    """
-    rated = _rated(judgements)
-    parts = []
-    for model, opponent in pairs:
-        columns = ["judge", "category", *ANSWER_KEY, "rating"]
-        both = rated.loc[rated["model"] == model, columns].merge(
-            rated.loc[rated["model"] == opponent, [*ANSWER_KEY, "rating"]],
-            on=ANSWER_KEY, how="outer", suffixes=("", "_opponent"), indicator=True,
-            validate="1:1",
-        )  # fmt: skip
-        if (both["_merge"] != "both").any():
-            raise ValueError(f"{model} and {opponent} were not rated on the same answers")
-        lead = both["rating"] - both["rating_opponent"]
-        winner = np.select(
-            [lead.isna(), lead > _TIE, lead < -_TIE], [INVALID, "model", "opponent"], "tie"
-        )
-        parts.append(
-            both.assign(
-                model=model,
-                opponent=opponent,
-                model_score=both["rating"],
-                opponent_score=both["rating_opponent"],
-                winner=winner,
-            )
-        )
-    return _verdicts(pd.concat(parts, ignore_index=True))
+        return text.removesuffix("]]") if text in own.constrained.choices else INVALID
+    return own.parse(text, truncated)
 
 
 def ratings(judgements: pd.DataFrame) -> pd.DataFrame:
@@ -398,11 +295,13 @@ def ratings(judgements: pd.DataFrame) -> pd.DataFrame:
         ``invalid`` the others; a cell without any valid one has a NaN rating. Intervals are over
         questions.
     """
-    rated = with_clusters(
-        _rated(judgements), ["model", "constitution", "turn", "category", "rating"]
+    graded_answers = with_clusters(
+        rated(judgements), ["model", "constitution", "turn", "category", "rating"]
     )
     records = []
-    for (model, constitution), graded in rated.groupby(["model", "constitution"], sort=False):
+    for (model, constitution), graded in graded_answers.groupby(
+        ["model", "constitution"], sort=False
+    ):
         for turn, given in by_turn(graded):
             for category, rows in by_category(given):
                 valid = rows.dropna(subset="rating")
@@ -417,18 +316,3 @@ def ratings(judgements: pd.DataFrame) -> pd.DataFrame:
                 records.append((model, constitution, category, turn, *counts, *mean.bounds))
     columns = ["model", "constitution", "category", "turn", "n", "rows", "invalid", "rating"]
     return pd.DataFrame(records, columns=[*columns, "ci_low", "ci_high"])
-
-
-def _rated(judgements: pd.DataFrame) -> pd.DataFrame:
-    require_rows(judgements, ["model", *ANSWER_KEY], ["judge", "category", "verdict"])
-    numbers = judgements["verdict"].where(~judgements["verdict"].isin(NO_VERDICT))
-    return judgements.assign(rating=pd.to_numeric(numbers).astype(float))
-
-
-def _verdicts(decided: pd.DataFrame) -> pd.DataFrame:
-    return decided[
-        [
-            "model", "opponent", "question_id", "category", "turn", "constitution",
-            "model_score", "opponent_score", "winner", "judge",
-        ]
-    ]  # fmt: skip

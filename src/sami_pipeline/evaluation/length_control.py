@@ -24,12 +24,18 @@ correction out there): read these figures beside the plain win rates, not in the
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from sami_pipeline.evaluation.intervals import NO_ROWS, Interval, bootstrap_statistic
+from sami_pipeline.evaluation.intervals import (
+    NO_ROWS,
+    Interval,
+    bootstrap_statistic,
+    mean_interval,
+)
 from sami_pipeline.evaluation.statistics import (
     ANSWER_KEY,
     COMPARISON_KEY,
@@ -216,14 +222,15 @@ def controlled_win_rate(
     Returns:
         The rate in [0, 1] with its interval. "stratified" is NaN where one half is empty, for then
         there is nothing to average; a *resample* in which one is empty counts as 0 for the lower
-        bound and as 1 for the upper.
+        bound and as 1 for the upper. Where all points are alike, the interval is at least as wide
+        as that of the plain win rate (`intervals.mean_interval`).
 
     Raises:
         ValueError: If there are no rows.
     """
     labels, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     points, difference = (np.asarray(values, dtype=float) for values in (points, difference))
-    return bootstrap_statistic(
+    result = bootstrap_statistic(
         METHODS[method](points, difference, cluster),
         labels[cluster],
         limits=(0.0, 1.0),
@@ -231,6 +238,12 @@ def controlled_win_rate(
         level=level,
         seed=seed,
     )
+    if np.ptp(points) == 0 and not np.isnan(result.low):
+        # Every resample is the same, which says nothing about the questions that were not asked.
+        plain = mean_interval(points, cluster)
+        low, high = min(result.low, plain.low), max(result.high, plain.high)
+        return replace(result, low=low, high=high)
+    return result
 
 
 def length_controlled(

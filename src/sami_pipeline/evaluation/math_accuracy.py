@@ -18,7 +18,7 @@ each problem once.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -44,10 +44,13 @@ GREEDY = 0
 METRICS = ("greedy", "pass_at_k", "maj_at_k", "invalid_rate", "mean_tokens")
 """What the tables hold in `metric`, in their order."""
 
-Extraction = Literal["answer", "strict", "flexible"]
+Extraction = Literal["answer", "strict", "flexible", "published"]
 
-JUDGED_READINGS = ("answer", "strict", "flexible", "harness_strict", "harness_flexible")
-"""The readings that `accuracy_breakdown` compares; the last two are lm-evaluation-harness's."""
+JUDGED_READINGS = (
+    "answer", "strict", "flexible", "published", "harness_strict", "harness_flexible",
+)  # fmt: skip
+"""The readings that `accuracy_breakdown` compares; the last two are lm-evaluation-harness's,
+`published` is that of arXiv 2410.01704's code."""
 
 ALL_FAMILIES = "all"
 
@@ -145,12 +148,14 @@ def accuracy(
     attempts: pd.DataFrame,
     *,
     extraction: Extraction = "strict",
+    ks: Collection[int] | None = None,
 ) -> pd.DataFrame:
     """Summarise how well each model solves the problems.
 
     Args:
         attempts: One row per (model, problem_id, attempt), as the module describes.
         extraction: The column with the answers that vote, the one that `correct` was judged by.
+        ks: Numbers of samples to report; None takes all from 1 to that of the samples.
 
     Returns:
         Columns `model`, `metric`, `k`, `n`, `value`, `ci_low`, `ci_high`; n counts problems, and
@@ -165,14 +170,14 @@ def accuracy(
         The last two are of the greedy attempts where there are no samples.
 
     Raises:
-        ValueError: If the table is incomplete (`statistics.require_rows`) or resamples < 1.
+        ValueError: If the table is incomplete (`statistics.require_rows`).
         InputError: If problems of a model differ in their attempts, samples are not numbered from
             1 on, or `correct` contradicts the answers.
     """
     _require_attempts(attempts, extraction)
     records = []
     for model, rows in attempts.groupby("model", sort=False):
-        values = _problem_values(rows, extraction)
+        values = _reported(_problem_values(rows, extraction), ks)
         for metric, k, _, cell in _intervals(values, SHARE):
             records.append((model, metric, k, cell.n, *cell.bounds))
     columns = ["model", "metric", "k", "n", "value", "ci_low", "ci_high"]
@@ -234,6 +239,7 @@ def accuracy_difference(
     baseline: str,
     *,
     extraction: Extraction = "strict",
+    ks: Collection[int] | None = None,
 ) -> pd.DataFrame:
     """Compare each model with a baseline on the same problems.
 
@@ -241,6 +247,7 @@ def accuracy_difference(
         attempts: One row per (model, problem_id, attempt), as the module describes.
         baseline: Name of the model to compare with.
         extraction: The column with the answers that vote, the one that `correct` was judged by.
+        ks: As in `accuracy`.
 
     Returns:
         Columns `model`, `baseline`, `metric`, `k`, `n`, `difference`, `ci_low`, `ci_high`,
@@ -275,7 +282,7 @@ def accuracy_difference(
                     f"attempts: {model!r} and {baseline!r} share no kind of attempt; "
                     f"add greedy attempts (attempt 0) of {lacking[0]!r}"
                 )
-        ours, theirs = (_problem_values(side, extraction) for _, side in pair)
+        ours, theirs = (_reported(_problem_values(side, extraction), ks) for _, side in pair)
         shared = [cell for cell in ours if cell in theirs]
         gains = {cell: ours[cell] - theirs[cell] for cell in shared}
         for metric, k, column, cell in _intervals(gains, DIFFERENCE):
@@ -288,6 +295,18 @@ def accuracy_difference(
     for _, family in table.groupby(["metric", "k"]):
         corrected[family.index] = holm(family["p_value"].tolist())
     return table.assign(p_holm=corrected)
+
+
+def _reported(
+    values: dict[tuple[str, int], np.ndarray], ks: Collection[int] | None
+) -> dict[tuple[str, int], np.ndarray]:
+    """Return the metrics of samples for these numbers of them alone, and all other metrics."""
+    sampled = ("pass_at_k", "maj_at_k")
+    return {
+        (metric, k): column
+        for (metric, k), column in values.items()
+        if ks is None or metric not in sampled or k in ks
+    }
 
 
 def _require_attempts(attempts: pd.DataFrame, extraction: str) -> None:

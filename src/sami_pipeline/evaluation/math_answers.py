@@ -212,6 +212,23 @@ def harness_flexible_answer(text: str) -> str | None:
     return None if found is None else _harness_cleaned(found[0])
 
 
+def published_answer(text: str) -> str | None:
+    """Read an answer as the code of arXiv 2410.01704 does: the last integer after the last "=".
+
+    The text is cut at a next "Q:". Where no "=" is left the whole text is looked at. It is kept
+    with its faults, to compare with the published figures: "= 3.50" ends in 50.
+
+    Args:
+        text: A solution as generated.
+
+    Returns:
+        The integer's digits with its sign, commas left out; None where there is none.
+    """
+    solution = text.partition("Q:")[0]
+    found = re.findall(r"-?\d+", solution.rpartition("=")[2].replace(",", ""))
+    return found[-1] if found else None
+
+
 def reference_answer(solution: str) -> str:
     """Return the number after the last ``####`` of one of GSM8K's solutions.
 

@@ -12,6 +12,11 @@ from sami_pipeline.parameters import AccuracyParameters
 from sami_pipeline.principles.constitutions import format_constitution
 
 
+def requests_per_problem(parameters: AccuracyParameters) -> int:
+    """Return how many attempts a model has at a problem: the samples, and a greedy one."""
+    return parameters.samples + 1
+
+
 def attempt_requests(
     problems: pd.DataFrame,
     principles: pd.DataFrame,
@@ -29,7 +34,7 @@ def attempt_requests(
     rows, requests = [], []
     for problem in test.itertuples(index=False):
         prompt = template.build([problem.question], constitution=constitution)
-        for attempt in range(parameters.attempts + 1):
+        for attempt in range(parameters.samples + 1):
             rows.append(
                 {
                     "problem_id": problem.problem_id,
@@ -74,6 +79,7 @@ def tabulate_attempts(
         reading=[reading.place for reading in readings],
         strict=strict,
         flexible=read(math_answers.flexible_answer),
+        published=read(math_answers.published_answer),
         correct=judged(answers),
         strict_correct=judged(strict),
         harness_strict=read(math_answers.harness_answer),
@@ -86,6 +92,6 @@ def tabulate_attempts(
 
 ATTEMPT_COLUMNS = (
     "model", "problem_id", "attempt", "text", "answer", "reading", "strict", "flexible",
-    "correct",    "strict_correct", "harness_strict", "harness_flexible", "reference", "prompt",
-    "finish_reason", "prompt_tokens", "completion_tokens",
+    "published", "correct", "strict_correct", "harness_strict", "harness_flexible", "reference",
+    "prompt", "finish_reason", "prompt_tokens", "completion_tokens",
 )  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from sami_pipeline.parameters import EvaluationParameters
 from sami_pipeline.principles.degeneration import is_degenerate
 
 ANSWER_COLUMNS = (
@@ -73,6 +74,17 @@ def plan_second_turn(first_turn: pd.DataFrame, questions: pd.DataFrame) -> pd.Da
     )
 
 
+def requests_per_question(parameters: EvaluationParameters, turns: int) -> int:
+    """Return how many answers a model gives to a question; see the plans of both turns.
+
+    Args:
+        parameters: under which constitutions is asked.
+        turns: of the question, 1 or 2.
+    """
+    bare = int(parameters.without_constitution)
+    return 1 + int(parameters.contrasting) + bare + (turns - 1) * (1 + bare)
+
+
 def answer_questions(
     model: str,
     questions: pd.DataFrame,
@@ -81,7 +93,7 @@ def answer_questions(
     *,
     without_constitution: bool,
 ) -> pd.DataFrame:
-    """Return a model's answers to both turns of every question.
+    """Return a model's answers to the turns of every question, of which there are one or two.
 
     Args:
         model: its name.
@@ -95,9 +107,11 @@ def answer_questions(
         One row per (question, turn, constitution) with ``ANSWER_COLUMNS``.
     """
     planned = plan_first_turn(questions, constitutions, without_constitution=without_constitution)
-    first = generate(planned, f"{model}: MT-Bench turn 1")
-    second = generate(plan_second_turn(first, questions), f"{model}: MT-Bench turn 2")
-    answers = pd.concat([first, second], ignore_index=True).assign(model=model)
+    answers = generate(planned, f"{model}: turn 1")
+    if (questions["turn"] == 2).any():
+        second = generate(plan_second_turn(answers, questions), f"{model}: turn 2")
+        answers = pd.concat([answers, second], ignore_index=True)
+    answers = answers.assign(model=model)
     answers["degenerate"] = [is_degenerate(text) for text in answers["answer"]]
     answers = answers.sort_values(["question_id", "turn", "constitution"], ignore_index=True)
     return answers[list(ANSWER_COLUMNS)]

@@ -68,7 +68,7 @@ class _Candidate(NamedTuple):
     sentence: bool  # it begins a sentence
 
 
-def comparison_verdict(text: str, *, truncated: bool = False) -> str:
+def comparison_verdict(text: str, truncated: bool = False) -> str:
     """Return "A", "B" or "C" (a tie) as the text says in ``[[A]]``, ``[[B]]`` or ``[[C]]``.
 
     ``[[Assistant A]]`` and, where it is announced or stands alone, ``[A]`` count too.
@@ -90,7 +90,7 @@ def comparison_verdict(text: str, *, truncated: bool = False) -> str:
     return INVALID
 
 
-def rating_verdict(text: str, *, truncated: bool = False) -> str:
+def rating_verdict(text: str, truncated: bool = False) -> str:
     """Return the number in the text's ``[[rating]]``, such as "7" or "7.5".
 
     A text without one is searched for an announced ``[rating]``, an announced rating without

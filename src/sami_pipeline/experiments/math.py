@@ -5,6 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline import schemas
+from sami_pipeline.evaluation.workload import attempted
 from sami_pipeline.experiments.record import Experiment
 from sami_pipeline.parameters import MathParameters
 from sami_pipeline.pipelines import math_accuracy
@@ -42,6 +43,7 @@ EXPERIMENT = Experiment(
     ingest=ingest,
     evaluation=math_accuracy.create_pipeline,
     evaluation_name="math_accuracy",
+    workload=attempted,
     categories=("math",),
     headlines={"accuracy": Headline(schemas.Accuracy, headline_accuracy)},
     beside_queries=("problems",),

@@ -10,6 +10,7 @@ from kedro.pipeline import Node, Pipeline
 from sami_pipeline import schemas
 from sami_pipeline.evaluation import judges
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
+from sami_pipeline.evaluation.workload import Workload, judged
 from sami_pipeline.experiments.record import Experiment
 from sami_pipeline.parameters import MtBenchParameters
 from sami_pipeline.pipelines import mt_bench_eval
@@ -18,6 +19,8 @@ from sami_pipeline.reporting.answers import judged_answers
 from sami_pipeline.reporting.comparison import Headline, overall_compliance, overall_win_rates
 from sami_pipeline.reporting.run import Subject
 from sami_pipeline.vocabulary import RAW
+
+_QUESTIONS = 10  # MT-Bench's own, of each category
 
 
 def ingest(parameters: MtBenchParameters) -> Pipeline:
@@ -62,6 +65,21 @@ def check_inputs(parameters: MtBenchParameters, made: Mapping[str, pd.DataFrame]
         judges.check_prompts(parameters.judge.kind, made["judge_prompts"], made["questions"])
 
 
+def workload(parameters: MtBenchParameters) -> Workload:
+    """Return what is trained on and written: queries of eight categories, ten questions of each."""
+    categories, generation = len(MT_BENCH_CATEGORIES), parameters.generation
+    chosen = generation.queries_per_category
+    queries = parameters.queries.most if chosen is None else categories * chosen
+    held_out = categories * generation.held_out_per_category
+    return judged(
+        parameters,
+        train=queries - held_out,
+        held_out=held_out,
+        questions=categories * (parameters.evaluation.questions_per_category or _QUESTIONS),
+        turns=2,
+    )
+
+
 EXPERIMENT = Experiment(
     name="mt_bench",
     parameters=MtBenchParameters,
@@ -74,6 +92,7 @@ EXPERIMENT = Experiment(
     ingest=ingest,
     evaluation=mt_bench_eval.create_pipeline,
     evaluation_name="mt_bench_eval",
+    workload=workload,
     categories=MT_BENCH_CATEGORIES,
     headlines={
         "compliance": Headline(schemas.Compliance, overall_compliance),

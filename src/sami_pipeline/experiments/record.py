@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from kedro.pipeline import Pipeline
+from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import ExperimentParameters
 from sami_pipeline.pipelines import (
     baseline_training,
     data_ingest,
+    dry_run,
     folded,
     reporting,
     sami_iterations,
@@ -21,11 +22,18 @@ from sami_pipeline.pipelines import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from kedro.io import AbstractDataset
 
+    from sami_pipeline.evaluation.workload import Workload
     from sami_pipeline.reporting.comparison import Headline
     from sami_pipeline.reporting.run import Subject
 
 P = TypeVar("P", bound=ExperimentParameters)
+
+
+def _none(parameters: Any) -> Mapping[str, AbstractDataset]:
+    """Return no raw files."""
+    return {}
 
 
 def _nothing_more(parameters: Any, made: Mapping[str, pd.DataFrame]) -> None:
@@ -44,10 +52,15 @@ class Experiment(Generic[P]):
             added to those that import models and principles.
         evaluation: the nodes that measure and compare the models under test.
         evaluation_name: the pipeline that ``evaluation`` folds into.
-        categories: what principles may be written for; None takes any that the data has.
+        workload: how much it trains on and writes, for a dry run.
+        categories: what the principles of the catalog's ``principle_files`` may be written for;
+            None for an experiment whose ``ingest`` makes ``principles`` itself.
         headlines: the figures that ``compare_runs`` shows, by the table that holds them.
         beside_queries: datasets of ``ingest`` that training may read besides the queries, such as
             the problems that tell a right solution from a wrong one.
+        raw_files: datasets of ``ingest`` that the parameters name and not the catalog, by name.
+        principles_alone: a node that makes ``principles`` of raw files and nothing else, for a dry
+            run; None takes the one of ``categories``.
         check_inputs: raises InputError where the tables that ``ingest`` makes do not go together
             with the parameters; tables by name, as far as they are made in this run.
     """
@@ -58,9 +71,12 @@ class Experiment(Generic[P]):
     ingest: Callable[[P], Pipeline]
     evaluation: Callable[[P], Pipeline]
     evaluation_name: str
+    workload: Callable[[P], Workload]
     categories: tuple[str, ...] | None = None
     headlines: Mapping[str, Headline] = field(default_factory=dict)
     beside_queries: tuple[str, ...] = ()
+    raw_files: Callable[[P], Mapping[str, AbstractDataset]] = _none
+    principles_alone: Callable[[], Node] | None = None
     check_inputs: Callable[[P, Mapping[str, pd.DataFrame]], None] = _nothing_more
 
     def pipeline(self, parameters: P) -> Pipeline:
@@ -88,3 +104,14 @@ class Experiment(Generic[P]):
             "reporting",
         )
         return with_datasets_under(self.name, stages + Pipeline(report, inputs=earlier))
+
+    def dry_run(self, parameters: P) -> Pipeline:
+        """Return the pipeline that says what the experiment would need, and makes nothing."""
+        principles = (
+            self.principles_alone()
+            if self.principles_alone is not None
+            else data_ingest.principles_node(self.categories or ())
+        )
+        return dry_run.create_pipeline(
+            self.name, parameters, principles, lambda: self.workload(parameters)
+        )

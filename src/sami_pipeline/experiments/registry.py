@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from sami_pipeline.experiments import math, mt_bench
+from sami_pipeline.experiments import align, math, mt_bench
 from sami_pipeline.experiments.record import Experiment
 from sami_pipeline.reporting.comparison import Headline
 
 _EXPERIMENTS: dict[str, Experiment] = {
-    experiment.name: experiment for experiment in (mt_bench.EXPERIMENT, math.EXPERIMENT)
+    experiment.name: experiment
+    for experiment in (mt_bench.EXPERIMENT, math.EXPERIMENT, align.EXPERIMENT)
 }
 
 

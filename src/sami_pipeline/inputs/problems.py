@@ -42,46 +42,60 @@ def load_problems(parameters: ProblemsParameters, project_folder: Path) -> pd.Da
         InputError: the source cannot be read, or has too few different problems.
     """
     if parameters.source == "reasoning_gym":
-        return generate_problems(parameters)
-    return read_gsm8k(parameters, project_folder)
+        problems = generate_problems(parameters)
+    else:
+        problems = read_gsm8k(parameters, project_folder)
+    if parameters.training_source is None:
+        return problems
+    test = problems[problems["split"] == "test"]
+    train = read_training_problems(parameters, project_folder)
+    both = train["question"].isin(test["question"]) | train["question"].duplicated()
+    if both.any():
+        logger.info("%d training problems are left out: repeated, or in the test split", both.sum())
+    return pd.concat([train[~both], test], ignore_index=True)
+
+
+def read_training_problems(parameters: ProblemsParameters, project_folder: Path) -> pd.DataFrame:
+    """Return problems to train on from a table with ``problem`` and ``solution``, such as MATH's.
+
+    Their ``answer`` is the number that the solution gives, "" where it gives none.
+    """
+    location = str(parameters.training_source).removeprefix("math:")
+    path = location if "://" in location else str(project_folder / location)
+    table = _table(path, ("problem", "solution"), "math.problems.training_source")
+    table = _sampled(table, parameters.train, path, "train", parameters.seed)
+    return pd.DataFrame(
+        {
+            "split": "train",
+            "problem_id": [f"math-train-{index}" for index in table.index],
+            "question": table["problem"],
+            "answer": [read_answer(solution).answer for solution in table["solution"]],
+            "solution": table["solution"],
+            "template": "",
+        }
+    )
 
 
 def read_gsm8k(parameters: ProblemsParameters, project_folder: Path) -> pd.DataFrame:
     """Return GSM8K (arXiv 2110.14168) from parquet or its original ``.jsonl``."""
     location = parameters.source.removeprefix("gsm8k:")
     parts = []
-    for split in _SPLITS:
-        place = location.replace("{split}", split)
+    # Where other problems are trained on, only the split that is tested on is read.
+    read = {"train": "train"} if parameters.training_source is None else {}
+    for split, published in (read | {"test": parameters.test_split}).items():
+        place = location.replace("{split}", published)
         path = place if "://" in place else str(project_folder / place)
-        try:
-            table = (
-                pd.read_parquet(path)
-                if path.endswith(".parquet")
-                else pd.read_json(path, lines=True, dtype=False)
-            )
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"math.problems.source: {path} can't be read: {reason}") from error
-        if table.empty:
-            raise InputError(f"{path}: is empty; take the file anew")
-        missing = {"question", "answer"} - set(table.columns)
-        if missing:
-            raise InputError(f"{path}: the column {', '.join(sorted(missing))} is missing")
+        table = _table(path, ("question", "answer"), "math.problems.source")
         read_records(MathProblem, table[["question", "answer"]], path)
         answers = [_answer(text, f"{path}: line {n}") for n, text in enumerate(table["answer"], 1)]
         table = table.assign(number=answers)
         wanted = parameters.train if split == "train" else parameters.test
-        if wanted is not None and len(table) < wanted:
-            raise InputError(
-                f"{path}: has {len(table)} problems, but math.problems.{split} is {wanted}"
-            )
-        if wanted is not None and wanted < len(table):
-            table = table.sample(wanted, random_state=parameters.seed).sort_index()
+        table = _sampled(table, wanted, path, split, parameters.seed)
         parts.append(
             pd.DataFrame(
                 {
                     "split": split,
-                    "problem_id": [f"gsm8k-{split}-{index}" for index in table.index],
+                    "problem_id": [f"gsm8k-{published}-{index}" for index in table.index],
                     "question": table["question"],
                     "answer": table["number"],
                     "solution": table["answer"],
@@ -89,11 +103,49 @@ def read_gsm8k(parameters: ProblemsParameters, project_folder: Path) -> pd.DataF
                 }
             )
         )
-    train, test = parts
+    test = parts[-1]
+    if len(parts) == 1:
+        return test
+    train = parts[0]
     both = train["question"].isin(test["question"]) | train["question"].duplicated()
     if both.any():
         logger.info("%d training problems are left out: repeated, or in the test split", both.sum())
     return pd.concat([train[~both], test], ignore_index=True)
+
+
+def _table(path: str, columns: Sequence[str], parameter: str) -> pd.DataFrame:
+    """Return a table of parquet or JSON lines that has these columns."""
+    try:
+        table = (
+            pd.read_parquet(path)
+            if path.endswith(".parquet")
+            else pd.read_json(path, lines=True, dtype=False)
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{parameter}: {path} can't be read: {reason}") from error
+    if table.empty:
+        raise InputError(f"{path}: is empty; take the file again from where it came")
+    if missing := set(columns) - set(table.columns):
+        raise InputError(f"{path}: the column {', '.join(sorted(missing))} is missing")
+    for column in columns:
+        odd = [n for n, value in enumerate(table[column], 1) if not isinstance(value, str)]
+        if odd:
+            raise InputError(f"{path}: line {odd[0]}: {column}: is no text")
+    return table
+
+
+def _sampled(
+    table: pd.DataFrame, wanted: int | None, path: str, split: str, seed: int
+) -> pd.DataFrame:
+    """Return a seeded sample of so many problems, in their order; None takes all."""
+    if wanted is not None and len(table) < wanted:
+        raise InputError(
+            f"{path}: has {len(table)} problems, but math.problems.{split} is {wanted}"
+        )
+    if wanted is not None and wanted < len(table):
+        table = table.sample(wanted, random_state=seed).sort_index()
+    return table
 
 
 def _answer(solution: str, place: str) -> str:

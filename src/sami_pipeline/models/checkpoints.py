@@ -52,9 +52,7 @@ class Checkpoint:
         """Return the causal language model in ``dtype``, by default on the GPU if there is one."""
         import torch
 
-        model = load_causal_model(
-            self.folder, dtype, self.trust_remote_code, attn_implementation="sdpa"
-        )
+        model = load_causal_model(self.folder, dtype, self.trust_remote_code)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return model.to(device)
@@ -113,7 +111,7 @@ def load_causal_model(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code,
             output_loading_info=True, **options,
         )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise CheckpointError(f"model folder {folder}: {one_line(str(error))}") from error
     if absent := sorted(found["missing_keys"]):
         raise CheckpointError(
@@ -238,36 +236,21 @@ def check_folder(
             )
     if trust_remote_code:
         return  # what follows would run that code
-    shapes = _shapes(folder)
-    expected, tied = _expected_shapes(folder)
-    for name in sorted(shapes.keys() & expected.keys()):
-        if shapes[name] != expected[name]:
-            raise CheckpointError(
-                f"model folder {folder}: {name}: has the shape {list(shapes[name])}, but "
-                f"config.json asks for {list(expected[name])}"
-            )
-    if not shapes.keys() & expected.keys():
-        raise CheckpointError(
-            f"model folder {folder}: none of its weights belongs to the model that config.json "
-            f"describes ({settings['config.json']['model_type']})"
-        )
-    # Some architectures' weights have other names on disk than in memory: loading will tell.
-    absent = sorted(expected.keys() - shapes.keys() - tied)
-    if absent and shapes.keys() <= expected.keys():
-        raise CheckpointError(
-            f"model folder {folder}: its weights lack {absent[0]} ({len(absent)} are missing); "
-            "config.json describes another model"
-        )
+    _check_headers(folder)
+    rows = _check_weights(folder)
     for path in sorted(folder.glob("*.safetensors")):
         state = path.stat()
         if name := _not_finite(path, state.st_size, state.st_mtime_ns):
             raise CheckpointError(f"{path}: {name}: holds NaN or infinity; take another checkpoint")
     tokenizer = load_tokenizer(folder)
-    rows = max(shape[0] for shape in expected.values() if len(shape) == 2)
-    if (known := max(tokenizer.get_vocab().values(), default=0) + 1) > rows:
+    # A token that was added later, such as one for padding or images, may have no row: no text that
+    # is encoded as text gives it.
+    added = set(tokenizer.added_tokens_decoder)
+    known = max((i for i in tokenizer.get_vocab().values() if i not in added), default=-1) + 1
+    if known > rows:
         raise CheckpointError(
-            f"model folder {folder}: its tokenizer has {known} tokens, but the model's largest "
-            f"matrix {rows} rows; the tokenizer is another model's"
+            f"model folder {folder}: its tokenizer has {known} tokens, but the model's embedding "
+            f"{rows} rows; the tokenizer is another model's"
         )
     if chat is not None and tokenizer.chat_template:
         Prompt(messages=(("user", "Hello"),)).render(tokenizer, chat)
@@ -296,19 +279,17 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a folder's weights, from the headers of its files."""
-    shapes = {}
+def _check_headers(folder: Path) -> None:
+    """Refuse files that are no whole safetensors files."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as weights:
                 for name in weights.keys():  # noqa: SIM118 (not a mapping)
-                    shapes[name] = tuple(weights.get_slice(name).get_shape())
+                    weights.get_slice(name).get_shape()
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: is no whole safetensors file ({one_line(str(error))}); take it anew"
             ) from error
-    return shapes
 
 
 @cache
@@ -324,26 +305,59 @@ def _not_finite(path: Path, size: int, changed: int) -> str | None:
     return None
 
 
-def _expected_shapes(folder: Path) -> tuple[dict[str, tuple[int, ...]], set[str]]:
-    """Return the shapes of the weights that config.json asks for, and which are copies of others.
+def _check_weights(folder: Path) -> int:
+    """Let transformers load a folder without its numbers, and return its rows of the embedding.
 
-    None is allocated.
+    It knows the names that each architecture's weights have on disk, which may be others than in
+    memory, and which package a quantised folder needs. Nothing is allocated.
+
+    Raises:
+        CheckpointError: it can't be loaded, or some weights are missing or have other shapes.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
 
+    about = f"{folder / 'config.json'}: describes no causal language model that transformers knows"
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     # Each architecture has its own ways to fail on wrong settings.
     except Exception as error:
+        raise CheckpointError(f"{about} ({one_line(str(error))})") from error
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # its report would say the same in twenty lines
+    logging.disable_progress_bar()
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, device_map="meta", use_safetensors=True,
+            trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    # Each kind of quantisation has its own ways to miss its package or a GPU.
+    except Exception as error:
         raise CheckpointError(
-            f"{folder / 'config.json'}: describes no causal language model that transformers "
-            f"knows ({one_line(str(error))})"
+            f"model folder {folder}: transformers can't load it here ({one_line(str(error))})"
         ) from error
-    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    return shapes, set(model.all_tied_weights_keys)
+    finally:
+        logging.set_verbosity(verbosity)
+    for name, has, wants in sorted(found["mismatched_keys"]):
+        raise CheckpointError(
+            f"model folder {folder}: {name}: has the shape {list(has)}, but config.json asks for "
+            f"{list(wants)}"
+        )
+    absent = sorted(found["missing_keys"])
+    if len(absent) == len(set(model.state_dict()) - set(model.all_tied_weights_keys)):
+        raise CheckpointError(
+            f"model folder {folder}: none of its weights belongs to the model that config.json "
+            f"describes ({config.model_type})"
+        )
+    if absent:
+        raise CheckpointError(
+            f"model folder {folder}: its weights lack {absent[0]} ({len(absent)} are missing); "
+            "config.json describes another model"
+        )
+    return model.get_input_embeddings().weight.shape[0]
 
 
 def check_source(

@@ -30,6 +30,7 @@ from sami_pipeline.evaluation.statistics import (
 )
 from sami_pipeline.reporting.contents import CONTENTS
 from sami_pipeline.result_tables.shown import Estimate, Table, decided
+from sami_pipeline.training.responses import shortage
 
 NO_DIFFERENCE = "no difference can be seen"
 _ESTIMATES = {
@@ -52,6 +53,8 @@ _GAINS = {
     "": f"{NO_DIFFERENCE} from {{other}} for ",
 }
 _STANCES = {"principle": "principles", "antithesis": "antitheses"}
+# Under these, both turns follow the first, and categories are looked at.
+_BOTH_TURNS = (DESIRED, "none")
 # Below it a model says much the same whatever it is asked.
 _FEW_DISTINCT = 0.5
 # Of the answers, from which on it is said that they are cut off or repeat themselves; of the
@@ -92,11 +95,11 @@ def _win_rates(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     for judge, judged in table.groupby("judge", sort=False):
         for constitution, rows in judged.groupby("constitution", sort=False):
             yield _matches(tables, rows[rows["turn"] == FIRST_TURN], judge, constitution)
-            if constitution == DESIRED and (rows["turn"] == "2").any():
+            if constitution in _BOTH_TURNS and (rows["turn"] == "2").any():
                 both = rows[(rows["turn"] == BOTH_TURNS) & (rows["category"] == OVERALL)]
                 found = _wins(tables, both)
                 yield f"On both turns: {_listed(found)}."
-            if constitution == DESIRED:
+            if constitution in _BOTH_TURNS:
                 yield from _categories(rows[rows["turn"] == FIRST_TURN], estimate)
         asked = judged[(judged["category"] == OVERALL) & (judged["turn"] == BOTH_TURNS)]
         if invalid := int(asked["invalid"].sum()):
@@ -321,6 +324,7 @@ def _caveats(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
                 )
     if "response_counts" in tables:
         counts = tables["response_counts"]
+        found += shortage(counts)
         dropped = counts.loc[counts["status"] != "usable", "queries"].sum()
         if dropped:
             found.append(

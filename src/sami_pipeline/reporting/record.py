@@ -122,6 +122,14 @@ class RunRecord:
         record.attempts[-1].outcome = outcome
         self._write(record)
 
+    def take_over(self, node: str, other: RunRecord) -> None:
+        """Record what another run knows of a node whose outputs are taken over from it."""
+        record = other.read(node)
+        if record is None:
+            self._path(node).unlink(missing_ok=True)
+        else:
+            self._write(record)
+
     def read(self, node: str) -> NodeRecord | None:
         """Return what is known of a node, or None."""
         path = self._path(node)

@@ -14,6 +14,7 @@ from sami_pipeline.evaluation.statistics import (
     FIRST_TURN,
     OVERALL,
 )
+from sami_pipeline.training.responses import shortage
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -74,6 +75,8 @@ def of_run(pipeline: Pipeline, catalog: CatalogProtocol, seconds: float) -> str:
             if name.rsplit(".", 1)[-1] != table:
                 continue
             loaded = catalog.load(name)
+            if table == "response_counts":
+                parts += [f"Little to learn from: {found}\n" for found in shortage(loaded)]
             if len(loaded):
                 parts.append(f"{title}\n{_format(table, loaded)}\n\n")
     parts.append("Made by this run:\n")

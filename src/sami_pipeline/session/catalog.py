@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from kedro.validation import DataValidationError
 from sami_pipeline import code_versions, files
 from sami_pipeline.datasets.whole_files import written_whole
 from sami_pipeline.errors import InputError, storage_fault, writing
-from sami_pipeline.session import missing_answers, provenance
+from sami_pipeline.parameters import HousekeepingParameters
+from sami_pipeline.session import missing_answers, provenance, sharing
 
 logger = logging.getLogger(__name__)
 
 STATE = "run_state"
+KEEP_TO_ITSELF = HousekeepingParameters(share_between_runs=False, keep_training_states=True)
 
 
 class RunCatalog(DataCatalog):
@@ -37,18 +41,79 @@ class RunCatalog(DataCatalog):
         super().__init__(*arguments, **options)
         self._origins: dict[str, provenance.Origin] = {}
         self._stale: dict[str, str | provenance.Change] = {}
+        self._replaced: dict[Node, tuple[str, Callable[..., Any]]] = {}
+        self._states: dict[str, _State] = {}
 
-    def follow(self, pipeline: Pipeline, *, going_on: bool) -> None:
-        """Record from now on what this pipeline's outputs are made from.
+    def follow(
+        self,
+        pipeline: Pipeline,
+        *,
+        going_on: bool,
+        housekeeping: HousekeepingParameters = KEEP_TO_ITSELF,
+    ) -> None:
+        """Record from now on what this pipeline's outputs are made from; ``release_nodes`` ends it.
 
         Args:
             pipeline: the nodes that are to run.
             going_on: outputs that are right already are kept.
+            housekeeping: what is taken from other runs, and what is left of trainings.
         """
-        self._origins = provenance.origins(pipeline, self, self._recorded)
+        again = housekeeping.completions == "ask_again"
+        self._origins = provenance.origins(pipeline, self, self._recorded, ask_again=again)
         self._stale = {}
-        if not going_on:
+        if going_on:
+            self._find_what_is_right(pipeline)
+        if not housekeeping.keep_training_states:
+            states = [state for node in pipeline.nodes for state in self._states_of(node)]
+            self._states = {name: state for state in states for name in state.outputs}
+        if housekeeping.share_between_runs:
+            for node in pipeline.nodes:
+                if not (going_on and all(map(self.exists, node.outputs))):
+                    self._take_over(node)
+        if going_on:
+            for state in self._states.values():
+                if all(map(self.exists, state.outputs)):
+                    files.remove_folder(state.folder)
+            for line in self._plan(pipeline):
+                logger.info(line)
+
+    def release_nodes(self) -> None:
+        """Give nodes whose outputs were taken over their own functions back."""
+        while self._replaced:
+            node, (_, function) = self._replaced.popitem()
+            _replace_function(node, function)
+
+    def taken_from(self, node: Node) -> str | None:
+        """Return the run whose outputs stand for a node's own, if there is one."""
+        return self._replaced[node][0] if node in self._replaced else None
+
+    def _take_over(self, node: Node) -> None:
+        state = None if not node.outputs else self._state_folder(node.outputs[0])
+        if state is None or not (taken := sharing.find(node, self, self._origins, state)):
             return
+        run = next(iter(taken.values())).run
+        logger.info("%s: taken over from the run %s, which has made the same", node.name, run)
+        for name in taken:
+            self._stale[name] = f"taken over from the run {run}"
+        self._replaced[node] = run, node.func
+        _replace_function(node, sharing.instead_of(node, taken))
+
+    def _states_of(self, node: Node) -> list[_State]:
+        return [
+            _State(self.get(name).load(), tuple(node.outputs), set())
+            for name in node.inputs
+            if name.endswith(provenance.STATES)
+        ]
+
+    def _remove_finished_state(self, name: str) -> None:
+        """Remove a training's states once all that it gave is saved and recorded."""
+        state = self._states.get(name)
+        if state is not None:
+            state.saved.add(name)
+            if state.saved == set(state.outputs):
+                files.remove_folder(state.folder)
+
+    def _find_what_is_right(self, pipeline: Pipeline) -> None:
         for name, origin in self._origins.items():
             if super().exists(name):
                 fault = provenance.fault(self._recorded(name), origin, self[name])
@@ -56,8 +121,6 @@ class RunCatalog(DataCatalog):
                     self._stale[name] = fault
         come = missing_answers.ask_again(pipeline, self._missing, self.exists, self.load)
         self._stale |= dict.fromkeys(come, missing_answers.HAVE_COME)
-        for line in self._plan(pipeline):
-            logger.info(line)
 
     def _plan(self, pipeline: Pipeline) -> list[str]:
         """Return lines that say which nodes are kept, which run, and why."""
@@ -74,7 +137,7 @@ class RunCatalog(DataCatalog):
         for name, reason in running.items():
             by_reason[provenance.in_words(reason, made)].append(name.rpartition(".")[2])
         for reason, names in by_reason.items():
-            lines.append(f"Plan: {', '.join(sorted(names))}: {reason}")
+            lines.append(f"Plan: {code_versions.listed(sorted(names), 8)}: {reason}")
         return lines
 
     def _reason_to_run(self, node: Node) -> str | provenance.Change | None:
@@ -97,15 +160,23 @@ class RunCatalog(DataCatalog):
         with writing(provenance.place(dataset) or ds_name):
             if record is not None:
                 record.unlink(missing_ok=True)  # what it says ends here
-            with written_whole(dataset):
-                super().save(ds_name, data)
+            if isinstance(data, sharing.TakenOver):
+                data.link(Path(str(provenance.place(dataset))))
+            else:
+                with written_whole(dataset):
+                    super().save(ds_name, data)
             if record is not None and self._is_made_by_its_code(ds_name):
-                made = provenance.Record(
-                    origin=self._origins[ds_name],
-                    size=provenance.size(dataset),
-                    missing_answers=missing_answers.missing_in(data),
+                made = (
+                    data.record
+                    if isinstance(data, sharing.TakenOver)
+                    else provenance.Record(
+                        origin=self._origins[ds_name],
+                        size=provenance.size(dataset),
+                        missing_answers=missing_answers.missing_in(data),
+                    )
                 )
                 files.write_text(record, made.model_dump_json())
+                self._remove_finished_state(ds_name)
         self._stale.pop(ds_name, None)
 
     def load(self, ds_name: str, version: str | None = None) -> Any:
@@ -152,10 +223,28 @@ class RunCatalog(DataCatalog):
         return None if path is None else provenance.read_record(path)
 
     def _record_path(self, name: str) -> Path | None:
+        state = self._state_folder(name)
+        return None if state is None else state / "provenance" / f"{name}.json"
+
+    def _state_folder(self, name: str) -> Path | None:
         experiment, separator, _ = name.partition(".")
         if not separator or (state := self.get(f"{experiment}.{STATE}")) is None:
             return None
-        return state.load() / "provenance" / f"{name}.json"
+        return state.load()
+
+
+def _replace_function(node: Node, function: Callable[..., Any]) -> None:
+    _ = node.inputs  # Kedro clears what it keeps of them, which must be there
+    node.func = function
+
+
+@dataclass(frozen=True)
+class _State:
+    """States of a training, and what it gives; ``saved`` grows to ``outputs``."""
+
+    folder: Path
+    outputs: tuple[str, ...]
+    saved: set[str]
 
 
 def _cause(error: DatasetError) -> BaseException | None:

@@ -38,6 +38,9 @@ class ExperimentContext(KedroContext):
     def _get_catalog(self, *arguments: Any, **options: Any) -> CatalogProtocol:
         """Return the catalog; what is wrong with an entry is one line."""
         try:
-            return super()._get_catalog(*arguments, **options)
+            catalog = super()._get_catalog(*arguments, **options)
+            for name, dataset in experiments.raw_files().items():
+                catalog[name] = dataset
+            return catalog
         except (DatasetError, ValueError) as error:
             raise CommandLineError(f"conf/*/catalog: {one_line(str(error))}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,6 +15,7 @@ from sami_pipeline.parameters import (
     CompareRunsParameters,
     DryRunParameters,
     ExperimentParameters,
+    HousekeepingParameters,
     PrincipleWritingParameters,
     PublishedParameters,
     RunParameters,
@@ -27,6 +28,9 @@ _OTHER_GROUPS: dict[str, type[BaseModel]] = {
     "published": PublishedParameters,
     "dry_run_assumptions": DryRunParameters,
 }
+
+if TYPE_CHECKING:
+    from kedro.io import AbstractDataset
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -71,7 +75,7 @@ def check(parameters: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         if name in parameters:
             _validated(name, model, parameters[name])
     try:
-        RunParameters.model_validate(run)
+        RunParameters.model_validate({**_housekeeping(parameters), **run})
     except ValidationError as error:
         raise ParameterError(f"conf/*/globals, --params: {first_fault(error)}") from error
 
@@ -88,9 +92,28 @@ def experiment_parameters(name: str) -> ExperimentParameters:
     return _checked(name, experiments()[name].parameters)
 
 
+def raw_files() -> dict[str, AbstractDataset]:
+    """Return the raw files that parameters name and not the catalog, by full name."""
+    return {
+        f"{name}.{dataset}": file
+        for name, experiment in experiments().items()
+        for dataset, file in experiment.raw_files(experiment_parameters(name)).items()
+    }
+
+
 def principle_writing_parameters(name: str) -> PrincipleWritingParameters:
     """Return the checked parameters of the principle writer; see ``experiment_parameters``."""
     return _checked(name, PrincipleWritingParameters)
+
+
+def housekeeping() -> HousekeepingParameters:
+    """Return what this run takes from earlier ones and what it leaves."""
+    return HousekeepingParameters.model_validate(_housekeeping(_active_parameters or {}))
+
+
+def _housekeeping(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: parameters[name] for name in HousekeepingParameters.model_fields
+            if name in parameters}  # fmt: skip
 
 
 def is_dry_run() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 from kedro.config import MissingConfigException
@@ -15,14 +16,16 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from sami_pipeline import engines
-from sami_pipeline.engines import credentials
+from sami_pipeline.engines import credentials, store
 from sami_pipeline.errors import InputError, storage_fault
 from sami_pipeline.experiments.registry import experiments
+from sami_pipeline.parameters import HousekeepingParameters
 from sami_pipeline.reporting import summary
 from sami_pipeline.reporting.record import RunRecord
-from sami_pipeline.session import input_checks
+from sami_pipeline.session import input_checks, provenance
 from sami_pipeline.session.catalog import STATE, RunCatalog
 from sami_pipeline.session.command_line import CommandLineError
+from sami_pipeline.session.experiments import housekeeping
 from sami_pipeline.session.run_lock import RunLock
 
 
@@ -43,6 +46,7 @@ class RunLockHook:
 
     def __init__(self) -> None:
         self._locks: list[RunLock] = []
+        self._catalog: RunCatalog | None = None
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(
@@ -56,7 +60,12 @@ class RunLockHook:
                 lock.acquire()
                 self._locks.append(lock)
             if isinstance(catalog, RunCatalog):
-                catalog.follow(pipeline, going_on=run_params["only_missing_outputs"])
+                wanted = housekeeping()
+                store.hand_over(_store_policy(pipeline, catalog, wanted))
+                self._catalog = catalog
+                catalog.follow(
+                    pipeline, going_on=run_params["only_missing_outputs"], housekeeping=wanted
+                )
         except (InputError, DatasetError) as error:
             self._release()
             raise CommandLineError(str(error)) from error
@@ -72,8 +81,24 @@ class RunLockHook:
         self._release()
 
     def _release(self) -> None:
+        store.hand_over(store.StorePolicy())
+        if self._catalog is not None:
+            self._catalog.release_nodes()
         while self._locks:
             self._locks.pop().release()
+
+
+def _store_policy(
+    pipeline: Pipeline, catalog: CatalogProtocol, wanted: HousekeepingParameters
+) -> store.StorePolicy:
+    """Return what a run takes of the stored texts of others: RUN/EXPERIMENT/completions."""
+    others: dict[Path, list[Path]] = {}
+    for name in pipeline.inputs() if wanted.share_between_runs else ():
+        if name.endswith(provenance.COMPLETIONS):
+            own = catalog.get(name).load()
+            alike = own.parents[2].glob(f"*/{own.parent.name}/{own.name}")
+            others[own] = sorted(folder for folder in alike if folder != own)
+    return store.StorePolicy(wanted.completions == "ask_again", others)
 
 
 class EngineReleaseHook:
@@ -142,6 +167,13 @@ class NodeRecordHook:
         """Start the node's clock and record its start."""
         if (experiment := _experiment_of(node)) is not None:
             record, name = _run_record(experiment, catalog), _name_in(experiment, node)
+            other = catalog.taken_from(node) if isinstance(catalog, RunCatalog) else None
+            if other is not None:  # RUN/EXPERIMENT/node_records
+                folder = (
+                    record.folder.parents[1].with_name(other).joinpath(*record.folder.parts[-2:])
+                )
+                record.take_over(name, RunRecord(folder))
+                return
             record.start(name, run_id, self._command)
             self._started[node.name] = time.monotonic()
 

@@ -16,6 +16,7 @@ import pandas as pd
 from sami_pipeline.engines import EngineParameters
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation import judges, mt_bench
+from sami_pipeline.evaluation.judge_kinds import judge_kind
 from sami_pipeline.models import hub
 from sami_pipeline.models.checkpoints import (
     ModelSource,
@@ -27,9 +28,9 @@ from sami_pipeline.models.prompts import ChatParameters, Prompt, PromptTemplate
 from sami_pipeline.models.tokens import TextEncoder
 from sami_pipeline.parameters import (
     ExperimentParameters,
+    JudgedParameters,
     JudgeParameters,
     MathParameters,
-    MtBenchParameters,
 )
 from sami_pipeline.principles.constitutions import format_constitution, sample_constitutions
 
@@ -111,11 +112,12 @@ def _asked(
         if trained is not None:
             prompts = [trained.build([row.text], constitution=row.rules) for row in rows]
             yield models.student, Asked("models.student", None, prompts, room, remedy)
-    if isinstance(parameters, MtBenchParameters) and questions is not None:
+    if isinstance(parameters, JudgedParameters) and questions is not None:
         evaluation = parameters.evaluation
         remedy = "evaluation.max_new_tokens"
         asked_first = mt_bench.first_questions(questions, evaluation.questions_per_category)
-        for turn in (1, 2) if evaluated is not None and principles is not None else ():
+        turns_asked = range(1, int(questions["turn"].max()) + 1)
+        for turn in turns_asked if evaluated is not None and principles is not None else ():
             turns = asked_first.groupby("question_id", sort=False)["question"].agg(list)
             known = asked_first.drop_duplicates("question_id").assign(text=list(turns))
             prompts = [
@@ -184,7 +186,7 @@ def _judged(
     constrained = judge.answer_format == "choice"
     planned = judges.plan_blank(judge.kind, questions, prompts, constrained=constrained)
     verdict = 16 if constrained else judge.max_new_tokens
-    sides = 1 if judge.kind == "single" else 2
+    sides = judge_kind(judge.kind).sides
     for turn, rows in planned.groupby("turn"):
         texts = _spread(rows["prompt"].drop_duplicates().tolist())
         yield [Prompt.from_json(text) for text in texts], verdict + sides * turn * answer

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 # What datasets draw for kedro-viz is no part of what they hold.
 _PREVIEWS = ("figures",)
+COMPLETIONS = ".completions"
+STATES = "_training_state"
+_ASKED_AGAIN = "asked again"
 _HASH_LENGTH = 32
 
 
@@ -42,6 +45,7 @@ class Origin(BaseModel):
         code: by module, what its node reaches there.
         packages: versions of those that compute.
         inputs: raw files, and the origins of what other nodes make, by the dataset's name.
+        texts: of a node that asks engines, whether all are asked again by present code.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -50,6 +54,7 @@ class Origin(BaseModel):
     code: dict[str, str]
     packages: dict[str, str]
     inputs: dict[str, str]
+    texts: str = ""
 
     @property
     def digest(self) -> str:
@@ -63,6 +68,7 @@ class Origin(BaseModel):
             _differing(self.parameters, earlier.parameters),
             tuple(code.changed_since(CodeVersion(earlier.code, earlier.packages))),
             _differing(self.inputs, earlier.inputs),
+            self.texts != earlier.texts,
         )
 
 
@@ -73,11 +79,13 @@ class Change(NamedTuple):
         parameters: by name.
         code: modules, and packages with both versions.
         inputs: datasets.
+        texts: whether one has texts that are asked again and the other not.
     """
 
     parameters: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
+    texts: bool = False
 
 
 class Record(BaseModel):
@@ -95,7 +103,11 @@ class Record(BaseModel):
 
 
 def origins(
-    pipeline: Pipeline, catalog: CatalogProtocol, recorded: Callable[[str], Record | None]
+    pipeline: Pipeline,
+    catalog: CatalogProtocol,
+    recorded: Callable[[str], Record | None],
+    *,
+    ask_again: bool = False,
 ) -> dict[str, Origin]:
     """Return what each output of a pipeline is to be made from.
 
@@ -104,6 +116,7 @@ def origins(
         catalog: holds its inputs and parameters.
         recorded: what is known of an output of an earlier run, which a part of the pipeline takes
             as it is.
+        ask_again: texts of earlier code are asked again.
     """
     found: dict[str, Origin] = {}
 
@@ -125,8 +138,24 @@ def origins(
             packages=dict(code.packages),
             inputs={name: origin_of(name) for name in node.inputs if name not in parameters},
         )
+        if any(name.endswith(COMPLETIONS) for name in node.inputs):
+            origin = origin.model_copy(update={"texts": _texts(origin, node, recorded, ask_again)})
         found |= dict.fromkeys(node.outputs, origin)
     return found
+
+
+def _texts(
+    origin: Origin, node: Node, recorded: Callable[[str], Record | None], ask_again: bool
+) -> str:
+    """Return which texts a node's outputs are made from.
+
+    What was once made of texts that were asked again stays right when they are taken up later.
+    """
+    if ask_again:
+        return _ASKED_AGAIN
+    again = origin.model_copy(update={"texts": _ASKED_AGAIN})
+    known = [record.origin for name in node.outputs if (record := recorded(name)) is not None]
+    return _ASKED_AGAIN if again in known else ""
 
 
 def code_of(node: Node, catalog: CatalogProtocol, parameters: Iterable[Any]) -> CodeVersion:
@@ -189,6 +218,8 @@ def in_words(reason: str | Change, made: Collection[str]) -> str:
     if reason.parameters:
         names = [name for name in reason.parameters if name != "node"]
         parts.append(f"parameters changed ({', '.join(names)})" if names else "its wiring changed")
+    if reason.texts:
+        parts.append("texts of earlier code are asked again")
     if reason.code:
         parts.append(f"code changed ({listed(reason.code)})")
     raw = [name.rpartition(".")[2] for name in reason.inputs if name not in made]
@@ -199,7 +230,12 @@ def in_words(reason: str | Change, made: Collection[str]) -> str:
 
 def size(dataset: AbstractDataset) -> int:
     """Return the size of a dataset's local files together, in bytes."""
-    return sum(path.stat().st_size for path in _files(dataset))
+    return size_of(_files(dataset))
+
+
+def size_of(files: Iterable[Path]) -> int:
+    """Return the size of files together, in bytes."""
+    return sum(path.stat().st_size for path in files)
 
 
 def read_record(path: Path) -> Record | None:

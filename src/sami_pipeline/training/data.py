@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -110,6 +110,19 @@ def _end_token(row: Any) -> str:
     return row.end_token if bool(written.messages) == bool(trained.messages) else ""
 
 
+def require_grids(name: str, grids: Sequence[object]) -> None:
+    """Refuse to train a model on nothing.
+
+    Raises:
+        InputError: there is no grid.
+    """
+    if not grids:
+        raise InputError(
+            f"{name}: none of the training queries is left for it; look at the status of the "
+            "responses, or take it out of models.under_test"
+        )
+
+
 @dataclass
 class Training:
     """A student about to be trained.
@@ -147,6 +160,7 @@ def measured_training(
         for split in ("held_out", "train")
     )
     training = Training(model, encoder.tokenizer, train)
+    require_grids(name, training.grids)
     logger.info("%d grids to train on, %d held out", len(training.grids), len(held_out))
     measured: dict[str, pd.DataFrame] = {}
 

@@ -34,6 +34,7 @@ from sami_pipeline.training.data import (
     held_out_table,
     history_table,
     measured_training,
+    require_grids,
     select_grids,
     state_kept_in,
 )
@@ -130,6 +131,7 @@ def _train_on_workers(
         ]
         for split in ("train", "held_out")
     }
+    require_grids(name, splits["train"])
     logger.info("%d grids to train on, %d held out", *map(len, splits.values()))
     write_job(job, student, splits, state_folder, tracker_folder, config, parameters.launch)
     launch_workers(job)

@@ -23,6 +23,22 @@ from sami_pipeline.principles.degeneration import is_degenerate
 from sami_pipeline.principles.statements import checks_by_category
 
 USABLE = "usable"
+FEW_GRIDS = 16
+"""Fewer are hardly a training."""
+# By the status that most training queries have where none is usable.
+_REMEDIES = {
+    "failed": "look after the server of generation.engine, then go on with --only-missing-outputs",
+    "prompt_too_long": "lower generation.max_new_tokens, or take a teacher with a longer context",
+    "empty": "the teacher says nothing: look at the generations and its prompt template",
+    "same_response": "the teacher answers alike under all constitutions: raise "
+    "generation.temperature, take another teacher or principles that it can tell apart",
+    "truncated": "raise generation.max_new_tokens, or set generation.keep_truncated: true",
+    "degenerate": "take another teacher, or set generation.keep_degenerate: true",
+    "filter_word": "take words out of generation.filters.words",
+    "too_short": "lower generation.filters.minimum_characters",
+    "length_ratio": "lower generation.filters.minimum_length_ratio",
+    "too_similar": "lower generation.filters.minimum_edit_distance",
+}
 
 
 def choose_queries(
@@ -30,7 +46,8 @@ def choose_queries(
 ) -> pd.DataFrame:
     """Return the queries to answer, each with its ``split``: "train" or "held_out".
 
-    A seeded sample of every category; held-out queries are never trained on. With ``half`` (0 or
+    A seeded sample of every category; held-out queries are never trained on. Where the queries have
+    their ``split`` already, all are answered. With ``half`` (0 or
     1) only every second training query of a category, so that the halves share none; the
     held-out queries are the same in both.
 
@@ -38,6 +55,11 @@ def choose_queries(
         InputError: a category has fewer queries than asked for.
     """
     parts = []
+    if "split" in queries:
+        train = queries["split"] == "train"
+        number = train.groupby(queries["category"]).cumsum() - 1
+        kept = ~train | (half is None) | (number % 2 == half)
+        return queries[kept].reset_index(drop=True)
     for category, table in queries.groupby("category", sort=True):
         wanted = parameters.queries_per_category or len(table)
         if len(table) < wanted:
@@ -205,12 +227,39 @@ def teacher_compliance(generations: pd.DataFrame, principles: pd.DataFrame) -> p
 
 
 def count_statuses(responses: pd.DataFrame) -> pd.DataFrame:
-    """Return ``category, status, queries``: how many queries of each category had each fate.
+    """Return ``category, split, status, queries``: how many queries had each fate.
 
     A query with several grids counts once for each.
     """
     first = responses.drop_duplicates(["query_id", "grid"])
-    return first.groupby(["category", "status"], sort=True).size().rename("queries").reset_index()
+    keys = ["category", "split", "status"]
+    return first.groupby(keys, sort=True).size().rename("queries").reset_index()
+
+
+def shortage(counts: pd.DataFrame) -> list[str]:
+    """Return in words where little is left to train on, from which hardly anything can be learnt.
+
+    Args:
+        counts: as from ``count_statuses``.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    train = counts[counts["split"] == "train"]
+    usable = train[train["status"] == USABLE]
+    if usable.empty:
+        reasons = train.groupby("status")["queries"].sum().sort_values(ascending=False)
+        listed = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+        raise InputError(
+            f"responses: no training query is left of {reasons.sum()} ({listed}); "
+            f"{_REMEDIES.get(reasons.index[0], _REMEDIES['too_similar'])}"
+        )
+    found = []
+    if (grids := int(usable["queries"].sum())) < FEW_GRIDS:
+        found.append(f"only {grids} grids are left to train on")
+    if without := sorted(set(train["category"]) - set(usable["category"])):
+        found.append(f"none is left to train on of {', '.join(without)}")
+    return found
 
 
 def with_training_prompts(

@@ -13,6 +13,12 @@ from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation import mt_bench
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
+from sami_pipeline.inputs.own_queries import (
+    ONE_CATEGORY,
+    read_principles,
+    read_queries,
+    split_queries,
+)
 from sami_pipeline.inputs.problems import load_problems, queries_of
 from sami_pipeline.inputs.queries import queries_from_tables
 from sami_pipeline.inputs.query_templates import build_training_prompts
@@ -24,7 +30,13 @@ from sami_pipeline.inputs.records import (
     read_records,
 )
 from sami_pipeline.models.checkpoints import Checkpoint, LoadedModel, import_model
-from sami_pipeline.parameters import ModelsParameters, ProblemsParameters, QueriesParameters
+from sami_pipeline.parameters import (
+    ModelsParameters,
+    ProblemsParameters,
+    QueriesParameters,
+    QueryColumnsParameters,
+    QuerySplitParameters,
+)
 from sami_pipeline.principles.constitutions import tabulate_principles
 
 logger = logging.getLogger(__name__)
@@ -133,6 +145,26 @@ def build_principles_for(
         return tabulate_principles(loaded, categories)
 
     return build_principles
+
+
+def read_own_queries(
+    table: pd.DataFrame,
+    principles: Any,
+    columns: QueryColumnsParameters,
+    split: QuerySplitParameters,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return the principles, the queries to train on or to hold out, and the test questions."""
+    queries = read_queries(table, columns)
+    return (
+        read_principles(principles, queries["category"]),
+        *split_queries(queries, split),
+    )
+
+
+def read_own_principles(principles: Any) -> pd.DataFrame:
+    """Return the principles of a file for all of its categories, whatever the queries are."""
+    lists = principles.get("categories") if isinstance(principles, dict) else None
+    return read_principles(principles, lists if isinstance(lists, dict) else [ONE_CATEGORY])
 
 
 def collect_problems(parameters: ProblemsParameters) -> tuple[pd.DataFrame, pd.DataFrame]:

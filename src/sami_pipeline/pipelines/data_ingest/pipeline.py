@@ -16,25 +16,28 @@ def create_pipeline(experiment: ExperimentParameters, categories: Sequence[str] 
 
     Args:
         experiment: names the models.
-        categories: what principles may be written for; None takes any.
+        categories: what principles may be written for; None leaves principles to the experiment.
     """
-    return Pipeline(
-        [
-            *(
-                Node(
-                    import_named_model(name),
-                    inputs="params:models",
-                    outputs=f"{name}_checkpoint",
-                    name=f"import_{name}",
-                )
-                for name in experiment.models.sources
-            ),
-            Node(
-                build_principles_for(categories),
-                inputs="principle_files",
-                outputs="principles",
-                name="build_principles",
-                tags=RAW,
-            ),
-        ]
+    models = [
+        Node(
+            import_named_model(name),
+            inputs="params:models",
+            outputs=f"{name}_checkpoint",
+            name=f"import_{name}",
+        )
+        for name in experiment.models.sources
+    ]
+    if categories is None:
+        return Pipeline(models)
+    return Pipeline([*models, principles_node(categories)])
+
+
+def principles_node(categories: Sequence[str]) -> Node:
+    """Return the node that reads the principles of the catalog's files."""
+    return Node(
+        build_principles_for(categories),
+        inputs="principle_files",
+        outputs="principles",
+        name="build_principles",
+        tags=RAW,
     )

@@ -6,18 +6,28 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
+
 from sami_pipeline import dry_run
 from sami_pipeline.errors import InputError
+from sami_pipeline.evaluation.workload import Workload
 from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import DryRunParameters, ExperimentParameters
-from sami_pipeline.principles.constitutions import tabulate_principles
 
 
-def examine_experiment(name: str, experiment: ExperimentParameters) -> Callable[..., None]:
-    """Return the node function that prints what an experiment needs."""
+def examine_experiment(
+    name: str, experiment: ExperimentParameters, workload: Callable[[], Workload]
+) -> Callable[..., None]:
+    """Return the node function that prints what an experiment needs.
+
+    Args:
+        name: of the experiment.
+        experiment: its parameters.
+        workload: gives how much it trains on and writes; it may read the queries.
+    """
 
     def examine(
-        principle_files: dict[str, Callable[[], Any]],
+        principles: pd.DataFrame,
         generation_prompt: dict[str, Any],
         training_prompt: dict[str, Any],
         evaluation_prompt: dict[str, Any],
@@ -32,9 +42,10 @@ def examine_experiment(name: str, experiment: ExperimentParameters) -> Callable[
         outcome = dry_run.examine(
             name,
             experiment,
-            tabulate_principles({f"{file}.yml": load() for file, load in principle_files.items()}),
+            principles,
             {key: PromptTemplate.parse(value, key) for key, value in written.items()},
             assumptions,
+            workload(),
         )
         sys.stdout.write(outcome.text())
         sys.stdout.flush()

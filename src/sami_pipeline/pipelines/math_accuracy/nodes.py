@@ -51,12 +51,13 @@ def attempt_as(model: str) -> Callable[..., pd.DataFrame]:
 
 
 def tabulate_accuracy(
-    attempts: pd.DataFrame, models: ModelsParameters
+    attempts: pd.DataFrame, models: ModelsParameters, parameters: AccuracyParameters
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Return accuracy by model, metric and number of attempts, paired differences, a breakdown."""
+    ks = parameters.reported
     return (
-        statistics.accuracy(attempts, extraction="answer"),
-        statistics.accuracy_difference(attempts, models.baseline, extraction="answer"),
+        statistics.accuracy(attempts, extraction="answer", ks=ks),
+        statistics.accuracy_difference(attempts, models.baseline, extraction="answer", ks=ks),
         statistics.accuracy_breakdown(attempts),
     )
 

@@ -34,7 +34,7 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
             ),
             Node(
                 nodes.tabulate_accuracy,
-                inputs=["attempts", "params:models"],
+                inputs=["attempts", "params:models", "params:accuracy"],
                 outputs=["accuracy", "accuracy_difference", "accuracy_breakdown"],
                 name="tabulate_accuracy",
             ),

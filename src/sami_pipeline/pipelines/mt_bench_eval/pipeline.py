@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
+from sami_pipeline.evaluation.judge_kinds import judge_kind
 from sami_pipeline.parameters import JudgedParameters, JudgeParameters
 from sami_pipeline.pipelines import combine_tables, for_each_model
 from sami_pipeline.pipelines.mt_bench_eval import nodes
@@ -181,5 +182,5 @@ def _judging(judge: JudgeParameters) -> list[Node]:
             outputs="verdicts",
             name="combine_verdicts",
         ),
-        *([ratings] if judge.kind == "single" else []),
+        *([ratings] if judge_kind(judge.kind).rates else []),
     ]

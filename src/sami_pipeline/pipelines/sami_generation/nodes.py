@@ -125,10 +125,16 @@ def prepare_responses(
     template: dict[str, Any],
     parameters: GenerationParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the responses, marked usable or not and with their training prompts, and counts."""
+    """Return the responses, marked usable or not and with their training prompts, and counts.
+
+    Raises:
+        InputError: no training query is usable.
+    """
     marked = responses.mark_usable(generations, parameters)
     counts = responses.count_statuses(marked)
     logger.info("Queries by status: %s", counts.groupby("status")["queries"].sum().to_dict())
+    for found in responses.shortage(counts):
+        logger.warning("Training responses: %s", found)
     prepared = responses.with_training_prompts(
         marked, principles, PromptTemplate.parse(template, "training_prompt"), parameters.seed
     )

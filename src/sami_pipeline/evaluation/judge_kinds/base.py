@@ -1,0 +1,161 @@
+"""What a kind of judge is: what it is asked, how its verdicts are read, and who wins by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from sami_pipeline.evaluation.statistics import ANSWER_KEY, require_rows
+from sami_pipeline.evaluation.verdict_parser import COMPARISONS, INVALID, NO_VERDICT
+
+MODEL_FIRST, OPPONENT_FIRST, SINGLE = "model_first", "opponent_first", "single"
+
+# Ratings that differ by no more are a tie, as FastChat has it.
+_TIE = 0.1
+
+Pairs = Sequence[tuple[str, str]]
+Calls = Iterator[tuple[str, str, str, Mapping[str, str]]]
+
+
+class ConstrainedVerdict(NamedTuple):
+    """How a judge is held to a verdict: the words it goes on with, and what it may write then."""
+
+    opening: str
+    choices: tuple[str, ...]
+
+
+COMPARISON_CHOICE = ConstrainedVerdict("My final verdict is: [[", COMPARISONS)
+
+
+def both_orders(pairs: Pairs) -> Calls:
+    """Yield each pair twice: model, opponent, order, and which model takes which side."""
+    for model, opponent in pairs:
+        yield model, opponent, MODEL_FIRST, {"answer_a": model, "answer_b": opponent}
+        yield model, opponent, OPPONENT_FIRST, {"answer_a": opponent, "answer_b": model}
+
+
+def each_alone(pairs: Pairs) -> Calls:
+    """Yield each model once, whatever pairs it is in, without an opponent."""
+    for model in dict.fromkeys(name for pair in pairs for name in pair):
+        yield model, "", SINGLE, {"answer": model}
+
+
+def decide_comparisons(judgements: pd.DataFrame, pairs: Pairs = ()) -> pd.DataFrame:
+    """Return a verdict for each comparison: a win needs both orders to agree, all else is a tie.
+
+    A comparison without a valid verdict in both orders is invalid.
+
+    Args:
+        judgements: ``judge, model, opponent, question_id, category, turn, constitution, order,
+            verdict``, both orders of every comparison.
+        pairs: not read; the judgements name them.
+
+    Returns:
+        The columns of ``judge_checklist``, without scores (NaN), in the order of the judgements.
+    """
+    key = ["model", "opponent", *ANSWER_KEY]
+    require_rows(judgements, [*key, "order"], ["judge", "category", "verdict"])
+    unread = dict.fromkeys(NO_VERDICT, INVALID)
+    outcomes = {
+        MODEL_FIRST: {"A": "model", "B": "opponent", "C": "tie", **unread},
+        OPPONENT_FIRST: {"A": "opponent", "B": "model", "C": "tie", **unread},
+    }
+    first, second = (judgements[judgements["order"] == order].set_index(key) for order in outcomes)
+    if not first.index.sort_values().equals(second.index.sort_values()):
+        raise ValueError("a comparison lacks a verdict in one of its orders")
+    one = first["verdict"].map(outcomes[MODEL_FIRST])
+    other = second["verdict"].map(outcomes[OPPONENT_FIRST]).reindex(one.index)
+    winner = np.select([(one == INVALID) | (other == INVALID), one == other], [INVALID, one], "tie")
+    both = first.reset_index()
+    return _verdicts(both.assign(model_score=np.nan, opponent_score=np.nan, winner=winner))
+
+
+def decide_ratings(judgements: pd.DataFrame, pairs: Pairs) -> pd.DataFrame:
+    """Return a verdict for each pair of rated answers: the higher rating wins.
+
+    Ratings that differ by at most 0.1 tie, as in FastChat; one that is invalid makes the
+    comparison invalid.
+
+    Args:
+        judgements: ``judge, model, question_id, category, turn, constitution, verdict``.
+        pairs: (model, opponent) names.
+    """
+    graded = rated(judgements)
+    parts = []
+    for model, opponent in pairs:
+        columns = ["judge", "category", *ANSWER_KEY, "rating"]
+        both = graded.loc[graded["model"] == model, columns].merge(
+            graded.loc[graded["model"] == opponent, [*ANSWER_KEY, "rating"]],
+            on=ANSWER_KEY, how="outer", suffixes=("", "_opponent"), indicator=True,
+            validate="1:1",
+        )  # fmt: skip
+        if (both["_merge"] != "both").any():
+            raise ValueError(f"{model} and {opponent} were not rated on the same answers")
+        lead = both["rating"] - both["rating_opponent"]
+        winner = np.select(
+            [lead.isna(), lead > _TIE, lead < -_TIE], [INVALID, "model", "opponent"], "tie"
+        )
+        parts.append(
+            both.assign(
+                model=model,
+                opponent=opponent,
+                model_score=both["rating"],
+                opponent_score=both["rating_opponent"],
+                winner=winner,
+            )
+        )
+    return _verdicts(pd.concat(parts, ignore_index=True))
+
+
+def rated(judgements: pd.DataFrame) -> pd.DataFrame:
+    """Return judgements with ``rating``, NaN where there is no verdict."""
+    require_rows(judgements, ["model", *ANSWER_KEY], ["judge", "category", "verdict"])
+    numbers = judgements["verdict"].where(~judgements["verdict"].isin(NO_VERDICT))
+    return judgements.assign(rating=pd.to_numeric(numbers).astype(float))
+
+
+def _verdicts(decided: pd.DataFrame) -> pd.DataFrame:
+    return decided[
+        [
+            "model", "opponent", "question_id", "category", "turn", "constitution",
+            "model_score", "opponent_score", "winner", "judge",
+        ]
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class JudgeKind:
+    """One kind of model that judges.
+
+    Attributes:
+        name: its name in ``judge.kind`` and in the tables' column ``judge``.
+        prompt: name of the prompt for the first turn; the second turn's ends in "-multi-turn".
+        parse: reads the verdict from a text, told whether the text was cut off: one of
+            ``constrained.choices`` without brackets, "invalid" or "contradictory".
+        constrained: how the judge is held to a bare verdict.
+        prompt_with_reference: name of the prompt with reference answers, where there is one.
+        sees_constitution: the prompt shows the constitution that the answers were given under.
+        calls: plans the calls from the pairs of models.
+        decide: makes verdicts on pairs, the rows of ``schemas.Verdicts``, from the judgements and
+            the pairs.
+        rates: the verdicts are ratings, of which there is a table of means.
+    """
+
+    name: str
+    prompt: str
+    parse: Callable[[str, bool], str]
+    constrained: ConstrainedVerdict = COMPARISON_CHOICE
+    prompt_with_reference: str | None = None
+    sees_constitution: bool = False
+    calls: Callable[[Pairs], Calls] = both_orders
+    decide: Callable[[pd.DataFrame, Pairs], pd.DataFrame] = decide_comparisons
+    rates: bool = False
+
+    @property
+    def sides(self) -> int:
+        """How many answers a call shows."""
+        return max(len(sides) for *_, sides in self.calls([("a", "b")]))

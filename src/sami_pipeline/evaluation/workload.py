@@ -1,0 +1,135 @@
+"""How much an experiment writes: what its nodes plan, counted from the parameters alone.
+
+A dry run turns it into memory and time. That the counts are those of the nodes is tested against
+the functions that plan the requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sami_pipeline.engines import EngineParameters
+from sami_pipeline.evaluation.judge_kinds import judge_kind
+from sami_pipeline.evaluation.math_attempts import requests_per_problem
+from sami_pipeline.evaluation.mt_bench import requests_per_question
+from sami_pipeline.parameters import ExperimentParameters, JudgedParameters, MathParameters
+
+# What the instructions in a judge's prompt take; the longest of MT-Bench's has about 400.
+_JUDGE_INSTRUCTIONS = 500
+GSM8K_TEST_PROBLEMS = 1319
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Texts that one model writes in one stage.
+
+    Attributes:
+        stage: what for, such as "evaluation".
+        model: name of the model; of one at a server, the server's.
+        group: the parameters that hold engine and max_new_tokens.
+        engine: what writes them.
+        requests: how many texts.
+        max_new_tokens: limit of each.
+        template: of the prompt; "" for one that is no template of a question, such as a judge's.
+        turns: questions in the longest prompt.
+        more_tokens: of the longest prompt, beyond template, questions and constitution.
+    """
+
+    stage: str
+    model: str
+    group: str
+    engine: EngineParameters
+    requests: int
+    max_new_tokens: int
+    template: str
+    turns: int = 1
+    more_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What an experiment trains on and has written after the training.
+
+    Attributes:
+        train: training queries.
+        held_out: queries that are held out.
+        writings: by models under test and by a judge.
+    """
+
+    train: int
+    held_out: int
+    writings: tuple[Writing, ...]
+
+
+def texts_per_query(parameters: ExperimentParameters) -> int:
+    """Return how many responses the teacher writes to a query."""
+    constitutions = parameters.constitutions
+    grids = constitutions.pairs_per_query if constitutions.contrast == "pairs" else 1
+    return constitutions.n_constitutions * grids
+
+
+def judged(
+    parameters: JudgedParameters, *, train: int, held_out: int, questions: int, turns: int
+) -> Workload:
+    """Return the workload of an experiment whose answers are judged.
+
+    Args:
+        parameters: of the experiment.
+        train: training queries.
+        held_out: queries that are held out.
+        questions: that models under test answer.
+        turns: of each question.
+    """
+    settings, generation = parameters.evaluation, parameters.generation
+    models = parameters.models.under_test
+    per_question = requests_per_question(settings, turns)
+    writings = []
+    for model in models:
+        if held_out:
+            writings.append(
+                Writing(
+                    "held-out queries", model, "generation", settings.engine,
+                    held_out * texts_per_query(parameters), generation.max_new_tokens,
+                    "training_prompt",
+                )
+            )  # fmt: skip
+        writings.append(
+            Writing(
+                "evaluation", model, "evaluation", settings.engine, questions * per_question,
+                settings.max_new_tokens, "evaluation_prompt", turns,
+                (turns - 1) * settings.max_new_tokens,
+            )
+        )  # fmt: skip
+    judge = parameters.judge
+    if judge.kind != "checklist":
+        kind = judge_kind(judge.kind)
+        # A judge that sees the constitution is not asked about answers under none.
+        bare = turns if kind.sees_constitution and settings.without_constitution else 0
+        calls = sum(1 for _ in kind.calls(parameters.models.pairs()))
+        writings.append(
+            Writing(
+                "judge", judge.judge_model, "judge", judge.engine,
+                questions * (per_question - bare) * calls,
+                1 if judge.answer_format == "choice" else judge.max_new_tokens,
+                "", turns, _JUDGE_INSTRUCTIONS + kind.sides * turns * settings.max_new_tokens,
+            )
+        )  # fmt: skip
+    return Workload(train, held_out, tuple(writings))
+
+
+def attempted(parameters: MathParameters) -> Workload:
+    """Return the workload of the math experiment."""
+    settings, held_out = parameters.accuracy, parameters.generation.held_out_per_category
+    problems = parameters.problems.test or GSM8K_TEST_PROBLEMS
+    return Workload(
+        (parameters.generation.queries_per_category or parameters.problems.train) - held_out,
+        held_out,
+        tuple(
+            Writing(
+                "evaluation", model, "accuracy", settings.engine,
+                problems * requests_per_problem(settings), settings.max_new_tokens,
+                "evaluation_prompt",
+            )
+            for model in parameters.models.under_test
+        ),
+    )  # fmt: skip

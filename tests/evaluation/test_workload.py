@@ -1,0 +1,135 @@
+"""What a dry run counts is what the nodes plan."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from sami_pipeline.evaluation import judges, math_attempts, mt_bench, mt_bench_answers
+from sami_pipeline.evaluation.workload import attempted, judged, texts_per_query
+from sami_pipeline.models.prompts import PromptTemplate
+from sami_pipeline.parameters import ExperimentParameters
+from sami_pipeline.pipelines.mt_bench_eval.nodes import constitute_questions
+from sami_pipeline.principles.constitutions import sample_constitutions
+from sami_pipeline.session.experiments import experiment_parameters
+
+CATEGORIES = ("stem", "coding")
+CHAT = {"kind": "chat", "turn": "{query}\n\nRules:\n{constitution}"}
+
+
+def changed(name: str, **groups) -> ExperimentParameters:
+    values = experiment_parameters(name).model_dump(mode="json")
+    for group, changes in groups.items():
+        values[group] |= changes
+    return experiment_parameters(name).__class__.model_validate(values)
+
+
+def questions(turns: int) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            (f"{category}{number}", category, turn, f"Question {number}?", "reference")
+            for category in CATEGORIES
+            for number in (1, 2, 3)
+            for turn in range(1, turns + 1)
+        ],
+        columns=["question_id", "category", "turn", "question", "reference"],
+    )
+
+
+def planned_answers(parameters, asked: pd.DataFrame, principles, model: str) -> pd.DataFrame:
+    """Plan a model's answers as its node does, without writing them."""
+
+    def write(rows: pd.DataFrame, description: str) -> pd.DataFrame:
+        return rows.assign(
+            prompt="", answer="-", finish_reason="stop", prompt_tokens=1, completion_tokens=1
+        )
+
+    return mt_bench.answer_questions(
+        model,
+        asked,
+        constitute_questions(asked, principles, parameters.evaluation),
+        write,
+        without_constitution=parameters.evaluation.without_constitution,
+    )
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+@pytest.mark.parametrize("kind", ["pairwise", "constitution", "single"])
+@pytest.mark.parametrize("evaluation", [{}, {"without_constitution": True}, {"contrasting": False}])
+def test_answers_and_judgements_are_counted_as_they_are_planned(
+    turns, kind, evaluation, principles
+):
+    parameters = changed("mt_bench", evaluation=evaluation, judge={"kind": kind, "model": "base"})
+    asked = questions(turns)
+    count = asked["question_id"].nunique()
+    workload = judged(parameters, train=8, held_out=0, questions=count, turns=turns)
+    models = parameters.models.under_test
+    answers = [planned_answers(parameters, asked, principles, model) for model in models]
+    counted = {(w.stage, w.model): w.requests for w in workload.writings}
+    for model, table in zip(models, answers, strict=True):
+        assert counted["evaluation", model] == len(table)
+    calls = judges.plan_judgements(
+        kind,
+        pd.concat(answers, ignore_index=True),
+        asked,
+        constitute_questions(asked, principles, parameters.evaluation),
+        prompts_for(kind),
+        parameters.models.pairs(),
+        constrained=False,
+    )
+    assert counted["judge", "base"] == len(calls)
+
+
+def prompts_for(kind: str) -> pd.DataFrame:
+    from sami_pipeline import PROJECT_FOLDER
+
+    raw = PROJECT_FOLDER / "data" / "01_raw"
+    published = [json.loads(line) for line in (raw / "mt_bench" / "judge_prompts.jsonl").open("r")]
+    import yaml
+
+    own = [yaml.safe_load(path.read_text()) for path in (raw / "judge_prompts").glob("*.yml")]
+    return pd.DataFrame([*published, *own])[["name", "system_prompt", "prompt_template"]]
+
+
+@pytest.mark.parametrize("contrast", ["opposite", "pairs"])
+def test_held_out_answers_are_counted_as_they_are_planned(contrast, principles):
+    parameters = changed("mt_bench", constitutions={"contrast": contrast, "pairs_per_query": 3})
+    queries = pd.DataFrame({"query_id": ["a", "b"], "category": ["stem", "coding"]})
+    drawn = sample_constitutions(
+        queries,
+        principles,
+        n_constitutions=2,
+        seed=0,
+        contrast=contrast,
+        pairs_per_query=parameters.constitutions.pairs_per_query,
+    )
+    rows = drawn.assign(split="held_out", training_prompt=json.dumps({"text": "x"}), query="q")
+    template = PromptTemplate.model_validate(CHAT)
+    _, requests = mt_bench_answers.held_out_requests(rows, template, parameters.generation)
+    workload = judged(parameters, train=8, held_out=2, questions=1, turns=2)
+    counted = [w.requests for w in workload.writings if w.stage == "held-out queries"]
+    assert counted == [len(requests)] * len(parameters.models.under_test)
+    assert texts_per_query(parameters) == len(drawn) / 2
+
+
+def test_attempts_are_counted_as_they_are_planned(math_principles):
+    parameters = changed("math", problems={"test": 3}, accuracy={"attempts": 4})
+    problems = pd.DataFrame(
+        [("test", f"p{i}", f"{i} + 1?", "2", "#### 2", "t") for i in range(3)],
+        columns=["split", "problem_id", "question", "answer", "solution", "template"],
+    )
+    _, requests = math_attempts.attempt_requests(
+        problems, math_principles, PromptTemplate.model_validate(CHAT), parameters.accuracy
+    )
+    assert {w.requests for w in attempted(parameters).writings} == {len(requests)}
+
+
+@pytest.fixture
+def math_principles() -> pd.DataFrame:
+    import yaml
+
+    from sami_pipeline import PROJECT_FOLDER
+    from sami_pipeline.principles.constitutions import tabulate_principles
+
+    path = PROJECT_FOLDER / "data" / "01_raw" / "math_principles" / "worked" / "math.yml"
+    return tabulate_principles({"math.yml": yaml.safe_load(path.read_text())}, ("math",))
