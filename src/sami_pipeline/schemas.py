@@ -188,7 +188,8 @@ class Constitutions(_Table):
 class Generations(Constitutions):
     """One row is the teacher's response to one query under one constitution.
 
-    ``prompt_tokens`` is 0 where a server gave no answer that tells their number.
+    ``prompt_tokens`` is 0 where a server gave no answer that tells their number. ``end_token`` is
+    the token that ended the response, "" where none did or a server does not tell.
     """
 
     query: Series[str]
@@ -199,6 +200,7 @@ class Generations(Constitutions):
     finish_reason: Series[str] = pa.Field(isin=_FINISH_REASONS)
     prompt_tokens: Series[int] = pa.Field(ge=0)
     completion_tokens: Series[int] = pa.Field(ge=0)
+    end_token: Series[str]
 
 
 class Responses(Generations):

@@ -24,6 +24,7 @@ from sami_pipeline.engines.registry import ENGINES, engine_kinds
 from sami_pipeline.engines.store import CompletionStore, completion_key
 from sami_pipeline.errors import InputError
 from sami_pipeline.models.checkpoints import Checkpoint
+from sami_pipeline.models.prompts import ChatParameters
 
 __all__ = [
     "Completion",
@@ -54,6 +55,7 @@ def open_engine(
     model_folder: Path | None = None,
     *,
     trust_remote_code: bool = False,
+    chat: ChatParameters | None = None,
 ) -> Engine:
     """Return an engine with the model of a Hugging Face folder loaded, or one that asks a server.
 
@@ -63,6 +65,7 @@ def open_engine(
         parameters: which engine, and its settings.
         model_folder: a Hugging Face folder with safetensors; None for a server.
         trust_remote_code: let Python code run that the folder brings.
+        chat: how its chat template is rendered; a server renders its own.
 
     Raises:
         InputError: a folder for a server, which has its model already, or none for another engine.
@@ -77,7 +80,8 @@ def open_engine(
         raise InputError(
             f"engine.kind: {kind.name} needs a model folder; one that asks a server has none"
         )
-    return kind.open(parameters.settings, model_folder, trust_remote_code)
+    options = {"trust_remote_code": trust_remote_code, "chat": chat}
+    return kind.open(parameters.settings, model_folder, **options)
 
 
 def open_model(parameters: EngineParameters, checkpoint: Checkpoint | None = None) -> Engine:
@@ -88,7 +92,10 @@ def open_model(parameters: EngineParameters, checkpoint: Checkpoint | None = Non
     if checkpoint is None:
         return open_engine(parameters)
     return open_engine(
-        parameters, checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code
+        parameters,
+        checkpoint.folder,
+        trust_remote_code=checkpoint.trust_remote_code,
+        chat=checkpoint.chat,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -25,8 +24,8 @@ class EngineKind:
     Attributes:
         name: in ``engine.kind``, and the group of ``engine`` with its settings.
         settings: the model of that group.
-        open: makes the ``base.Engine`` of its settings, the folder of a model (None for one that
-            asks a server) and whether Python code of the folder may run.
+        open: makes the ``base.Engine`` of its settings and the folder of a model (None for one that
+            asks a server), with ``trust_remote_code`` and ``chat``, see ``open_engine``.
         asks_server: it loads no model: the server has its own, whose name is ``settings.model``.
         own_code: what only this kind runs, as ``code_versions.of`` takes it; outputs that other
             kinds have written do not depend on it.
@@ -36,7 +35,7 @@ class EngineKind:
 
     name: str
     settings: type[BaseModel]
-    open: Callable[[Any, Path | None, bool], Any]
+    open: Callable[..., Any]
     asks_server: bool = False
     own_code: tuple[str, ...] = ()
     check: Callable[[Any], None] = _nothing

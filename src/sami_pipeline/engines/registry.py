@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sami_pipeline.engines import credentials
 from sami_pipeline.engines.base import Engine
@@ -16,9 +17,7 @@ from sami_pipeline.engines.parameters import (
 __all__ = ["ENGINES", "engine_kinds", "register"]
 
 
-def _open_transformers(
-    settings: TransformersParameters, folder: Path, trust_remote_code: bool
-) -> Engine:
+def _open_transformers(settings: TransformersParameters, folder: Path, **options: Any) -> Engine:
     from sami_pipeline.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(
@@ -26,14 +25,14 @@ def _open_transformers(
         dtype=settings.dtype,
         batch_size=settings.batch_size,
         kept_gib=settings.kept_gib,
-        trust_remote_code=trust_remote_code,
+        **options,
     )
 
 
-def _open_vllm(settings: VllmParameters, folder: Path, trust_remote_code: bool) -> Engine:
+def _open_vllm(settings: VllmParameters, folder: Path, **options: Any) -> Engine:
     from sami_pipeline.engines.vllm_engine import VllmEngine
 
-    return VllmEngine(folder, settings, trust_remote_code=trust_remote_code)
+    return VllmEngine(folder, settings, **options)
 
 
 def _check_vllm(settings: VllmParameters) -> None:
@@ -42,7 +41,7 @@ def _check_vllm(settings: VllmParameters) -> None:
     vllm_server.interpreter(settings.python)
 
 
-def _open_openai(settings: OpenAIParameters, folder: None, trust_remote_code: bool) -> Engine:
+def _open_openai(settings: OpenAIParameters, folder: None, **options: Any) -> Engine:
     from sami_pipeline.engines.openai_engine import OpenAIEngine
 
     return OpenAIEngine(settings)
