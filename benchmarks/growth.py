@@ -505,15 +505,12 @@ def grids_teacher(scale: int) -> Work:
 def grids_tokens(scale: int) -> Work:
     """Put responses into grids and tokenise them."""
     from sami_pipeline.models.checkpoints import ModelSource, import_model
+    from sami_pipeline.models.tokens import TextEncoder
     from sami_pipeline.training.data import select_grids
 
-    tokenizer = import_model(ModelSource.model_validate("random:0"), PROJECT).tokenizer
+    model = import_model(ModelSource.model_validate("random:0"), PROJECT)
     table, _ = grids_responses(scale).run()
-
-    def run() -> list[Any]:
-        return [grid.tokenise(tokenizer) for grid in select_grids(table, "train", tokenizer)]
-
-    return Work(len(table), run)
+    return Work(len(table), lambda: select_grids(table, "train", TextEncoder(model.tokenizer)))
 
 
 # Evaluation

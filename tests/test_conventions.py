@@ -70,6 +70,8 @@ class Environment:
                 self.catalog[f"{name}.{dataset}"] = file
         for experiment, groups in self.parameters.items():
             self.catalog[f"params:{experiment}"] = groups
+            if not isinstance(groups, dict):
+                continue  # of every run, such as share_between_runs
             for group, value in groups.items():
                 self.catalog[f"params:{experiment}.{group}"] = value
         self.pipelines: list[tuple[str, Pipeline]] = [

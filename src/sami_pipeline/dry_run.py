@@ -22,6 +22,7 @@ from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.workload import Workload, texts_per_query
 from sami_pipeline.models.checkpoints import CheckpointError, ModelSource, import_model
 from sami_pipeline.models.prompts import PromptTemplate
+from sami_pipeline.models.tokens import TextEncoder
 from sami_pipeline.parameters import (
     HOSTED,
     WORKED_SOLUTIONS,
@@ -311,8 +312,8 @@ class _Plan:
             texts = [prompt.text or "".join(content for _, content in prompt.messages)]
             lengths = [math.ceil(len(t) / CHARACTERS_PER_TOKEN) for t in (*texts, constitution)]
             return lengths[0] + queries, lengths[1]
-        rendered = prompt.render(model.tokenizer)
-        ids = model.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        encoder = TextEncoder(model.tokenizer, self.experiment.models.chat)
+        ids = encoder.encode(prompt).ids
         begin = model.tokenizer.bos_token_id
         if begin is not None and ids[:2] == [begin, begin]:
             self.outcome.faults.append(

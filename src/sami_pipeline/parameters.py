@@ -28,6 +28,7 @@ from sami_pipeline.engines.parameters import OpenSettings, Seed, Settings, Token
 from sami_pipeline.errors import one_line
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.checkpoints import ModelSource
+from sami_pipeline.models.prompts import ChatParameters
 from sami_pipeline.principles.constitutions import Contrast, TrainingContrast
 from sami_pipeline.training.baselines.dpo import DpoParameters
 from sami_pipeline.training.baselines.record import NoSettings
@@ -133,6 +134,7 @@ class ModelsParameters(Settings):
         description="Models of sources whose own Python code may run here with all rights of this "
         "process, where the folder brings some (auto_map); read it first.",
     )
+    chat: ChatParameters = ChatParameters()
 
     @model_validator(mode="after")
     def _names_are_known(self) -> ModelsParameters:
@@ -939,6 +941,7 @@ class PrincipleWritingParameters(Settings):
     trust_remote_code: bool = Field(
         False, description="Let the model's own Python code run, where its folder brings some."
     )
+    chat: ChatParameters = ChatParameters()
     engine: EngineParameters = EngineParameters()
     categories: tuple[Category, ...] = Field(
         MT_BENCH_CATEGORIES, description="Categories that principles are written for."

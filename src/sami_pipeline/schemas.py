@@ -188,7 +188,8 @@ class Constitutions(_Table):
 class Generations(Constitutions):
     """One row is the teacher's response to one query under one constitution.
 
-    ``prompt_tokens`` is 0 where a server gave no answer that tells their number.
+    ``prompt_tokens`` is 0 where a server gave no answer that tells their number. ``end_token`` is
+    the token that ended the response, "" where none did or a server does not tell.
     """
 
     query: Series[str]
@@ -199,6 +200,7 @@ class Generations(Constitutions):
     finish_reason: Series[str] = pa.Field(isin=_FINISH_REASONS)
     prompt_tokens: Series[int] = pa.Field(ge=0)
     completion_tokens: Series[int] = pa.Field(ge=0)
+    end_token: Series[str]
 
 
 class Responses(Generations):
@@ -441,6 +443,8 @@ class WinRates(_Asked, _Tested):
 
     It is that under one constitution, at one turn or both. ``detectable`` is the smallest departure
     from one half of the adjusted rate that so many questions would show in 80 % of cases.
+    ``if_invalid_lost`` and ``if_invalid_won`` are the adjusted rate, were every invalid verdict a
+    loss or a win; without invalid verdicts both equal it.
     """
 
     judge: Series[str]
@@ -456,6 +460,8 @@ class WinRates(_Asked, _Tested):
     adjusted_win_rate: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     adjusted_ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     adjusted_ci_high: Series[float] = pa.Field(ge=0, le=1, nullable=True)
+    if_invalid_lost: Series[float] = pa.Field(ge=0, le=1)
+    if_invalid_won: Series[float] = pa.Field(ge=0, le=1)
     detectable: Series[float] = pa.Field(ge=0, nullable=True)
 
     class Config(_Table.Config):

@@ -102,3 +102,18 @@ def test_a_table_of_results_that_was_added_is_made_and_shown(worked_example):
     assert (table["n"] == 8).all(), "one question of each category"
     report = project.folder / "data/08_reporting/with_sentences/mt_bench/report.html"
     assert 'id="table-sentences"' in report.read_text("utf-8")
+
+
+def test_an_experiment_that_was_added_runs_to_its_report(worked_example):
+    project = worked_example("add_experiment")
+    rates = read(project, "08_reporting/poems/haiku/win_rates")
+    assert set(rates["category"]) == {"haiku", "overall"}
+    assert (project.folder / "data/08_reporting/poems/haiku/report.html").is_file()
+
+
+def test_a_baseline_that_was_added_is_trained_on_its_part_and_compared(worked_example):
+    project = worked_example("add_baseline")
+    rates = read(project, "08_reporting/part/align/win_rates")
+    assert {"base", "sft_part", "sft_dpo"} <= {*rates["model"], *rates["opponent"]}
+    steps = read(project, "06_models/part/align/history").groupby("model").size()
+    assert steps["sft_part"] < steps["sft"] == steps["sft_dpo"]

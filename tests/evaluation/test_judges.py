@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from sami_pipeline.engines import Completion
+from sami_pipeline.engines import Completion, transformers_engine
 from sami_pipeline.engines.transformers_engine import TransformersEngine
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation import judge_kinds, judge_requests, judges, mt_bench
@@ -562,6 +562,8 @@ def asked(monkeypatch):
     class Asked(list):
         limit = None
 
+    # Rows that ended are a piece at once: else a fast machine writes all of them in too few.
+    monkeypatch.setattr(transformers_engine, "SECONDS_BETWEEN_PIECES", 0.0)
     seen, stream = Asked(), TransformersEngine.stream
 
     def watched(self, requests, *, seed):

@@ -101,6 +101,8 @@ def test_win_rate_table_counts_and_divides():
     assert (row["wins"], row["ties"], row["losses"], row["invalid"]) == (3, 2, 2, 1)
     assert row["win_rate"] == pytest.approx(3 / 7)
     assert row["adjusted_win_rate"] == pytest.approx(4 / 7)
+    assert row["if_invalid_lost"] == pytest.approx(4 / 8)
+    assert row["if_invalid_won"] == pytest.approx(5 / 8)
     assert row["ci_low"] <= row["win_rate"] <= row["ci_high"]
 
 
@@ -137,6 +139,10 @@ def test_turns_add_up_and_swapping_the_sides_mirrors_whatever_the_verdicts(winne
     assert (overall["rows"] == overall[["wins", "ties", "losses"]].sum(axis=1)).all()
     np.testing.assert_allclose(table["adjusted_win_rate"], 1 - other["adjusted_win_rate"])
     np.testing.assert_allclose(table["adjusted_ci_low"], 1 - other["adjusted_ci_high"])
+    np.testing.assert_allclose(table["if_invalid_lost"], 1 - other["if_invalid_won"])
+    whole = table["invalid"] == 0
+    for bound in ("if_invalid_lost", "if_invalid_won"):
+        np.testing.assert_allclose(table.loc[whole, bound], table.loc[whole, "adjusted_win_rate"])
 
 
 def test_win_rate_intervals_resample_questions():
@@ -183,6 +189,7 @@ def test_cell_of_invalid_verdicts_is_shown_without_a_rate():
     row = win_rates(verdicts({1: "i", 2: "i"})).iloc[0]
     assert (row["n"], row["invalid"]) == (0, 2)
     assert row[["win_rate", "ci_low", "ci_high", "adjusted_win_rate"]].isna().all()
+    assert row[["if_invalid_lost", "if_invalid_won"]].tolist() == [0, 1], "nothing is known"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from sami_pipeline.engines import SamplingParameters
 from sami_pipeline.engines.base import GenerationRequest
 from sami_pipeline.engines.transformers_engine import TransformersEngine
 from sami_pipeline.models.checkpoints import Checkpoint, CheckpointError, check_folder
-from sami_pipeline.models.prompts import Prompt
+from sami_pipeline.models.prompts import ChatParameters, Prompt
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import families
@@ -57,7 +57,7 @@ FAMILIES = ["gemma2", "gpt_oss", "bloom", "mpt", "mamba", "mixtral", "opt", "phi
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_checked_loaded_and_computed(family, folder_of):
     folder = folder_of(family)
-    check_folder(folder, chat=True)
+    check_folder(folder, chat=ChatParameters())
     model = Checkpoint(folder).load_model(torch.float32, "cpu")
     grid = Grid([[5, 6, 7], [5, 8]], [[9, 10], [11]])
     assert grid_logprobs(model, grid).sums.isfinite().all()
@@ -97,7 +97,7 @@ def test_the_text_of_a_multimodal_model_is_taken(random_checkpoint, tmp_path):
     folder = tmp_path / "gemma3"
     Gemma3ForConditionalGeneration(config).save_pretrained(folder)
     random_checkpoint.load_tokenizer().save_pretrained(folder)
-    check_folder(folder, chat=True)
+    check_folder(folder, chat=ChatParameters())
     model = Checkpoint(folder).load_model(torch.float32, "cpu")
     grid = Grid([[5, 6, 7, 8, 9, 10, 11], [5, 8]], [[9, 10], [11]])
     alone = model(input_ids=torch.tensor([[*grid.prompt_ids[0], 11]])).logits[0, -2]

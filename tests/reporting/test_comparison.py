@@ -44,6 +44,7 @@ def compliance() -> pd.DataFrame:
 
 def win_rates() -> pd.DataFrame:
     adjusted = {"adjusted_ci_low": 0.3, "adjusted_ci_high": 0.8}
+    adjusted |= {"if_invalid_lost": 0.5, "if_invalid_won": 0.5}
     counts = {"wins": 2, "ties": 1, "losses": 1, "invalid": 0, "n": 4, "rows": 4}
     tested = {"p_value": 0.5, "p_holm": 1.0, "detectable": 0.2}
     rows = [

@@ -65,6 +65,21 @@ def test_overview_has_a_row_a_category_a_column_a_match_and_a_grid_a_judge_and_s
     assert cell.interval in (f"[{low:.1f}, {high:.1f}]", "no interval")
 
 
+def test_bounds_stand_under_win_rates_with_invalid_verdicts_and_nowhere_else(mt_bench_tables):
+    data = mt_bench_tables["win_rates"].assign(invalid=0)
+    table = TABLES["win_rates"]
+    assert not any("could not be read" in grid.note for grid in overviews(table, data))
+    row = (data["judge"] == "pairwise") & (data["constitution"] == "desired")
+    row &= (data["turn"] == "1") & (data["category"] == "overall") & (data["model"] == "sami")
+    row &= data["opponent"] == "base"
+    assert row.sum() == 1
+    changes = {"invalid": 3, "rows": 5, "if_invalid_lost": 0.25, "if_invalid_won": 0.625}
+    data.loc[row, list(changes)] = list(changes.values())
+    noted = [grid for grid in overviews(table, data) if "could not be read" in grid.note]
+    assert [grid.caption for grid in noted] == ["judge: pairwise, constitution: desired, turn: 1"]
+    assert noted[0].note.endswith("sami against base 25.0 to 62.5 (3 of 8 verdicts).")
+
+
 def test_overviews_of_a_run_lose_no_number(mt_bench_tables, math_tables):
     for tables in (mt_bench_tables, math_tables):
         for name in TABLES.keys() & tables.keys():

@@ -9,8 +9,8 @@ from sami_pipeline.training.data import HELD_OUT_METRICS, held_out_table, select
 
 
 @pytest.fixture(scope="module")
-def tokenizer(random_checkpoint):
-    return random_checkpoint.load_tokenizer()
+def encoder(random_checkpoint):
+    return random_checkpoint.load_encoder()
 
 
 def response_rows(n_constitutions=3) -> pd.DataFrame:
@@ -30,9 +30,11 @@ def response_rows(n_constitutions=3) -> pd.DataFrame:
                 "constitution_index": index,
                 "split": split,
                 "status": status,
+                "prompt": Prompt(text=f"prompt {query_id}{index}").to_json(),
                 "training_prompt": Prompt(text=f"prompt {query_id}{index}").to_json(),
                 "response": f"response {query_id}{index}",
                 "finish_reason": "stop" if index % 2 else "length",
+                "end_token": "",
             }
             for query_id, (split, status) in queries.items()
             for index in range(n_constitutions)
@@ -40,56 +42,66 @@ def response_rows(n_constitutions=3) -> pd.DataFrame:
     )
 
 
+def texts(encoder, sequences) -> list[str]:
+    return [encoder.tokenizer.decode(ids) for ids in sequences]
+
+
 @pytest.mark.parametrize(("split", "queries"), [("train", "ad"), ("held_out", "b")])
-def test_grids_are_those_of_the_usable_queries_of_the_split(tokenizer, split, queries):
-    grids = select_grids(response_rows(), split, tokenizer)
-    assert [grid.prompts[0] for grid in grids] == [f"prompt {query}0" for query in queries]
+def test_grids_are_those_of_the_usable_queries_of_the_split(encoder, split, queries):
+    grids = select_grids(response_rows(), split, encoder)
+    first = [texts(encoder, grid.prompt_ids)[0] for grid in grids]
+    assert first == [f"prompt {query}0" for query in queries]
 
 
-def test_each_pair_of_a_query_is_a_grid(tokenizer):
+def test_each_pair_of_a_query_is_a_grid(encoder):
     rows = response_rows(n_constitutions=4)
     rows["grid"] = rows["constitution_index"] // 2
     # One bad response spoils its own pair alone.
     rows.loc[(rows["query_id"] == "d") & (rows["grid"] == 0), "status"] = "empty"
-    grids = select_grids(rows, "train", tokenizer)
-    assert [grid.prompts for grid in grids] == [
+    grids = select_grids(rows, "train", encoder)
+    assert [texts(encoder, grid.prompt_ids) for grid in grids] == [
         [f"prompt {name}" for name in pair] for pair in (("a0", "a1"), ("a2", "a3"), ("d2", "d3"))
     ]
 
 
-def test_response_and_prompt_of_one_constitution_stand_on_the_diagonal(tokenizer):
-    for grid in select_grids(response_rows(), "train", tokenizer):
-        assert len(grid.prompts) == len(grid.responses) == 3
-        for index, (prompt, response) in enumerate(zip(grid.prompts, grid.responses, strict=True)):
+def test_response_and_prompt_of_one_constitution_stand_on_the_diagonal(encoder):
+    for grid in select_grids(response_rows(), "train", encoder, train_on_eos=False):
+        assert grid.shape == (3, 3)
+        pairs = zip(*(texts(encoder, i) for i in (grid.prompt_ids, grid.response_ids)), strict=True)
+        for index, (prompt, response) in enumerate(pairs):
             assert prompt.removeprefix("prompt ") == response.removeprefix("response ")
             assert prompt.endswith(str(index))
 
 
-def test_order_of_the_rows_in_the_table_changes_nothing(tokenizer):
+def test_order_of_the_rows_in_the_table_changes_nothing(encoder):
     rows = response_rows(n_constitutions=4)
-    expected = select_grids(rows, "train", tokenizer)
+    expected = select_grids(rows, "train", encoder)
     for seed in range(5):
         shuffled = rows.sample(frac=1, random_state=seed)
         assert not shuffled["query_id"].is_monotonic_increasing
-        assert select_grids(shuffled, "train", tokenizer) == expected
+        assert select_grids(shuffled, "train", encoder) == expected
 
 
-def test_only_responses_that_ended_by_themselves_have_an_end_to_learn(tokenizer):
-    for grid in select_grids(response_rows(), "train", tokenizer):
-        assert list(grid.ended) == [False, True, False]
+def test_only_responses_that_ended_by_themselves_have_an_end_to_learn(encoder):
+    end = encoder.tokenizer.eos_token_id
+    for grid in select_grids(response_rows(), "train", encoder):
+        assert [ids.count(end) for ids in grid.response_ids] == [0, 1, 0]
+    for grid in select_grids(response_rows(), "train", encoder, train_on_eos=False):
+        assert not any(end in ids for ids in grid.response_ids)
 
 
-def test_chat_prompts_are_rendered_by_the_students_tokenizer(tokenizer):
+def test_chat_prompts_are_rendered_by_the_students_tokenizer(encoder):
     rows = response_rows(n_constitutions=2)
     prompt = Prompt(messages=(("user", "Hi"),))
     rows["training_prompt"] = prompt.to_json()
-    (grid, _) = select_grids(rows, "train", tokenizer)
-    assert grid.prompts[0] == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    (grid, _) = select_grids(rows, "train", encoder)
+    expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert texts(encoder, grid.prompt_ids)[0] == expected
 
 
-def test_split_without_usable_queries_has_no_grids(tokenizer):
+def test_split_without_usable_queries_has_no_grids(encoder):
     rows = response_rows()
-    assert select_grids(rows[rows["status"] != "usable"], "train", tokenizer) == []
+    assert select_grids(rows[rows["status"] != "usable"], "train", encoder) == []
 
 
 def measured(shift=0.0, n=6) -> pd.DataFrame:

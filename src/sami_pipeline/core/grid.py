@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sami_pipeline.models.tokens import TextEncoder
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -18,8 +20,8 @@ class Grid:
         prompt_ids: n_c sequences; prompt i is the query under constitution i.
         response_ids: n_r sequences; response j was written under constitution j.
 
-    Prompt and response are tokenised apart and joined as ids, so no merge across their border
-    can shift which tokens count as the response.
+    No merge across the border of prompt and response may shift which tokens count as the response;
+    ``TextGrid.tokenise`` sees to it.
 
     Raises:
         ValueError: no prompt or no response, or one of them is empty.
@@ -59,32 +61,39 @@ class TextGrid:
     Attributes:
         prompts: n rendered prompts, special tokens written out.
         responses: n responses.
-        ended: for each response, whether it ended by itself (and so has an end-of-sequence token
-            to learn) rather than at the token limit.
+        ended: for each response, whether it ended by itself (and so has a token to learn that
+            ends it) rather than at the token limit.
+        end_tokens: for each response, the token that ended it when it was generated, written out,
+            "" where that is not known; None for no response is.
     """
 
     prompts: Sequence[str]
     responses: Sequence[str]
     ended: Sequence[bool]
+    end_tokens: Sequence[str] | None = None
 
     def tokenise(self, tokenizer: PreTrainedTokenizerBase, *, train_on_eos: bool = True) -> Grid:
         """Return the grid of token ids.
 
+        A response has the tokens that it has behind the prompts, so that both decode to their text;
+        see ``models.tokens.TextEncoder``.
+
         Args:
             tokenizer: the student's tokenizer; no special tokens are added to what is written.
-            train_on_eos: append the end-of-sequence token to responses that ended by themselves.
+            train_on_eos: append to responses that ended by themselves the token that ended them. If
+                it is not known, it is the one with which the chat template ends a turn, behind
+                prompts that the template wrote, and else the end-of-sequence token.
         """
-        end = (
-            [tokenizer.eos_token_id] if train_on_eos and tokenizer.eos_token_id is not None else []
-        )
-
-        def encode(text: str) -> list[int]:
-            return tokenizer(text, add_special_tokens=False)["input_ids"]
-
+        encoder = TextEncoder(tokenizer)
+        prompts = [encoder.encode_written(prompt) for prompt in self.prompts]
+        end_tokens = self.end_tokens or [""] * len(self.responses)
         return Grid(
-            prompt_ids=[encode(prompt) for prompt in self.prompts],
+            prompt_ids=[prompt.ids for prompt in prompts],
             response_ids=[
-                encode(response) + (end if ended else [])
-                for response, ended in zip(self.responses, self.ended, strict=True)
+                encoder.encode_response(prompts, response)
+                + encoder.end_ids(prompts[0], ended and train_on_eos, end_token)
+                for response, ended, end_token in zip(
+                    self.responses, self.ended, end_tokens, strict=True
+                )
             ],
         )

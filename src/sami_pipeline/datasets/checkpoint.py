@@ -11,11 +11,12 @@ from kedro.io import AbstractDataset, DatasetError
 
 from sami_pipeline import files
 from sami_pipeline.models.checkpoints import PROVENANCE_FILE, Checkpoint, LoadedModel, missing_part
+from sami_pipeline.models.prompts import ChatParameters
 
 if TYPE_CHECKING:
     from kedro_datasets._typing import PlotlyPreview
 
-_TRUST = "trust_remote_code"
+_TRUST, _CHAT = "trust_remote_code", "chat"
 # Weights, configuration and tokenizer; nothing that could hold a pickle.
 _LINKED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
@@ -78,6 +79,9 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
         provenance.pop(_TRUST, None)
         if trusted:
             provenance[_TRUST] = True
+        provenance.pop(_CHAT, None)
+        if chat := data.chat.given():
+            provenance[_CHAT] = chat
         (temporary / PROVENANCE_FILE).unlink(missing_ok=True)
         (temporary / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n")
         fault = missing_part(temporary)
@@ -93,7 +97,12 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
                 f"model folder {self._folder}: {fault}; run the node that makes it, or remove it"
             )
         checkpoint = Checkpoint(self._folder)
-        return replace(checkpoint, trust_remote_code=checkpoint.provenance.get(_TRUST) is True)
+        provenance = checkpoint.provenance
+        return replace(
+            checkpoint,
+            trust_remote_code=provenance.get(_TRUST) is True,
+            chat=ChatParameters.model_validate(provenance.get(_CHAT, {})),
+        )
 
     def preview(self) -> PlotlyPreview:
         """Return a figure of the model's size and loss for kedro-viz; no weights are loaded."""

@@ -23,6 +23,7 @@ from sami_pipeline.engines.parameters import (
 from sami_pipeline.engines.store import CompletionStore, completion_key
 from sami_pipeline.errors import InputError
 from sami_pipeline.models.checkpoints import Checkpoint
+from sami_pipeline.models.prompts import ChatParameters
 
 __all__ = [
     "Completion",
@@ -66,6 +67,7 @@ def open_engine(
     model_folder: Path | None = None,
     *,
     trust_remote_code: bool = False,
+    chat: ChatParameters | None = None,
 ) -> Engine:
     """Return an engine with the model of a Hugging Face folder loaded, or one that asks a server.
 
@@ -75,6 +77,7 @@ def open_engine(
         parameters: which engine, and its settings.
         model_folder: a Hugging Face folder with safetensors; None for a server.
         trust_remote_code: let Python code run that the folder brings.
+        chat: how its chat template is rendered; a server renders its own.
 
     Raises:
         InputError: a folder for a server, which has its model already, or none for another engine.
@@ -95,7 +98,9 @@ def open_engine(
     if parameters.kind == "vllm":
         from sami_pipeline.engines.vllm_engine import VllmEngine
 
-        return VllmEngine(model_folder, parameters.vllm, trust_remote_code=trust_remote_code)
+        return VllmEngine(
+            model_folder, parameters.vllm, trust_remote_code=trust_remote_code, chat=chat
+        )
     from sami_pipeline.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(
@@ -104,6 +109,7 @@ def open_engine(
         batch_size=parameters.transformers.batch_size,
         kept_gib=parameters.transformers.kept_gib,
         trust_remote_code=trust_remote_code,
+        chat=chat,
     )
 
 
@@ -115,7 +121,10 @@ def open_model(parameters: EngineParameters, checkpoint: Checkpoint | None = Non
     if checkpoint is None:
         return open_engine(parameters)
     return open_engine(
-        parameters, checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code
+        parameters,
+        checkpoint.folder,
+        trust_remote_code=checkpoint.trust_remote_code,
+        chat=checkpoint.chat,
     )
 
 

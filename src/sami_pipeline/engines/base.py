@@ -57,9 +57,12 @@ class Completion:
             the token limit, "prompt_too_long" where the prompt left no room (the text is empty),
             "failed" where a server gave no usable answer after all retries (the text is empty).
         prompt_tokens: length of the rendered prompt.
-        completion_tokens: length of the response, the end-of-sequence token left out.
+        completion_tokens: length of all that was written, the token that ended it left out.
         choice_logprobs: natural logarithm of each choice's probability, renormalised over the
             choices, where an engine reads them; None elsewhere.
+        end_token: the token that ended the response, written out; "" where it ended at a stop
+            string or at the limit, or where a server does not tell.
+        thinking: what the model thought before it responded, which is no part of the response.
     """
 
     text: str
@@ -67,6 +70,8 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     choice_logprobs: tuple[float, ...] | None = None
+    end_token: str = ""
+    thinking: str = ""
 
 
 class Engine(Protocol):

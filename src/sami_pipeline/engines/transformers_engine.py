@@ -32,14 +32,11 @@ from sami_pipeline.engines.base import Completion, GenerationRequest, SamplingPa
 from sami_pipeline.engines.generation import model_fingerprint
 from sami_pipeline.engines.rows import Row, Rows
 from sami_pipeline.engines.sampling import draw_tokens, uniform_numbers
-from sami_pipeline.engines.tokens import (
-    end_token_ids,
-    read_completion,
-    render_prompts,
-    split_too_long,
-)
+from sami_pipeline.engines.tokens import encode_prompts, read_completion, split_too_long
 from sami_pipeline.errors import one_line
 from sami_pipeline.models.checkpoints import load_causal_model, load_tokenizer
+from sami_pipeline.models.prompts import ChatParameters
+from sami_pipeline.models.tokens import EncodedPrompt, TextEncoder, end_token_ids
 
 logger = logging.getLogger(__name__)
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -69,6 +66,7 @@ class TransformersEngine:
         kept_gib: memory for keys and values of rows that have ended, in GiB: a prompt that begins
             with a row's prompt and response is read from there on.
         trust_remote_code: let Python code run that the folder brings.
+        chat: how the chat template is rendered.
     """
 
     def __init__(
@@ -79,6 +77,7 @@ class TransformersEngine:
         batch_size: int = 64,
         kept_gib: float = 1.0,
         trust_remote_code: bool = False,
+        chat: ChatParameters | None = None,
     ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         resolved = fastest_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
@@ -88,13 +87,15 @@ class TransformersEngine:
         if self.tokenizer.pad_token_id is None or self.tokenizer.pad_token_id >= rows:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = model.to(self.device).eval()
-        self._ends = end_token_ids(model_folder, self.tokenizer)
+        self._ends = end_token_ids(model_folder, self.tokenizer, chat)
+        self.encoder = TextEncoder(self.tokenizer, chat, self._ends)
         self.model.generation_config = GenerationConfig(
             eos_token_id=sorted(self._ends), pad_token_id=self.tokenizer.pad_token_id
         )
         self.batch_size = batch_size
         # The rule by which samples are drawn is a part of it.
         self.identity = f"transformers rows {resolved} {model_fingerprint(model_folder)}"
+        self.identity += self.encoder.chat.identity
         reason = use_row_attention(self.model)
         if reason:
             logger.warning(
@@ -111,9 +112,10 @@ class TransformersEngine:
         self, requests: Sequence[GenerationRequest], *, seed: int
     ) -> Iterator[dict[int, Completion]]:
         """Yield the completions as rows end; see ``Engine.stream``."""
-        _, encoded = render_prompts(self.tokenizer, requests)
+        prompts = encode_prompts(self.encoder, requests)
+        encoded = [prompt.ids for prompt in prompts]
         context = getattr(self.model.config, "max_position_embeddings", sys.maxsize)
-        too_long, fitting = split_too_long(requests, encoded, context)
+        too_long, fitting = split_too_long(requests, prompts, context)
         if too_long:
             yield too_long
         # Longest first: neighbours pad little, and too large a batch fails at once.
@@ -122,7 +124,7 @@ class TransformersEngine:
         for index in order:
             request = requests[index]
             if request.sampling.choices:
-                yield {index: self._choose(encoded[index], request.sampling)}
+                yield {index: self._choose(prompts[index], request.sampling)}
             else:
                 waiting.append(self._row(index, encoded[index], request, seed))
         if self.rows is None:
@@ -202,9 +204,7 @@ class TransformersEngine:
         return any(each in text for each in stop)
 
     def _completion(self, row: Row) -> Completion:
-        return read_completion(
-            self.tokenizer, row.written, self._ends, len(row.prompt), row.sampling
-        )
+        return read_completion(self.encoder, row.prompt, row.written, self._ends, row.sampling)
 
     def _write_in_batches(self, waiting: Sequence[Row]) -> Iterator[dict[int, Completion]]:
         """Write batches of neighbours, none less than half as long as the longest of its batch."""
@@ -234,21 +234,18 @@ class TransformersEngine:
         return {row.index: self._completion(row) for row in rows}
 
     @torch.inference_mode()
-    def _choose(self, prompt: Sequence[int], sampling: SamplingParameters) -> Completion:
+    def _choose(self, prompt: EncodedPrompt, sampling: SamplingParameters) -> Completion:
         """Read each choice's log-probability; the response is the likeliest.
 
-        Choices are tokenised apart from the prompt and read to their last token, so that those
-        which begin alike are told apart.
+        Choices have the tokens that they have behind the prompt and are read to their last token,
+        so that those which begin alike are told apart.
         """
-        choices = [
-            self.tokenizer(choice, add_special_tokens=False)["input_ids"]
-            for choice in sampling.choices
-        ]
+        choices = [self.encoder.encode_response([prompt], each) for each in sampling.choices]
         # What is read before the last token of each choice. The prompt is read once for all of
         # them, and one-token choices need no more.
         beginnings = list(dict.fromkeys(tuple(c[:-1]) for c in choices if len(c) > 1))
         read = self.model(
-            torch.tensor([prompt], device=self.device),
+            torch.tensor([prompt.ids], device=self.device),
             use_cache=bool(beginnings),
             logits_to_keep=1,
         )
@@ -275,7 +272,7 @@ class TransformersEngine:
         return Completion(
             text=sampling.choices[chosen],
             finish_reason="stop",
-            prompt_tokens=len(prompt),
+            prompt_tokens=len(prompt.ids),
             completion_tokens=len(choices[chosen]),
             choice_logprobs=tuple(sums.log_softmax(0).tolist()),
         )

@@ -15,15 +15,12 @@ import torch
 from sami_pipeline.engines import vllm_server
 from sami_pipeline.engines.base import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.engines.generation import model_fingerprint
-from sami_pipeline.engines.tokens import (
-    end_token_ids,
-    read_completion,
-    render_prompts,
-    split_too_long,
-)
+from sami_pipeline.engines.tokens import encode_prompts, read_completion, split_too_long
 from sami_pipeline.engines.transformers_engine import fastest_dtype
 from sami_pipeline.errors import EngineError
 from sami_pipeline.models.checkpoints import load_tokenizer
+from sami_pipeline.models.prompts import ChatParameters
+from sami_pipeline.models.tokens import EncodedPrompt, TextEncoder, end_token_ids
 
 if TYPE_CHECKING:
     from sami_pipeline.engines import VllmParameters
@@ -51,13 +48,19 @@ class VllmEngine:
         model_folder: a Hugging Face folder with safetensors weights.
         parameters: settings of the engine.
         trust_remote_code: let Python code run that the folder brings, here and in vLLM.
+        chat: how the chat template is rendered.
 
     Raises:
         InputError: the interpreter is missing or has no vLLM.
     """
 
     def __init__(
-        self, model_folder: Path, parameters: VllmParameters, *, trust_remote_code: bool = False
+        self,
+        model_folder: Path,
+        parameters: VllmParameters,
+        *,
+        trust_remote_code: bool = False,
+        chat: ChatParameters | None = None,
     ) -> None:
         version = vllm_server.version(vllm_server.interpreter(parameters.python))
         self.tokenizer = load_tokenizer(model_folder, trust_remote_code)
@@ -67,7 +70,8 @@ class VllmEngine:
         if self._dtype == "auto":
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             self._dtype = str(fastest_dtype(device)).removeprefix("torch.")
-        self._ends = end_token_ids(model_folder, self.tokenizer)
+        self._ends = end_token_ids(model_folder, self.tokenizer, chat)
+        self.encoder = TextEncoder(self.tokenizer, chat, self._ends)
         self._fingerprint = model_fingerprint(model_folder)
         self._server: vllm_server.Server | None = None
         self.identity = f"vllm {version} {self._dtype} {self._fingerprint}"
@@ -75,6 +79,7 @@ class VllmEngine:
             self.identity += f" {parameters.max_model_len}"
         if parameters.arguments:
             self.identity += f" {json.dumps(parameters.arguments, sort_keys=True)}"
+        self.identity += self.encoder.chat.identity
 
     def stream(
         self, requests: Sequence[GenerationRequest], *, seed: int
@@ -83,32 +88,32 @@ class VllmEngine:
         if not requests:
             return
         server = self._running_server()
-        rendered, encoded = render_prompts(self.tokenizer, requests)
+        encoded = encode_prompts(self.encoder, requests)
         too_long, fitting = split_too_long(requests, encoded, server.max_model_len)
         if too_long:
             yield too_long
         if not fitting:
             return
         # Samples of a prompt stand together, in the order in which the prompts came.
-        prompts = dict.fromkeys(rendered[index] for index in fitting)
-        places = {text: place for place, text in enumerate(prompts)}
-        fitting.sort(key=lambda index: places[rendered[index]])
-        ids = dict(zip(rendered, encoded, strict=True))
+        ids = {index: tuple(encoded[index].ids) for index in fitting}
+        prompts = list(dict.fromkeys(ids.values()))
+        places = {each: place for place, each in enumerate(prompts)}
+        fitting.sort(key=lambda index: places[ids[index]])
         kinds = list(dict.fromkeys(requests[index].sampling for index in fitting))
         asked = [
             (
-                places[rendered[index]],
+                places[ids[index]],
                 kinds.index(requests[index].sampling),
-                self._seed(seed, rendered[index], requests[index]),
+                self._seed(seed, encoded[index].text, requests[index]),
             )
             for index in fitting
         ]
         sampling = [self._sampling(kind) for kind in kinds]
         try:
-            for responses in server.generate([ids[text] for text in prompts], sampling, asked):
+            for responses in server.generate([list(each) for each in prompts], sampling, asked):
                 yield {
                     fitting[number]: self._completion(
-                        requests[fitting[number]], len(encoded[fitting[number]]), tokens, reason
+                        requests[fitting[number]], encoded[fitting[number]], tokens, reason
                     )
                     for number, tokens, reason in responses
                 }
@@ -166,13 +171,13 @@ class VllmEngine:
         return self._ends | own
 
     def _completion(
-        self, request: GenerationRequest, prompt_tokens: int, ids: list[int], reason: str
+        self, request: GenerationRequest, prompt: EncodedPrompt, ids: list[int], reason: str
     ) -> Completion:
         sampling = request.sampling
         if reason not in ("stop", "length"):
             raise EngineError(f"vLLM engine: a response ended with the reason {reason!r}")
         ends = self._ends_of(sampling)
-        completion = read_completion(self.tokenizer, ids, ends, prompt_tokens, sampling)
+        completion = read_completion(self.encoder, prompt.ids, ids, ends, sampling)
         if sampling.choices and completion.text not in sampling.choices:
-            return Completion("", "failed", prompt_tokens, completion.completion_tokens)
+            return Completion("", "failed", len(prompt.ids), completion.completion_tokens)
         return replace(completion, finish_reason="stop") if reason == "stop" else completion

@@ -215,7 +215,10 @@ def win_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per (judge, constitution, turn of `by_turn`, model, opponent, category of
         `by_category`), in this order. Invalid verdicts are counted in `invalid` and are in neither
-        `n` nor the rates; a cell without any valid one has NaN rates. `p_value` is that of wins
+        `n` nor the rates; a cell without any valid one has NaN rates. `if_invalid_lost` and
+        `if_invalid_won` are the adjusted rate over all verdicts, were every invalid one a loss or
+        a win: bounds without an assumption on what is missing (Manski, 1990), between which the
+        adjusted rate lies. `p_value` is that of wins
         against losses, `detectable` the smallest departure of the adjusted rate from one half that
         so many questions would show (`intervals.Interval`).
 
@@ -254,6 +257,8 @@ def win_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
                 "adjusted_win_rate": adjusted.estimate,
                 "adjusted_ci_low": adjusted.low,
                 "adjusted_ci_high": adjusted.high,
+                "if_invalid_lost": points.sum() / len(rows),
+                "if_invalid_won": (points.sum() + invalid) / len(rows),
                 "detectable": adjusted.detectable,
                 "p_value": p_value,
             }

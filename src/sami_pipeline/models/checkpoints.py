@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from sami_pipeline.errors import InputError, one_line
 from sami_pipeline.models import gguf_files, hub
-from sami_pipeline.models.prompts import Prompt
+from sami_pipeline.models.prompts import ChatParameters, Prompt
+from sami_pipeline.models.tokens import TextEncoder, end_token_ids
 
 if TYPE_CHECKING:
     import torch
@@ -40,10 +41,12 @@ class Checkpoint:
         folder: Hugging Face layout: config.json, safetensors weights, tokenizer.
         trust_remote_code: whether Python code that the folder brings may run. Nothing in a folder
             that is imported can say so, only ``models.trust_remote_code``.
+        chat: how the chat template is rendered.
     """
 
     folder: Path
     trust_remote_code: bool = False
+    chat: ChatParameters = field(default_factory=ChatParameters)
 
     def load_model(self, dtype: torch.dtype, device: str | None = None) -> PreTrainedModel:
         """Return the causal language model in ``dtype``, by default on the GPU if there is one."""
@@ -57,6 +60,12 @@ class Checkpoint:
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer."""
         return load_tokenizer(self.folder, self.trust_remote_code)
+
+    def load_encoder(self) -> TextEncoder:
+        """Return what makes token ids of prompts and responses, and text of token ids."""
+        tokenizer = self.load_tokenizer()
+        ends = end_token_ids(self.folder, tokenizer, self.chat)
+        return TextEncoder(tokenizer, self.chat, ends)
 
     @property
     def size_bytes(self) -> int:
@@ -151,11 +160,13 @@ class LoadedModel:
         model: what is saved, in the dtype of its weights.
         tokenizer: saved beside it.
         provenance: JSON-able facts of how it came to be.
+        chat: how the chat template is rendered.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    chat: ChatParameters = field(default_factory=ChatParameters)
 
 
 def missing_part(folder: Path) -> str | None:
@@ -191,7 +202,9 @@ def missing_part(folder: Path) -> str | None:
     return None
 
 
-def check_folder(folder: Path, *, trust_remote_code: bool = False, chat: bool = False) -> None:
+def check_folder(
+    folder: Path, *, trust_remote_code: bool = False, chat: ChatParameters | None = None
+) -> None:
     """Check a model folder without loading the model.
 
     Reads its settings, its weights one tensor at a time, its tokenizer and its chat template, and
@@ -200,7 +213,8 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False, chat: bool = 
     Args:
         folder: what is checked.
         trust_remote_code: the folder's own Python code may run.
-        chat: it is asked with chat prompts, so that its chat template, if any, must work.
+        chat: how its chat template is rendered, if it is asked with chat prompts and the template
+            must work.
 
     Raises:
         CheckpointError: one line naming the folder, the file and the remedy.
@@ -238,8 +252,8 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False, chat: bool = 
             f"model folder {folder}: its tokenizer has {known} tokens, but the model's embedding "
             f"{rows} rows; the tokenizer is another model's"
         )
-    if chat and tokenizer.chat_template:
-        Prompt(messages=(("user", "Hello"),)).render(tokenizer)
+    if chat is not None and tokenizer.chat_template:
+        Prompt(messages=(("user", "Hello"),)).render(tokenizer, chat)
     if tokenizer.eos_token_id is None and not _ends(folder):
         raise CheckpointError(
             f"model folder {folder}: nothing ends its responses: the tokenizer has no "
@@ -351,7 +365,7 @@ def check_source(
     project_folder: Path,
     *,
     trust_remote_code: bool = False,
-    chat: bool = False,
+    chat: ChatParameters | None = None,
 ) -> None:
     """Check what of a source lies on this machine; see ``import_model`` and ``check_folder``."""
     path = project_folder / source.location

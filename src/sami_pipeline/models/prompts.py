@@ -2,19 +2,96 @@
 
 from __future__ import annotations
 
+import datetime
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import string
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from string import Formatter
 from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sami_pipeline.errors import InputError, first_fault, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+# Takes the place of transformers' function, which knows today; since 5.24 templates are given data
+# alone and no function.
+_DATE_CODES = "sami_pipeline_date_codes"
+_STRFTIME = (
+    "{%- macro strftime_now(format) -%}{%- set written = namespace(text=format) -%}"
+    "{%- for code, value in " + _DATE_CODES + " -%}"
+    "{%- set written.text = written.text | replace(code, value) -%}{%- endfor -%}"
+    "{{- written.text -}}{%- endmacro -%}"
+)
+# What is given to a chat template besides its variables.
+_NOT_VARIABLES = frozenset(
+    {
+        "conversation", "messages", "tools", "documents", "chat_template", "tokenize",
+        "add_generation_prompt", "continue_final_message", "sanitize_control_tokens", "padding",
+        "truncation", "max_length", "return_tensors", "return_dict",
+        "return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now", _DATE_CODES,
+    }
+)  # fmt: skip
+
+
+class ChatParameters(BaseModel):
+    """How chat templates are rendered, and what of a model's text is its response."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    date: datetime.date = Field(
+        datetime.date(2024, 7, 26),
+        description="The date that a chat template writes as today's (Llama 3, SmolLM3, Granite), "
+        "so that a run gives the same on any day; the default is what Llama's templates write "
+        "where they know no date.",
+    )
+    variables: dict[str, Any] = Field(
+        {},
+        description="Variables of the chat template, such as {enable_thinking: false}; a template "
+        "passes over those that it does not know.",
+    )
+    keep_thinking: bool = Field(
+        False,
+        description="Take what a model thinks before it responds (<think>…</think>) as a part of "
+        "its response, which is trained, checked and judged; False keeps it apart.",
+    )
+
+    @field_validator("variables")
+    @classmethod
+    def _variables_are_the_templates_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if given := sorted(_NOT_VARIABLES & set(value)):
+            remedy = "give chat.date" if given[0] == "strftime_now" else "leave it out"
+            raise ValueError(f"{given[0]} is set by the pipeline; {remedy}")
+        return value
+
+    @property
+    def identity(self) -> str:
+        """What an engine's identity says of them: nothing where all are the defaults."""
+        return f" {json.dumps(self.given(), sort_keys=True)}" if self.given() else ""
+
+    def given(self) -> dict[str, Any]:
+        """Return what is not as by default, as JSON has it."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    def dated(self, template: str) -> tuple[str, dict[str, Any]]:
+        """Return a chat template that knows the date alone, and the variables that it needs."""
+        if "strftime_now" not in template:
+            return template, {}
+        day = datetime.datetime.combine(self.date, datetime.time())
+        codes = [f"%{sign}{letter}" for letter in string.ascii_letters for sign in ("-", "")]
+        return _STRFTIME + template, {_DATE_CODES: [(code, day.strftime(code)) for code in codes]}
 
 
 @dataclass(frozen=True)
@@ -25,15 +102,20 @@ class Prompt:
         messages: (role, content) pairs; empty for a plain prompt. A final message of the assistant
             is what the response goes on with; a server may not be able to go on with one.
         text: the plain prompt; empty for a chat prompt.
+        quoted: (start, end) of the parts of a plain prompt that are queries, answers and
+            constitutions and look as if they could name a control token; the rest is the
+            template's. All content of messages is such text.
     """
 
     messages: tuple[tuple[str, str], ...] = ()
     text: str = ""
+    quoted: tuple[tuple[int, int], ...] = ()
 
     def to_json(self) -> str:
         """Return the prompt as one line of JSON, the form it has in tables."""
         if self.text:
-            return json.dumps({"text": self.text}, ensure_ascii=False)
+            quoted = {"quoted": self.quoted} if self.quoted else {}
+            return json.dumps({"text": self.text} | quoted, ensure_ascii=False)
         messages = [{"role": role, "content": content} for role, content in self.messages]
         return json.dumps({"messages": messages}, ensure_ascii=False)
 
@@ -42,50 +124,91 @@ class Prompt:
         """Return the prompt that ``to_json`` wrote."""
         value = json.loads(line)
         messages = tuple((m["role"], m["content"]) for m in value.get("messages", ()))
-        return cls(messages=messages, text=value.get("text", ""))
+        quoted = tuple((start, end) for start, end in value.get("quoted", ()))
+        return cls(messages=messages, text=value.get("text", ""), quoted=quoted)
 
-    def render(self, tokenizer: PreTrainedTokenizerBase) -> str:
+    def map_written(self, change: Callable[[str], str]) -> Prompt:
+        """Return the prompt with its queries, answers and constitutions changed."""
+        messages = tuple((role, change(content)) for role, content in self.messages)
+        parts, done = [], 0
+        for start, end in self.quoted:
+            parts += [self.text[done:start], change(self.text[start:end])]
+            done = end
+        return replace(self, messages=messages, text="".join((*parts, self.text[done:])), quoted=())
+
+    def render(self, tokenizer: PreTrainedTokenizerBase, chat: ChatParameters | None = None) -> str:
         """Return the exact text before the response, special tokens written out.
 
-        It is meant to be tokenised with ``add_special_tokens=False``.
+        ``models.tokens.TextEncoder`` makes token ids of it; in the text alone a control token that
+        the template writes can't be told from one that a query names.
 
         Raises:
             InputError: a chat prompt for a tokenizer without a chat template, or with one that
                 fails.
         """
-        if self.text:
-            first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
-            begins = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
-            return (tokenizer.bos_token if begins else "") + self.text
-        if not tokenizer.chat_template:
-            raise InputError(
-                f"{tokenizer.name_or_path}: the tokenizer has no chat template; "
-                "choose a plain prompt template for this model"
-            )
-        try:
-            return _templated(tokenizer, self.messages)
-        # A template is a program: it may ask of a value what it can't do.
-        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
-            raise InputError(
-                f"{tokenizer.name_or_path}: chat_template: fails with {type(error).__name__} "
-                f"({one_line(str(error))}); mend it, or choose a plain prompt template"
-            ) from error
+        if not self.text:
+            return render_messages(tokenizer, self.messages, chat or ChatParameters())
+        first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
+        begins = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+        return (tokenizer.bos_token if begins else "") + self.text
 
 
-def _templated(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> str:
+def render_messages(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[tuple[str, str]],
+    chat: ChatParameters,
+    *,
+    open_end: bool = False,
+) -> str:
+    """Return a conversation as the tokenizer's chat template writes it.
+
+    Args:
+        tokenizer: has the template.
+        messages: (role, content) pairs.
+        chat: date and variables of the template.
+        open_end: neither begin a response after the last message nor go on with it.
+
+    Raises:
+        InputError: there is no template, or it fails.
+    """
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template; "
+            "choose a plain prompt template for this model"
+        )
+    try:
+        return _templated(tokenizer, messages, chat, open_end)
+    # A template is a program: it may ask of a value what it can't do.
+    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(
+            f"{tokenizer.name_or_path}: chat_template: fails with {type(error).__name__} "
+            f"({one_line(str(error))}); mend it, or choose a plain prompt template"
+        ) from error
+
+
+def _templated(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[tuple[str, str]],
+    chat: ChatParameters,
+    open_end: bool,
+) -> str:
     """Return a conversation as the chat template writes it.
 
     Where the template has no system role (Gemma's, Mistral's first ones) or leaves it out, the
     system text stands in front of the user's first, as their makers advise.
     """
-    continued = messages[-1][0] == "assistant"
+    continued = messages[-1][0] == "assistant" and not open_end
+    template, date_codes = chat.dated(tokenizer.get_chat_template())
 
     def written(given: Sequence[tuple[str, str]]) -> str:
         return tokenizer.apply_chat_template(
             [{"role": role, "content": content} for role, content in given],
-            add_generation_prompt=not continued,
+            add_generation_prompt=not continued and not open_end,
             continue_final_message=continued,
+            chat_template=template,
             tokenize=False,
+            **date_codes,
+            **chat.variables,
         )
 
     if messages[0][0] != "system" or len(messages) == 1 or messages[1][0] != "user":
@@ -191,16 +314,45 @@ class PromptTemplate(BaseModel):
         """
         if len(answers) != len(queries) - 1:
             raise ValueError(f"{len(queries)} queries need {len(queries) - 1} earlier answers")
-        turns = [self._turn(query, constitution) for query in queries]
         if self.kind == "chat":
             messages = [("system", self.system)] if self.system else []
-            for turn, answer in zip(turns, answers, strict=False):
-                messages += [("user", turn), ("assistant", answer)]
-            return Prompt(messages=(*messages, ("user", turns[-1])))
-        earlier = [t + a + self.answer_end for t, a in zip(turns, answers, strict=False)]
-        return Prompt(text=self.preamble + "".join(earlier) + turns[-1])
+            for query, answer in zip(queries, answers, strict=False):
+                messages += [("user", self._turn(query, constitution)), ("assistant", answer)]
+            return Prompt(messages=(*messages, ("user", self._turn(queries[-1], constitution))))
+        parts = _Parts(self.preamble)
+        for number, query in enumerate(queries):
+            self._add_turn(parts, query, constitution)
+            if number < len(answers):
+                parts.add(answers[number], quoted=True)
+                parts.add(self.answer_end)
+        return Prompt(text=parts.text, quoted=tuple(parts.quoted))
 
     def _turn(self, query: str, constitution: str | None) -> str:
-        if constitution is None:
-            return self.turn_without_constitution.format(query=query)
-        return self.turn.format(query=query, constitution=constitution)
+        parts = _Parts()
+        self._add_turn(parts, query, constitution)
+        return parts.text
+
+    def _add_turn(self, parts: _Parts, query: str, constitution: str | None) -> None:
+        turn = self.turn_without_constitution if constitution is None else self.turn
+        values = {"query": query, "constitution": constitution or ""}
+        for literal, name, _, _ in Formatter().parse(turn):
+            parts.add(literal)
+            if name is not None:
+                parts.add(values[name], quoted=True)
+
+
+class _Parts:
+    """A text that grows, and where in it is what others wrote."""
+
+    def __init__(self, text: str = "") -> None:
+        self.text = text
+        self.quoted: list[tuple[int, int]] = []
+
+    def add(self, part: str, *, quoted: bool = False) -> None:
+        if quoted and not _BRACKETS.isdisjoint(part):
+            self.quoted.append((len(self.text), len(self.text) + len(part)))
+        self.text += part
+
+
+# Names of control tokens are written in brackets of some kind.
+_BRACKETS = frozenset("<>[]{}|\uff5c")

@@ -338,7 +338,26 @@ def _grid(table: Table, data: pd.DataFrame, caption: str) -> Matrix:
             ]
             for names, row in rows.items()
         ],
-        note=_detectable(data),
+        note=" ".join(filter(None, (_detectable(data), _bounds(data)))),
+    )
+
+
+def _bounds(data: pd.DataFrame) -> str:
+    """Say what the win rates would be, were all invalid verdicts losses or wins."""
+    if "if_invalid_lost" not in data:
+        return ""
+    rows = data[(data["category"] == OVERALL) & (data["invalid"] > 0)]
+    if rows.empty:
+        return ""
+    found = [
+        f"{row['model']} against {row['opponent']} {100 * row['if_invalid_lost']:.1f} to "
+        f"{100 * row['if_invalid_won']:.1f} ({row['invalid']} of {row['invalid'] + row['rows']} "
+        "verdicts)"
+        for row in rows.to_dict("records")
+    ]
+    return (
+        "Verdicts that could not be read are left out. Were all of them losses or all wins, the "
+        f"rate over all categories would be: {', '.join(found)}."
     )
 
 

@@ -18,7 +18,7 @@ from sami_pipeline.engines import EngineParameters, credentials, vllm_server
 from sami_pipeline.errors import InputError, one_line
 from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.models.checkpoints import check_source
-from sami_pipeline.models.prompts import PromptTemplate
+from sami_pipeline.models.prompts import ChatParameters, PromptTemplate
 from sami_pipeline.parameters import (
     ExperimentParameters,
     PrincipleWritingParameters,
@@ -54,12 +54,17 @@ def check(pipeline: Pipeline, catalog: CatalogProtocol, *, only_missing_outputs:
     for name, parameters in _groups(pipeline):
         for engine in _engines(parameters):
             _check_engine(engine)
-        for model, source, trusted in _sources(parameters):
+        for model, source, trusted, rendering in _sources(parameters):
             output = f"{name}.{model}_checkpoint"
             if output in pipeline.all_outputs() and not (
                 only_missing_outputs and catalog.exists(output)
             ):
-                check_source(source, PROJECT_FOLDER, trust_remote_code=trusted, chat=chat)
+                check_source(
+                    source,
+                    PROJECT_FOLDER,
+                    trust_remote_code=trusted,
+                    chat=rendering if chat else None,
+                )
     made: dict[str, Any] = {}
     # What the nodes log belongs to the run itself.
     logging.disable(logging.INFO)
@@ -156,12 +161,13 @@ def _check_engine(engine: EngineParameters) -> None:
         vllm_server.interpreter(engine.vllm.python)
 
 
-def _sources(parameters: BaseModel) -> Iterator[tuple[str, Any, bool]]:
+def _sources(parameters: BaseModel) -> Iterator[tuple[str, Any, bool, ChatParameters]]:
     if isinstance(parameters, ExperimentParameters):
         for model, source in parameters.models.sources.items():
-            yield model, source, model in parameters.models.trust_remote_code
+            trusted = model in parameters.models.trust_remote_code
+            yield model, source, trusted, parameters.models.chat
     elif isinstance(parameters, PrincipleWritingParameters) and parameters.source is not None:
-        yield "writer", parameters.source, parameters.trust_remote_code
+        yield "writer", parameters.source, parameters.trust_remote_code, parameters.chat
 
 
 def _run(node: Node, catalog: CatalogProtocol) -> dict[str, Any]:

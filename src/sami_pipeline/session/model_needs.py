@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -24,7 +24,8 @@ from sami_pipeline.models.checkpoints import (
     load_gguf_tokenizer,
     load_tokenizer,
 )
-from sami_pipeline.models.prompts import Prompt, PromptTemplate
+from sami_pipeline.models.prompts import ChatParameters, Prompt, PromptTemplate
+from sami_pipeline.models.tokens import TextEncoder
 from sami_pipeline.parameters import (
     ExperimentParameters,
     JudgedParameters,
@@ -32,9 +33,6 @@ from sami_pipeline.parameters import (
     MathParameters,
 )
 from sami_pipeline.principles.constitutions import format_constitution, sample_constitutions
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _MOST_PROMPTS = 50
 # More than any chat template writes around a conversation of a few turns, in bytes.
@@ -87,7 +85,7 @@ def check(
         if source is None or not asked.prompts or model in parameters.models.trust_remote_code:
             continue  # trained here, or its tokenizer would run code
         try:
-            _check(source, asked, project_folder)
+            _check(source, asked, parameters.models.chat, project_folder)
         except InputError as error:
             raise InputError(f"{experiment}.{asked.role}: {model}: {error}") from error
 
@@ -194,29 +192,29 @@ def _judged(
         yield [Prompt.from_json(text) for text in texts], verdict + sides * turn * answer
 
 
-def _check(source: ModelSource, asked: Asked, project_folder: Path) -> None:
+def _check(source: ModelSource, asked: Asked, chat: ChatParameters, project_folder: Path) -> None:
     path: Path | None = project_folder / source.location
     if source.kind == "gguf":
         header = check_gguf(path)
-        chat = any(prompt.messages for prompt in asked.prompts)
-        if chat and not header.values.get("tokenizer.chat_template"):
+        by_template = any(prompt.messages for prompt in asked.prompts)
+        if by_template and not header.values.get("tokenizer.chat_template"):
             raise InputError(
                 f"{path}: the tokenizer has no chat template; choose a plain prompt template for "
                 "this model"
             )
-        _check_lengths(asked, header.context, lambda: load_gguf_tokenizer(path))
+        _check_lengths(asked, header.context, lambda: TextEncoder(load_gguf_tokenizer(path), chat))
         return
     if source.kind == "hub":
         path = hub.cached(source.location)
     if source.kind == "random" or path is None or not path.is_dir():
         return
-    tokenizer = load_tokenizer(path)
-    asked.prompts[0].render(tokenizer)
-    _check_lengths(asked, _context(path), lambda: tokenizer)
+    encoder = TextEncoder(load_tokenizer(path), chat)
+    encoder.render(asked.prompts[0])
+    _check_lengths(asked, _context(path), lambda: encoder)
 
 
 def _check_lengths(
-    asked: Asked, context: int | None, tokenizer: Callable[[], PreTrainedTokenizerBase]
+    asked: Asked, context: int | None, open_encoder: Callable[[], TextEncoder]
 ) -> None:
     """Refuse where most prompts leave no room.
 
@@ -230,11 +228,8 @@ def _check_lengths(
     longest = max(len(prompt.to_json().encode()) for prompt in asked.prompts)
     if longest + _AROUND + asked.room <= context:
         return
-    known = tokenizer()
-    lengths = sorted(
-        len(known(prompt.render(known), add_special_tokens=False)["input_ids"])
-        for prompt in asked.prompts
-    )
+    encoder = open_encoder()
+    lengths = sorted(len(encoder.encode(prompt).ids) for prompt in asked.prompts)
     if (needed := lengths[len(lengths) // 2] + asked.room) > context:
         raise InputError(
             f"its context of {context} tokens is too short: half of what it is asked needs "

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from sami_pipeline.core.grid import TextGrid
+    from sami_pipeline.core.grid import Grid
     from sami_pipeline.models.checkpoints import Checkpoint
+    from sami_pipeline.models.tokens import EncodedPrompt, TextEncoder
     from sami_pipeline.parameters import TrainingParameters
 
 logger = logging.getLogger(__name__)
@@ -55,22 +56,58 @@ HELD_OUT_METRICS = (
 
 
 def select_grids(
-    responses: pd.DataFrame, split: str, tokenizer: PreTrainedTokenizerBase
-) -> list[TextGrid]:
-    """Return the usable grids of a split, in the order of the query ids."""
-    from sami_pipeline.core.grid import TextGrid
+    responses: pd.DataFrame, split: str, encoder: TextEncoder, *, train_on_eos: bool = True
+) -> list[Grid]:
+    """Return the usable grids of a split, in the order of the query ids.
+
+    Args:
+        responses: see ``schemas.Responses``.
+        split: "train" or "held_out".
+        encoder: the student's.
+        train_on_eos: a response that ended by itself ends with a token; see ``_end_token``.
+    """
+    from sami_pipeline.core.grid import Grid
 
     rows = responses[(responses["status"] == USABLE) & (responses["split"] == split)]
-    return [
-        TextGrid(
-            prompts=[Prompt.from_json(p).render(tokenizer) for p in group["training_prompt"]],
-            responses=group["response"].tolist(),
-            ended=(group["finish_reason"] == "stop").tolist(),
-        )
-        for _, group in rows.sort_values(["query_id", "constitution_index"]).groupby(
-            ["query_id", "grid"]
-        )
-    ]
+    grids, named, parted = [], 0, 0
+    for _, group in rows.sort_values(["query_id", "constitution_index"]).groupby(
+        ["query_id", "grid"]
+    ):
+        prompts = [encoder.encode(Prompt.from_json(text)) for text in group["training_prompt"]]
+        named += sum(prompt.control_strings > 0 for prompt in prompts)
+        response_ids = []
+        for prompt, row in zip(prompts, group.itertuples(index=False), strict=True):
+            text = _as_it_follows(prompt, row.response)
+            parted += text != row.response
+            ended = train_on_eos and row.finish_reason == "stop"
+            end = encoder.end_ids(prompt, ended, _end_token(row))
+            response_ids.append(encoder.encode_response(prompts, text) + end)
+        grids.append(Grid([prompt.ids for prompt in prompts], response_ids))
+    if named:
+        logger.warning("%d training prompts name control tokens, encoded as text", named)
+    if parted:
+        logger.info("%d responses: a blank that parted them from their prompt is left out", parted)
+    return grids
+
+
+def _as_it_follows(prompt: EncodedPrompt, response: str) -> str:
+    """Return a response without the blank that parted it from the prompt it was written behind.
+
+    Mistral's responses follow ``[/INST]`` after a blank. Behind a prompt that ends in white space
+    already there would be two.
+    """
+    if prompt.text[-1:].isspace() and response[:1] == " " and not response[1:2].isspace():
+        return response[1:]
+    return response
+
+
+def _end_token(row: Any) -> str:
+    """Return the token that ended a response, if it was written behind a prompt of the same kind.
+
+    What ends a text does not end a turn, nor the other way round.
+    """
+    written, trained = (Prompt.from_json(text) for text in (row.prompt, row.training_prompt))
+    return row.end_token if bool(written.messages) == bool(trained.messages) else ""
 
 
 def require_grids(name: str, grids: Sequence[object]) -> None:
@@ -93,13 +130,13 @@ class Training:
     Attributes:
         model: fp32 weights.
         tokenizer: its own.
-        grids: of the training queries, as text.
+        grids: of the training queries.
         held_out: see ``held_out_table``; filled when the training is over.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    grids: list[TextGrid]
+    grids: list[Grid]
     held_out: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
@@ -116,10 +153,13 @@ def measured_training(
     from sami_pipeline.core import evaluate_grids
 
     engines.release()
-    tokenizer = student.load_tokenizer()
+    encoder, train_on_eos = student.load_encoder(), parameters.sami.train_on_eos
     model = student.load_model(torch.float32)
-    held_out = select_grids(responses, "held_out", tokenizer)
-    training = Training(model, tokenizer, select_grids(responses, "train", tokenizer))
+    held_out, train = (
+        select_grids(responses, split, encoder, train_on_eos=train_on_eos)
+        for split in ("held_out", "train")
+    )
+    training = Training(model, encoder.tokenizer, train)
     require_grids(name, training.grids)
     logger.info("%d grids to train on, %d held out", len(training.grids), len(held_out))
     measured: dict[str, pd.DataFrame] = {}
@@ -127,7 +167,7 @@ def measured_training(
     def measure(stage: str) -> None:
         if held_out:
             measured[stage] = evaluate_grids(
-                model, tokenizer, held_out, parameters.sami, description=f"Held-out grids {stage}"
+                model, None, held_out, parameters.sami, description=f"Held-out grids {stage}"
             )
 
     measure("before")

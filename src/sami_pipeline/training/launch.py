@@ -106,7 +106,7 @@ def _train_here(
             tracker_folder=tracker_folder,
         ).history
     facts = {**provenance, "grids": len(training.grids), "optimiser_steps": len(history)}
-    model = LoadedModel(training.model, training.tokenizer, facts)
+    model = LoadedModel(training.model, training.tokenizer, facts, student.chat)
     return model, history_table(name, history), training.held_out
 
 
@@ -123,11 +123,11 @@ def _train_on_workers(
     engines.release()
     _give_back_gpu_memory()
     job = state_folder / JOB_FOLDER
-    tokenizer = student.load_tokenizer()
+    encoder = student.load_encoder()
     splits = {
         split: [
-            asdict(grid.tokenise(tokenizer, train_on_eos=config.train_on_eos))
-            for grid in select_grids(responses, split, tokenizer)
+            asdict(grid)
+            for grid in select_grids(responses, split, encoder, train_on_eos=config.train_on_eos)
         ]
         for split in ("train", "held_out")
     }
@@ -142,7 +142,8 @@ def _train_on_workers(
         name,
         {stage: pd.DataFrame(result[stage]) for stage in ("before", "after") if result[stage]},
     )
-    return Checkpoint(job / "model"), history_table(name, pd.DataFrame(result["history"])), held_out
+    model = Checkpoint(job / "model", chat=student.chat)
+    return model, history_table(name, pd.DataFrame(result["history"])), held_out
 
 
 def write_job(

@@ -95,12 +95,13 @@ def generation_requests(
 
 
 def with_completions(rows: pd.DataFrame, completions: list[Completion]) -> pd.DataFrame:
-    """Return the rows with ``response, finish_reason, prompt_tokens, completion_tokens``."""
+    """Return the rows with what was written, how it ended and how long it is."""
     return rows.assign(
         response=[completion.text for completion in completions],
         finish_reason=[completion.finish_reason for completion in completions],
         prompt_tokens=[completion.prompt_tokens for completion in completions],
         completion_tokens=[completion.completion_tokens for completion in completions],
+        end_token=[completion.end_token for completion in completions],
     )
 
 

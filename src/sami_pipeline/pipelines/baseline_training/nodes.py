@@ -38,22 +38,23 @@ def train_baseline(
             measured_training(name, student, responses, parameters) as training,
             state_kept_in(state_folder),
         ):
-            grids = [
-                grid.tokenise(training.tokenizer, train_on_eos=config.train_on_eos)
-                for grid in training.grids
-            ]
             history = method(
-                training.model, training.tokenizer, grids, config, settings, state_folder
+                training.model,
+                training.tokenizer,
+                training.grids,
+                config,
+                settings,
+                state_folder,
             )
         provenance = {
             "source": "baseline_training",
             "method": name,
             "student": student.provenance,
-            "grids": len(grids),
+            "grids": len(training.grids),
             "optimiser_steps": len(history),
         }
         return (
-            LoadedModel(training.model, training.tokenizer, provenance),
+            LoadedModel(training.model, training.tokenizer, provenance, student.chat),
             history_table(name, history),
             training.held_out,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -46,7 +47,8 @@ def import_named_model(name: str) -> Callable[[ModelsParameters], Checkpoint | L
 
     def import_source(models: ModelsParameters) -> Checkpoint | LoadedModel:
         trusted = name in models.trust_remote_code
-        return import_model(models.sources[name], PROJECT_FOLDER, trust_remote_code=trusted)
+        imported = import_model(models.sources[name], PROJECT_FOLDER, trust_remote_code=trusted)
+        return replace(imported, chat=models.chat)
 
     import_source.__name__ = f"import_{name}"
     import_source.__doc__ = f"Return the model {name}, from the source that the parameters name."

@@ -102,17 +102,15 @@ def copy_solutions(
     They take the place of a stronger teacher in the first iteration; no model writes them.
     """
     rows, requests = _planned(queries, constitutions, template, parameters, iterations.half(1))
-    tokenizer = student.load_tokenizer()
+    encoder = student.load_encoder()
     known = problems.set_index("problem_id")
     completions = []
     for row, request in zip(rows.itertuples(index=False), requests, strict=True):
         problem = known.loc[row.query_id]
         text = solution_by_stances(problem["solution"], problem["answer"], json.loads(row.stances))
-        prompt_tokens, tokens = (
-            len(tokenizer(part, add_special_tokens=False)["input_ids"])
-            for part in (request.prompt.render(tokenizer), text)
-        )
-        completions.append(Completion(text, "stop", prompt_tokens, tokens))
+        prompt = encoder.encode(request.prompt)
+        tokens = encoder.encode_response([prompt], text)
+        completions.append(Completion(text, "stop", len(prompt.ids), len(tokens)))
     return responses.with_completions(rows, completions)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from sami_pipeline.principles.constitutions import parse_principles
 
 def import_writer(parameters: PrincipleWritingParameters) -> Checkpoint | LoadedModel:
     """Return the model that writes, from the source that the parameters name."""
-    return import_model(
+    imported = import_model(
         parameters.source, PROJECT_FOLDER, trust_remote_code=parameters.trust_remote_code
     )
+    return replace(imported, chat=parameters.chat)
 
 
 def write_principles(

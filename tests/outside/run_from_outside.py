@@ -1,0 +1,30 @@
+"""Registers what modules outside of the project define, and runs an experiment in a Kedro session.
+
+    python run_from_outside.py PROJECT CONF RUN FOLDER
+
+FOLDER holds haiku.py and sft_part.py, the examples of the docs.
+"""
+
+import sys
+from pathlib import Path
+
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+
+project, conf, run, folder = sys.argv[1:]
+sys.path.insert(0, folder)
+bootstrap_project(Path(project))
+
+import haiku  # noqa: E402 (after the folder is known)
+import sft_part  # noqa: E402
+
+from sami_pipeline.experiments import registry as experiments  # noqa: E402
+from sami_pipeline.training.baselines import registry as baselines  # noqa: E402
+
+experiments.register(haiku.EXPERIMENT)
+baselines.register(sft_part.SFT_PART)
+parameters = {"run_name": run, "haiku": {"models": {"under_test": ["base", "sami", "sft_part"]}}}
+with KedroSession.create(
+    Path(project), conf_source=conf, env="test", runtime_params=parameters
+) as session:
+    session.run(pipeline_names=["haiku"])
