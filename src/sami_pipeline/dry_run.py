@@ -18,6 +18,7 @@ import pandas as pd
 
 from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.engines import EngineParameters
+from sami_pipeline.engines.registry import engine_kinds
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.workload import Workload, texts_per_query
 from sami_pipeline.models.checkpoints import CheckpointError, ModelSource, import_model
@@ -413,10 +414,10 @@ class _Plan:
             remedy = f"raise {self.name}.{group}.engine.vllm.tensor_parallel_size"
         else:
             split = gpus = 1
-            weights = size * (4 if engine.transformers.dtype == "float32" else 2)
-            at_once = min(engine.transformers.batch_size, requests)
+            weights = size * (4 if getattr(engine.settings, "dtype", "") == "float32" else 2)
+            at_once = min(engine_kinds()[engine.kind].at_once(engine.settings), requests)
             activations = 2 * at_once * vocabulary * 4
-            remedy = f"lower {self.name}.{group}.engine.transformers.batch_size, or use vllm"
+            remedy = f"lower {self.name}.{group}.engine.{engine.kind}.batch_size, or use vllm"
         at_once = max(1, at_once)
         parts = {
             "weights": weights,

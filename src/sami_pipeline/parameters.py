@@ -63,9 +63,10 @@ RunName = Annotated[
 
 
 def _loads_models(engine: EngineParameters) -> EngineParameters:
-    if engine.kind == "openai":
+    if engine.asks_server:
         raise ValueError(
-            "kind: openai asks a server, which can't load models of this project; choose another"
+            f"kind: {engine.kind} asks a server, which can't load models of this project; choose "
+            "another"
         )
     return engine
 
@@ -684,7 +685,7 @@ class ExperimentParameters(Settings):
     @model_validator(mode="after")
     def _engines_and_models_fit_together(self) -> ExperimentParameters:
         hosted = self.models.teacher == HOSTED
-        if hosted != (self.generation.engine.kind == "openai"):
+        if hosted != self.generation.engine.asks_server:
             raise ValueError(
                 f"models.teacher: {HOSTED!r} goes together with generation.engine.kind: openai; "
                 f"the teacher is {self.models.teacher!r}, the engine "
@@ -741,7 +742,7 @@ class JudgedParameters(ExperimentParameters):
         judge, known = self.judge, ", ".join(self.models.sources)
         if judge.model is not None and judge.model not in self.models.sources:
             raise ValueError(f"judge.model: {judge.model!r} has no source; known: {known}")
-        asks_a_server = judge.engine.kind == "openai"
+        asks_a_server = judge.engine.asks_server
         if judge.model is not None and asks_a_server:
             raise ValueError("judge.model: a server has its own; name it in judge.engine.openai")
         if judge.kind != "checklist" and judge.model is None and not asks_a_server:
@@ -967,7 +968,7 @@ class PrincipleWritingParameters(Settings):
 
     @model_validator(mode="after")
     def _somebody_writes(self) -> PrincipleWritingParameters:
-        asks_a_server = self.engine.kind == "openai"
+        asks_a_server = self.engine.asks_server
         if self.source is None and not asks_a_server:
             raise ValueError("source: name the model that writes")
         if self.source is not None and asks_a_server:

@@ -117,3 +117,8 @@ def test_a_baseline_that_was_added_is_trained_on_its_part_and_compared(worked_ex
     assert {"base", "sft_part", "sft_dpo"} <= {*rates["model"], *rates["opponent"]}
     steps = read(project, "06_models/part/align/history").groupby("model").size()
     assert steps["sft_part"] < steps["sft"] == steps["sft_dpo"]
+
+
+def test_an_engine_that_was_added_writes_the_responses(worked_example):
+    written = read(worked_example("add_engine"), "04_feature/echo/align/generations")
+    assert (written["response"].str.split().str.len() == 5).all()

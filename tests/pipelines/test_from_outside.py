@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from sami_pipeline.engines import registry as engines
 from sami_pipeline.experiments import registry as experiments
 from sami_pipeline.training.baselines import registry as baselines
 from sami_pipeline.training.baselines.record import Baseline
@@ -29,6 +30,7 @@ def examples(project_folder, tmp_path):
     for page, package, module in (
         ("add_experiment", "experiments", "haiku"),
         ("add_baseline", "training/baselines", "sft_part"),
+        ("add_engine", "engines", "echo_engine"),
     ):
         text = (project_folder / "docs" / f"{page}.md").read_text("utf-8")
         code = block(text, f"src/sami_pipeline/{package}/{module}.py")
@@ -44,7 +46,7 @@ def examples(project_folder, tmp_path):
     return folder, parameters, catalog
 
 
-def test_an_experiment_with_a_baseline_registered_from_outside_runs_to_its_report(
+def test_an_experiment_a_baseline_and_an_engine_registered_from_outside_run_to_its_report(
     examples, changed_conf, project_folder, run_name
 ):
     folder, parameters, catalog = examples
@@ -62,6 +64,10 @@ def test_an_experiment_with_a_baseline_registered_from_outside_runs_to_its_repor
     assert set(rates["category"]) == {"haiku", "overall"}
     held_out = pd.read_parquet(results / "held_out.parquet")
     assert set(held_out["model"]) == {"sami", "sft_part"}
+    answers = pd.read_parquet(
+        project_folder / "data/07_model_output" / run / "haiku" / "answers.parquet"
+    )
+    assert (answers["answer"].str.split().str.len() == 3).all(), "written by the echo engine"
     page = (results / "report.html").read_text("utf-8")
     assert "<title>SAMI on poems" in page
 
@@ -73,5 +79,7 @@ def test_a_name_is_taken_once():
     for name in ("sami", "dpo"):
         with pytest.raises(ValueError, match=f"'{name}' already"):
             baselines.register(Baseline(name=name, method="a:b"))
+    with pytest.raises(ValueError, match="'vllm' already"):
+        engines.register(engines.engine_kinds()["vllm"])
     with pytest.raises(ValueError, match="'nobody' is no baseline"):
         baselines.register(Baseline(name="other", starts_from="nobody"))

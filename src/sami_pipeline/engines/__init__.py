@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from sami_pipeline.engines.parameters import (
     TransformersParameters,
     VllmParameters,
 )
+from sami_pipeline.engines.registry import ENGINES, engine_kinds
 from sami_pipeline.engines.store import CompletionStore, completion_key
 from sami_pipeline.errors import InputError
 from sami_pipeline.models.checkpoints import Checkpoint
@@ -37,6 +38,7 @@ __all__ = [
     "TransformersParameters",
     "VllmParameters",
     "code_not_used",
+    "code_outside",
     "complete",
     "completion_key",
     "generate",
@@ -46,20 +48,6 @@ __all__ = [
     "packages_outside",
     "release",
 ]
-
-# By kind, the code that only this kind of engine runs, as ``code_versions.of`` takes it.
-_OWN_CODE = {
-    "openai": (
-        "engines.openai_engine", "engines.credentials", "engines.parameters:OpenAIParameters",
-    ),
-    "transformers": (
-        "engines.transformers_engine", "engines.parameters:TransformersParameters",
-    ),
-    "vllm": (
-        "engines.vllm_engine", "engines.vllm_server", "engines.vllm_worker",
-        "engines.parameters:VllmParameters",
-    ),
-}  # fmt: skip
 
 
 def open_engine(
@@ -82,35 +70,18 @@ def open_engine(
     Raises:
         InputError: a folder for a server, which has its model already, or none for another engine.
     """
-    if parameters.openai is not None and parameters.kind == "openai":
-        if model_folder is not None:
-            raise InputError(
-                f"engine.kind: openai asks a server and can't load {model_folder}; choose another "
-                "kind for models of this project"
-            )
-        from sami_pipeline.engines.openai_engine import OpenAIEngine
-
-        return OpenAIEngine(parameters.openai)
-    if model_folder is None:
+    kind = engine_kinds()[parameters.kind]
+    if kind.asks_server and model_folder is not None:
         raise InputError(
-            f"engine.kind: {parameters.kind} needs a model folder; only openai has none"
+            f"engine.kind: {kind.name} asks a server and can't load {model_folder}; choose another "
+            "kind for models of this project"
         )
-    if parameters.kind == "vllm":
-        from sami_pipeline.engines.vllm_engine import VllmEngine
-
-        return VllmEngine(
-            model_folder, parameters.vllm, trust_remote_code=trust_remote_code, chat=chat
+    if not kind.asks_server and model_folder is None:
+        raise InputError(
+            f"engine.kind: {kind.name} needs a model folder; one that asks a server has none"
         )
-    from sami_pipeline.engines.transformers_engine import TransformersEngine
-
-    return TransformersEngine(
-        model_folder,
-        dtype=parameters.transformers.dtype,
-        batch_size=parameters.transformers.batch_size,
-        kept_gib=parameters.transformers.kept_gib,
-        trust_remote_code=trust_remote_code,
-        chat=chat,
-    )
+    options = {"trust_remote_code": trust_remote_code, "chat": chat}
+    return kind.open(parameters.settings, model_folder, **options)
 
 
 def open_model(parameters: EngineParameters, checkpoint: Checkpoint | None = None) -> Engine:
@@ -161,8 +132,19 @@ def release() -> None:
 def code_not_used(chosen: Iterable[EngineParameters]) -> tuple[str, ...]:
     """Return the code of engines that none of these settings chooses; see ``code_versions.of``."""
     kinds = {engine.kind for engine in chosen}
-    unused = [each for kind, code in _OWN_CODE.items() if kind not in kinds for each in code]
+    unused = [
+        each for name, kind in engine_kinds().items() if name not in kinds for each in kind.own_code
+    ]
     return (*unused, *([] if kinds else ["engines.parameters:EngineParameters"]))
+
+
+def code_outside(chosen: Iterable[EngineParameters]) -> list[Callable[..., Engine]]:
+    """Return what opens the chosen engines that were registered from outside this package.
+
+    Those of this package are found by following the code; see ``code_versions.of``.
+    """
+    kinds = {engine.kind for engine in chosen}.difference(kind.name for kind in ENGINES)
+    return [engine_kinds()[name].open for name in sorted(kinds)]
 
 
 def packages_outside(chosen: Iterable[EngineParameters]) -> dict[str, str]:

@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from sami_pipeline.engines.kinds import engine_kinds
 from sami_pipeline.errors import first_fault, one_line
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -63,7 +64,7 @@ class OpenSettings(Settings):
     model_config = ConfigDict(extra="allow")
 
     @classmethod
-    def further_groups(cls) -> Mapping[str, type[Settings]]:
+    def further_groups(cls) -> Mapping[str, type[BaseModel]]:
         """Return the model of each further group, by its name."""
         raise NotImplementedError
 
@@ -281,23 +282,53 @@ class OpenAIParameters(Settings):
         return self
 
 
-class EngineParameters(Settings):
+class EngineParameters(OpenSettings):
     """Which engine generates, and the settings of each kind; those of the others are not read."""
 
-    kind: Literal["transformers", "vllm", "openai"] = Field(
-        "transformers", description="What generates."
+    kind: str = Field(
+        "transformers",
+        description="What generates.",
+        json_schema_extra=lambda schema: schema.update(enum=list(engine_kinds())),
     )
     transformers: TransformersParameters = TransformersParameters()
     vllm: VllmParameters = VllmParameters()
     openai: OpenAIParameters | None = None
 
+    @classmethod
+    def further_groups(cls) -> dict[str, type[BaseModel]]:
+        """Return the settings of engines that have no field here, by kind."""
+        return {name: kind.settings for name, kind in engine_kinds().items()}
+
+    @property
+    def settings(self) -> Any:
+        """The settings of the chosen kind."""
+        return getattr(self, self.kind, None)
+
+    @property
+    def asks_server(self) -> bool:
+        """Whether it loads no model but asks a server that has one."""
+        return engine_kinds()[self.kind].asks_server
+
     @property
     def served_model(self) -> str:
         """What the server calls its model; "" for an engine that loads one."""
-        return self.openai.model if self.openai is not None and self.kind == "openai" else ""
+        return self.settings.model if self.asks_server else ""
+
+    @field_validator("kind")
+    @classmethod
+    def _kind_is_known(cls, value: str) -> str:
+        if value not in engine_kinds():
+            known = ", ".join(engine_kinds())
+            raise ValueError(f"{one_line(value)[:60]!r} is no engine; known: {known}")
+        return value
 
     @model_validator(mode="after")
-    def _endpoint_is_named(self) -> EngineParameters:
-        if self.kind == "openai" and self.openai is None:
-            raise ValueError("openai: base_url and model are missing")
+    def _settings_are_given(self) -> EngineParameters:
+        if self.settings is None:
+            needed = [
+                name
+                for name, field in engine_kinds()[self.kind].settings.model_fields.items()
+                if field.is_required()
+            ]
+            raise ValueError(f"{self.kind}: {' and '.join(needed)} are missing")
         return self

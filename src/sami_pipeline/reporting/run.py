@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from sami_pipeline.engines.kinds import engine_kinds
 from sami_pipeline.models.checkpoints import Checkpoint
 from sami_pipeline.parameters import (
     HOSTED,
@@ -111,7 +112,7 @@ class RunDescription:
     def server_of(self, group: str) -> Mapping[str, Any] | None:
         """Return the settings of the server that a group's engine asks, or None for no server."""
         engine = self.parameters[group]["engine"]
-        return engine["openai"] if engine["kind"] == "openai" else None
+        return engine[engine["kind"]] if engine_kinds()[engine["kind"]].asks_server else None
 
     @property
     def seeds(self) -> dict[str, Any]:
@@ -164,12 +165,12 @@ def describe_models(
     """
     models = experiment.models
     holders = {"teacher": models.teacher, "student": models.student, "baseline": models.baseline}
-    servers = {HOSTED: experiment.generation.engine.openai}
+    servers = {HOSTED: experiment.generation.engine.settings}
     judge = getattr(experiment, "judge", None)
     if judge is not None and judge.kind != "checklist":
         holders["judge"] = judge.judge_model
         if judge.model is None:
-            servers[judge.judge_model] = judge.engine.openai
+            servers[judge.judge_model] = judge.engine.settings
     described = []
     for model in dict.fromkeys([*models.sources, *holders.values(), *models.under_test]):
         roles = [role for role, holder in holders.items() if holder == model]
@@ -177,7 +178,7 @@ def describe_models(
         checkpoint = checkpoints.get(f"{model}_checkpoint")
         made = checkpoint.provenance if checkpoint else {}
         if server := servers.get(model):
-            source = f"{server.model} at {server.base_url}"
+            source = f"{server.model} at {getattr(server, 'base_url', 'its server')}"
         elif model == WORKED_SOLUTIONS:
             source = "the problems' own solutions, copied"
         elif model in models.sources:
@@ -241,7 +242,7 @@ def tokens(description: RunDescription, tables: Mapping[str, pd.DataFrame]) -> l
 
 
 def _cost(server: Mapping[str, Any] | None, read: int, written: int) -> float | None:
-    if server is None or server["prompt_price"] is None:
+    if server is None or server.get("prompt_price") is None:
         return None
     return (read * server["prompt_price"] + written * server["completion_price"]) / 1e6
 

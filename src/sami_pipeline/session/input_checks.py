@@ -14,7 +14,8 @@ from kedro.validation import DataValidationError, validate_dataset
 from pydantic import BaseModel
 
 from sami_pipeline import PROJECT_FOLDER
-from sami_pipeline.engines import EngineParameters, credentials, vllm_server
+from sami_pipeline.engines import EngineParameters
+from sami_pipeline.engines.registry import engine_kinds
 from sami_pipeline.errors import InputError, one_line
 from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.models.checkpoints import check_source
@@ -155,10 +156,7 @@ def _engines(parameters: BaseModel) -> Iterator[EngineParameters]:
 
 
 def _check_engine(engine: EngineParameters) -> None:
-    if engine.kind == "openai" and engine.openai is not None:
-        credentials.api_key(engine.openai.credentials, engine.openai.api_key_variable)
-    if engine.kind == "vllm":
-        vllm_server.interpreter(engine.vllm.python)
+    engine_kinds()[engine.kind].check(engine.settings)
 
 
 def _sources(parameters: BaseModel) -> Iterator[tuple[str, Any, bool, ChatParameters]]:

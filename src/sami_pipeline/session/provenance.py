@@ -170,7 +170,7 @@ def code_of(node: Node, catalog: CatalogProtocol, parameters: Iterable[Any]) -> 
     }
     # Of datasets that follow a pattern they are known once those are made.
     validators = getattr(catalog, "validators", {})
-    function = code_versions.of(node.func, without=without)
+    function = code_versions.of(node.func, *engines.code_outside(chosen), without=without)
     stored = code_versions.of(
         *datasets.values(),
         *(_class_path(validators[name]) for name in datasets if name in validators),
