@@ -75,7 +75,7 @@ def test_what_reads_answers_gives_the_same_for_a_stored_table(stored, whole, pri
     verdicts = whole[whole["model"] == "sami"].assign(opponent="base")
     for function in (
         lambda table: check_answers(table, principles),
-        lambda table: degeneration(table, resamples=50, seed=0),
+        degeneration,
         lambda table: with_lengths(verdicts, table),
     ):
         pd.testing.assert_frame_equal(function(stored), function(whole))

@@ -192,3 +192,13 @@ def test_a_model_is_tried_once(random_grid):
     assert first > 1
     grid_logprobs(model, random_grid(1))
     assert len(calls) == first + 1
+
+
+def test_a_grid_can_be_computed_where_gradients_are_off(random_checkpoint):
+    """The probe takes gradients of its own; a caller who wants values alone must not disturb it."""
+    grid = Grid([[5, 6, 7], [5, 8]], [[9, 10], [11]])
+    expected = grid_logprobs(random_checkpoint.load_model(torch.float32, "cpu"), grid).means
+    for without in (torch.inference_mode, torch.no_grad):
+        model = random_checkpoint.load_model(torch.float32, "cpu")
+        with without():
+            torch.testing.assert_close(grid_logprobs(model, grid).means, expected.detach())

@@ -379,6 +379,18 @@ ODD = {
         {"finish_reason": "length", "message": {"content": None}},
         Completion("", "length", 1, 2),
     ),
+    "thinking in the text": (
+        {"finish_reason": "stop", "message": {"content": "<think>\nHm, A?\n</think>\n\nNo."}},
+        Completion("No.", "stop", 1, 2, thinking="Hm, A?"),
+    ),
+    "thinking begun by the server": (
+        {"finish_reason": "stop", "message": {"content": "Hm, A?</think>No."}},
+        Completion("No.", "stop", 1, 2, thinking="Hm, A?"),
+    ),
+    "thinking cut off": (
+        {"finish_reason": "length", "message": {"content": "<think>\nHm"}},
+        Completion("", "length", 1, 2, thinking="Hm"),
+    ),
     "silent": (
         {"finish_reason": "stop", "message": {"content": None}},
         Completion("", "stop", 1, 2),

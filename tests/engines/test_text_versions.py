@@ -12,9 +12,9 @@ from sami_pipeline.models.prompts import Prompt
 
 # From a request to its text: prompt rendering, cutting at stop strings, sampling.
 LOCAL = (
-    "models.prompts:Prompt", "models.prompts:_templated", "engines.tokens:render_prompts",
-    "engines.tokens:split_too_long", "engines.tokens:end_token_ids",
-    "engines.tokens:read_completion",
+    "models.prompts:Prompt", "models.prompts:render_messages", "models.prompts:_templated",
+    "models.tokens:TextEncoder", "models.tokens:end_token_ids", "engines.tokens:encode_prompts",
+    "engines.tokens:split_too_long", "engines.tokens:read_completion",
 )  # fmt: skip
 _ENGINE = "engines.transformers_engine:TransformersEngine"
 DEFINITIONS = {
@@ -33,9 +33,9 @@ DEFINITIONS = {
 }  # fmt: skip
 # By kind of engine, the version in engines/store.py and a hash of its definitions.
 KNOWN = {
-    "openai": (1, "35de8b61737a5b56"),
-    "transformers": (1, "1ec8fd7507061ccc"),
-    "vllm": (2, "870b868ef38ac2aa"),
+    "openai": (2, "ec00f9113d0cb685"),
+    "transformers": (2, "734095a79b33c542"),
+    "vllm": (3, "3f8bbda3fc2fbb2b"),
 }
 
 
@@ -73,7 +73,8 @@ def test_another_version_is_another_key_for_its_kind_of_engine_alone(monkeypatch
     assert changed == {"vllm"}
 
 
-def test_the_first_version_leaves_the_keys_of_earlier_runs_as_they_were():
+def test_the_first_version_leaves_the_keys_of_earlier_runs_as_they_were(monkeypatch):
+    monkeypatch.setitem(store.TEXT_VERSIONS, "openai", 1)
     request = GenerationRequest(Prompt(text="word"), SamplingParameters(8))
     key = "7717ef01723086081be9baedf49389d3" + (  # pragma: allowlist secret
         "7057254a5906fb72780830114d0bb858"  # pragma: allowlist secret

@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sami_pipeline.evaluation.math_accuracy import JUDGED_READINGS, accuracy, accuracy_breakdown
-from sami_pipeline.evaluation.math_answers import flexible_answer, parse_number, same_number
+from sami_pipeline.evaluation.math_answers import (
+    flexible_answer,
+    parse_number,
+    published_answer,
+    same_number,
+)
 from sami_pipeline.evaluation.math_readings import READINGS, read_answer
 from sami_pipeline.schemas import AccuracyBreakdown
 
@@ -135,6 +140,7 @@ def attempts(texts: dict[str, list[str]]) -> pd.DataFrame:
                     {
                         "model": model, "problem_id": problem, "attempt": attempt, "text": text,
                         "answer": answer, "reading": reading, "strict": "",
+                        "published": published_answer(text) or "",
                         "flexible": flexible_answer(text) or "", "harness_strict": "",
                         "harness_flexible": "18.0" if "18" in text else "3", "reference": "18",
                         "correct": same_number(answer, "18"), "completion_tokens": 5,

@@ -38,7 +38,7 @@ SHARED = [
     "training_summary",
 ]
 FOLDED = {
-    "__default__": ["math", "mt_bench"],
+    "__default__": ["align", "math", "mt_bench"],
     "mt_bench": sorted([*SHARED, "mt_bench_eval"]),
     "math": sorted([*SHARED, "math_accuracy"]),
 }

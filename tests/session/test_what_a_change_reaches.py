@@ -77,7 +77,7 @@ CHANGES = {
         "models/prompts.py",
         'if begins else "") + self.text',
         'if begins else " ") + self.text',
-        (*ANSWERING, "prepare_responses", "import_base", TRAINING),
+        (*ANSWERING, "prepare_responses", "import_base", "write_report", TRAINING),
     ),
     "a schema that nothing uses": (
         "schemas.py",

@@ -161,7 +161,13 @@ def _assumed(model: PreTrainedModel) -> Traits:
 def _tried(model: PreTrainedModel) -> Traits:
     name = model.config.model_type
     device = model.device.type
-    with _undisturbed(model), torch.autocast(device, enabled=False), torch.enable_grad():
+    with (
+        # The caller may only want values; what is tried has gradients all the same.
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device, enabled=False),
+        _undisturbed(model),
+    ):
         trial = _Trial(model)
         try:
             rows = trial.measure(trial.grid, "repeated", "one")

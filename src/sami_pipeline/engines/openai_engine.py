@@ -34,6 +34,7 @@ from sami_pipeline.engines.base import Completion, GenerationRequest, SamplingPa
 from sami_pipeline.engines.credentials import api_key
 from sami_pipeline.errors import InputError, first_fault, one_line
 from sami_pipeline.models.prompts import Prompt
+from sami_pipeline.models.thinking import split_thinking
 
 logger = logging.getLogger(__name__)
 
@@ -236,6 +237,8 @@ class OpenAIEngine:
         shaping = {"base_url", "model", "extra", "choices", "leave_out"}
         shape = json.dumps(parameters.model_dump(include=shaping), sort_keys=True)
         self.identity = f"openai {shape}"
+        if parameters.keep_thinking:
+            self.identity += " keep_thinking"
         self.usage = Usage(
             prompt_price=parameters.prompt_price, completion_price=parameters.completion_price
         )
@@ -351,6 +354,9 @@ class OpenAIEngine:
         cuts = [text.find(stop) for stop in sampling.stop if stop in text]
         if cuts:
             text, ended = text[: min(cuts)], True
+        thinking = ""
+        if not self._parameters.keep_thinking:
+            thinking, text = split_thinking(text)
         if sampling.choices:
             chosen = _chosen(text, sampling.choices)
             if chosen is None:
@@ -362,6 +368,7 @@ class OpenAIEngine:
             finish_reason="stop" if ended else "length",
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
+            thinking=thinking,
         )
 
     def _failed(self, reason: str) -> Completion:

@@ -254,7 +254,16 @@ class OpenAIParameters(Settings):
         description="Request fields that the endpoint refuses. Stop strings are cut off here then; "
         "without a seed sampled responses are drawn anew in every run that has not stored them.",
     )
-    extra: dict[str, Any] = Field({}, description="Further fields of every request's body.")
+    extra: dict[str, Any] = Field(
+        {},
+        description="Further fields of every request's body, such as vLLM's "
+        "{chat_template_kwargs: {enable_thinking: false}}.",
+    )
+    keep_thinking: bool = Field(
+        False,
+        description="Take what a model thinks before it responds (<think>…</think>) as a part of "
+        "its response; False keeps it apart.",
+    )
     prompt_price: NonNegativeFloat | None = Field(
         None, description="Per million prompt tokens, in any currency."
     )

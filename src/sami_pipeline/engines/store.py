@@ -31,7 +31,9 @@ _KEPT = ("stop", "length", "prompt_too_long")
 # (prompt rendering, cutting at stop strings, sampling). tests/engines/test_text_versions.py sees
 # that it is. The first version has no part in the key.
 # vllm 2: a system text that the chat template leaves out is put in front of the user's.
-TEXT_VERSIONS = {"openai": 1, "transformers": 1, "vllm": 2}
+# transformers 2, vllm 3: control tokens in texts are text, templates get a fixed date, and the
+# template's end of turn ends a text. Here and for openai 2, thinking is no part of a text.
+TEXT_VERSIONS = {"openai": 2, "transformers": 2, "vllm": 3}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sami_pipeline import code_versions, engines
+from sami_pipeline import PROJECT_FOLDER, code_versions, engines
 from sami_pipeline.code_versions import CodeVersion, listed
 from sami_pipeline.datasets import WorkingFolder
 from sami_pipeline.engines import EngineParameters
@@ -35,6 +35,10 @@ COMPLETIONS = ".completions"
 STATES = "_training_state"
 _ASKED_AGAIN = "asked again"
 _HASH_LENGTH = 32
+# What stands before a path in sources of models and problems.
+_SOURCES = ("gguf", "folder", "gsm8k", "math")
+# Of files that a parameter names, larger ones count by the time of their last change.
+_LARGEST_HASHED = 2**24
 
 
 class Origin(BaseModel):
@@ -132,7 +136,7 @@ def origins(
         parameters = {name: catalog.get(name).load() for name in node.inputs if _is_parameter(name)}
         code = code_of(node, catalog, parameters.values())
         origin = Origin(
-            parameters={name.removeprefix("params:"): _digest(v) for name, v in parameters.items()}
+            parameters={name.removeprefix("params:"): _of(v) for name, v in parameters.items()}
             | {"node": _digest([node._inputs, node._outputs, _bound(node.func)])},
             code=dict(code.modules),
             packages=dict(code.packages),
@@ -295,6 +299,49 @@ def _files(dataset: AbstractDataset) -> list[Path]:
 def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _of(parameter: Any) -> str:
+    """Return a hash of a parameter and of the local files that it names.
+
+    Other weights under the name of the old ones, or another file of problems, are another input.
+    """
+    files = sorted({file for text in _strings(parameter) for file in _named_files(text)})
+    return _digest([parameter, files] if files else parameter)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _strings(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _strings(each)
+
+
+def _named_files(text: str) -> Iterator[tuple[str, int, str]]:
+    """Yield the name, size and version of each file that a text names by path."""
+    kind, separator, location = text.partition(":")
+    path = location if separator and kind in _SOURCES else text
+    if "/" not in path or "://" in path or not path.isprintable():
+        return
+    places = [path.replace("{split}", split) for split in ("train", "test")]
+    for place in {PROJECT_FOLDER / Path(each).expanduser() for each in places}:
+        try:
+            below = place.rglob("*") if place.is_dir() else [place]
+        except OSError:
+            continue  # a text with a slash that is no path
+        for file in below:
+            if file.is_file() and ".git" not in file.parts:
+                status = file.stat()
+                version = (
+                    str(status.st_mtime_ns)
+                    if status.st_size > _LARGEST_HASHED
+                    else _file_hash(file)
+                )
+                yield str(file), status.st_size, version
 
 
 def _digest(value: Any) -> str:
