@@ -126,7 +126,7 @@ class ExactBullets(Check):
 
 
 class Paragraphs(Check):
-    """Exactly `paragraphs` paragraphs, separated by blank lines or by lines of ***."""
+    """Exactly `paragraphs` paragraphs, separated by blank lines or by lines of three asterisks."""
 
     name: Literal["paragraphs"] = "paragraphs"
     paragraphs: Count
