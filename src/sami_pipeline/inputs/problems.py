@@ -48,7 +48,11 @@ def load_problems(parameters: ProblemsParameters, project_folder: Path) -> pd.Da
     if parameters.training_source is None:
         return problems
     test = problems[problems["split"] == "test"]
-    train = read_training_problems(parameters, project_folder)
+    return _kept_apart(read_training_problems(parameters, project_folder), test)
+
+
+def _kept_apart(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
+    """Return both splits, without training problems that are repeated or tested on."""
     both = train["question"].isin(test["question"]) | train["question"].duplicated()
     if both.any():
         logger.info("%d training problems are left out: repeated, or in the test split", both.sum())
@@ -106,11 +110,7 @@ def read_gsm8k(parameters: ProblemsParameters, project_folder: Path) -> pd.DataF
     test = parts[-1]
     if len(parts) == 1:
         return test
-    train = parts[0]
-    both = train["question"].isin(test["question"]) | train["question"].duplicated()
-    if both.any():
-        logger.info("%d training problems are left out: repeated, or in the test split", both.sum())
-    return pd.concat([train[~both], test], ignore_index=True)
+    return _kept_apart(parts[0], test)
 
 
 def _table(path: str, columns: Sequence[str], parameter: str) -> pd.DataFrame:

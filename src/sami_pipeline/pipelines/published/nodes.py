@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sami_pipeline import PROJECT_FOLDER, figures
-from sami_pipeline.evaluation import length_control, statistics
+from sami_pipeline.evaluation import length_control
 from sami_pipeline.inputs import answer_files
 from sami_pipeline.parameters import PublishedParameters
 from sami_pipeline.reporting import RunDescription, Subject, write_page
@@ -29,11 +29,6 @@ def collect_published(parameters: PublishedParameters) -> tuple[pd.DataFrame, pd
     return answer_files.collect_published(parameters, PROJECT_FOLDER)
 
 
-def tabulate_win_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Return win rates with intervals over questions and exact tests, by category."""
-    return statistics.win_rates(verdicts)
-
-
 def tabulate_length_controlled(
     verdicts: pd.DataFrame, answers: pd.DataFrame, parameters: PublishedParameters
 ) -> pd.DataFrame:
@@ -43,19 +38,9 @@ def tabulate_length_controlled(
     )
 
 
-def tabulate_degeneration(answers: pd.DataFrame) -> pd.DataFrame:
-    """Return how long answers are, how many are cut off, and how many repeat themselves."""
-    return statistics.degeneration(answers)
-
-
 def draw_win_rates(table: pd.DataFrame, parameters: PublishedParameters) -> go.Figure:
     """Return the win rates with the paper's own as a layer."""
     return figures.win_rates(table, parameters.rates, parameters.source)
-
-
-def draw_lengths(table: pd.DataFrame) -> go.Figure:
-    """Return the lengths of the answers."""
-    return figures.lengths(table)
 
 
 def write_report(

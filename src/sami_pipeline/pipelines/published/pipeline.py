@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
+from sami_pipeline.pipelines.mt_bench_eval import nodes as mt_bench_nodes
 from sami_pipeline.pipelines.published import nodes
 from sami_pipeline.vocabulary import RAW
 
@@ -26,7 +27,7 @@ def create_pipeline() -> Pipeline:
                 tags=RAW,
             ),
             Node(
-                nodes.tabulate_win_rates,
+                mt_bench_nodes.tabulate_win_rates,
                 inputs="verdicts",
                 outputs="win_rates",
                 name="tabulate_win_rates",
@@ -38,7 +39,7 @@ def create_pipeline() -> Pipeline:
                 name="tabulate_length_controlled",
             ),
             Node(
-                nodes.tabulate_degeneration,
+                mt_bench_nodes.tabulate_degeneration,
                 inputs="answers",
                 outputs="degeneration",
                 name="tabulate_degeneration",
@@ -50,7 +51,7 @@ def create_pipeline() -> Pipeline:
                 name="draw_win_rates",
             ),
             Node(
-                nodes.draw_lengths,
+                mt_bench_nodes.draw_lengths,
                 inputs="degeneration",
                 outputs="figure_lengths",
                 name="draw_lengths",
