@@ -55,7 +55,9 @@ def planned_answers(parameters, asked: pd.DataFrame, principles, model: str) -> 
 
 @pytest.mark.parametrize("turns", [1, 2])
 @pytest.mark.parametrize("kind", ["pairwise", "constitution", "single"])
-@pytest.mark.parametrize("evaluation", [{}, {"without_constitution": True, "turns": 1}, {"contrasting": False}])
+@pytest.mark.parametrize(
+    "evaluation", [{}, {"without_constitution": True, "turns": 1}, {"contrasting": False}]
+)
 def test_answers_and_judgements_are_counted_as_they_are_planned(
     turns, kind, evaluation, principles
 ):
