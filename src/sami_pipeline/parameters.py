@@ -468,13 +468,18 @@ class EvaluationParameters(Settings):
         {},
         description="Sampling temperature by category; MT-Bench needs one for each of its own.",
     )
+    turns: Literal[1, 2] = Field(
+        2,
+        description="Of each question, how many are asked and judged; 1 leaves out the second turn "
+        "of MT-Bench, as arXiv 2410.01704 does.",
+    )
     contrasting: bool = Field(
         True,
         description="Also ask the first turn under the contrasting constitution; False leaves it "
         "out, and with it what is measured by it: steerability.",
     )
     without_constitution: bool = Field(
-        False, description="Also answer both turns without any constitution."
+        False, description="Also answer all turns without any constitution."
     )
     contrast: Contrast = Field(
         "opposite", description="Which contrasting constitution the first turn is asked under."

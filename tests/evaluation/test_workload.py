@@ -46,7 +46,7 @@ def planned_answers(parameters, asked: pd.DataFrame, principles, model: str) -> 
 
     return mt_bench.answer_questions(
         model,
-        asked,
+        mt_bench.asked_questions(asked, parameters.evaluation),
         constitute_questions(asked, principles, parameters.evaluation),
         write,
         without_constitution=parameters.evaluation.without_constitution,
@@ -55,7 +55,9 @@ def planned_answers(parameters, asked: pd.DataFrame, principles, model: str) -> 
 
 @pytest.mark.parametrize("turns", [1, 2])
 @pytest.mark.parametrize("kind", ["pairwise", "constitution", "single"])
-@pytest.mark.parametrize("evaluation", [{}, {"without_constitution": True}, {"contrasting": False}])
+@pytest.mark.parametrize(
+    "evaluation", [{}, {"without_constitution": True, "turns": 1}, {"contrasting": False}]
+)
 def test_answers_and_judgements_are_counted_as_they_are_planned(
     turns, kind, evaluation, principles
 ):
@@ -66,6 +68,8 @@ def test_answers_and_judgements_are_counted_as_they_are_planned(
     models = parameters.models.under_test
     answers = [planned_answers(parameters, asked, principles, model) for model in models]
     counted = {(w.stage, w.model): w.requests for w in workload.writings}
+    asks_once = parameters.evaluation.turns == 1
+    assert {w.turns for w in workload.writings} == {1 if asks_once else turns}
     for model, table in zip(models, answers, strict=True):
         assert counted["evaluation", model] == len(table)
     calls = judges.plan_judgements(

@@ -78,10 +78,10 @@ def judged(
         train: training queries.
         held_out: queries that are held out.
         questions: that models under test answer.
-        turns: of each question.
+        turns: that each question has, of which no more are asked than ``evaluation.turns``.
     """
     settings, generation = parameters.evaluation, parameters.generation
-    models = parameters.models.under_test
+    models, turns = parameters.models.under_test, min(turns, settings.turns)
     per_question = requests_per_question(settings, turns)
     writings = []
     for model in models:
