@@ -166,7 +166,8 @@ def ask_judge(
     questions = judge_requests.with_references(questions, parameters)
     planned = judges.plan_judgements(
         parameters.kind, answers, questions, constitutions, judge_prompts, models.pairs(),
-        constrained=parameters.answer_format == "choice",
+        constrained=parameters.answer_format == "choice", orders=parameters.orders,
+        seed=parameters.seed,
     )  # fmt: skip
     completions = complete(
         parameters.engine,
@@ -183,7 +184,7 @@ def decide_verdicts(
     judgements: pd.DataFrame, models: ModelsParameters, parameters: JudgeParameters
 ) -> pd.DataFrame:
     """Return the judge's verdict on every pair of answers."""
-    return judge_requests.decide_verdicts(judgements, parameters.kind, models.pairs())
+    return judge_requests.decide_verdicts(judgements, parameters, models.pairs())
 
 
 def tabulate_ratings(judgements: pd.DataFrame) -> pd.DataFrame:
