@@ -37,11 +37,14 @@ def _iteration(experiment: ExperimentParameters, number: int, is_last: bool) -> 
     }
     teacher = experiment.models.teacher if first else None
     generation = sami_generation.create_pipeline(number, teacher=teacher)
-    training = sami_training.create_pipeline(number)
-    steps = folded(generation, "sami_generation") + folded(training, "sami_training")
+    steps = folded(generation, "sami_generation")
+    if not is_last or "sami" in experiment.trained_models():
+        steps += folded(sami_training.create_pipeline(number), "sami_training")
     return Pipeline(
         steps,
         inputs={name: source for name, source in inputs.items() if name in steps.inputs()},
-        parameters={name: name for name in _SHARED_PARAMETERS},
+        parameters={
+            name: name for name in _SHARED_PARAMETERS if f"params:{name}" in steps.inputs()
+        },
         namespace=None if is_last else f"iteration_{number}",
     )
