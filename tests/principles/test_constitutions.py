@@ -383,6 +383,9 @@ TEXTS = (
     "You knead the dough, and you let it rest.",
     "Shall we knead the dough?",
     "```python\nprint('dough')\n```",
+    "In short, it is simple, and therefore it rises because it rests. I hope so.",
+    "Hello, the dough is ready.",
+    "Summary: the dough is ready.",
 )
 
 
