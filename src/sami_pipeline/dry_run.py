@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -457,7 +457,7 @@ class _Plan:
         steps = math.ceil(grids / config.batch_size) * config.epochs
         steps = min(steps, config.max_steps or steps)
         for name in self.experiment.trained_models():
-            self._training(name, student, replace(config), shape, steps, processes)
+            self._training(name, student, config, shape, steps, processes)
 
     def _training(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pandas as pd
@@ -197,5 +196,5 @@ def test_configuration_comes_back_from_json():
         config(trackers=("tensorboard",)),
         config(lora=LoraParameters(target_modules=("q_proj",))),
     ):
-        fields = json.loads(json.dumps(dataclasses.asdict(chosen)))
-        assert SamiTrainingConfig.from_fields(fields) == chosen
+        fields = json.loads(json.dumps(chosen.model_dump()))
+        assert SamiTrainingConfig(**fields) == chosen

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -88,7 +87,7 @@ def test_dpo_starts_at_chance_and_takes_as_many_steps_as_sami(tmp_path):
 
 @pytest.mark.parametrize("weights", ["bfloat16_remainder", "bfloat16"])
 def test_dpo_trains_16_bit_weights_with_samis_optimiser(tmp_path, weights):
-    config = replace(CONFIG, weights=weights, compute_dtype="bfloat16")
+    config = CONFIG.replaced(weights=weights, compute_dtype="bfloat16")
     model, history = train("dpo", tmp_path, config=config)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     # The reference computes in 16 bits too.
@@ -182,7 +181,7 @@ def test_progress_of_other_code_is_not_gone_on_with(method, tmp_path, sources, c
 
 @pytest.mark.parametrize("method", ["dpo", "sft"])
 def test_steps_and_learning_rates_are_those_of_sami(method, tmp_path):
-    config = replace(CONFIG, warmup_steps=1, schedule="linear", max_steps=50, epochs=2)
+    config = CONFIG.replaced(warmup_steps=1, schedule="linear", max_steps=50, epochs=2)
     _, history = train(method, tmp_path, config=config)
     total = len(batch_schedule(6, config))
     assert total == 6, "max_steps cuts and never lengthens"

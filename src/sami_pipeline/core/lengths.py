@@ -14,6 +14,21 @@ Cell = tuple[int, int, int]
 """Grid, constitution and response, each counted from 0."""
 
 
+def check_ids(vocabulary: int, grids: Sequence[Grid]) -> None:
+    """Refuse grids with tokens that a model's embedding lacks.
+
+    Raises:
+        ValueError: names the grid, such as one that another model's tokenizer made.
+    """
+    for index, grid in enumerate(grids):
+        largest = max(max(sequence) for sequence in (*grid.prompt_ids, *grid.response_ids))
+        if largest >= vocabulary:
+            raise ValueError(
+                f"grids[{index}]: holds the token {largest}, but the model has {vocabulary} "
+                "tokens; use the tokenizer that belongs to the model"
+            )
+
+
 def check_lengths(config: PretrainedConfig, grids: Sequence[Grid]) -> None:
     """Refuse grids that a model has no positions for.
 

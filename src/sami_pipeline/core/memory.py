@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -193,10 +193,10 @@ def traced_step(
     from transformers import AutoModelForCausalLM
 
     # What needs a kernel of a GPU computes the same, and keeps no more, with it.
-    config = replace(config, attention="sdpa", compile_layers=False, head="chunked", trackers=())
+    config = config.replaced(attention="sdpa", compile_layers=False, head="chunked", trackers=())
     with _WithoutData(), _StorageCounter() as counter:
         model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
-        full = replace(config, lora=None, kl_beta=0.0 if config.lora else config.kl_beta)
+        full = config.replaced(lora=None, kl_beta=0.0 if config.lora else config.kl_beta)
         with prepared(model, full) as reference:
             if config.lora is not None:
                 _add_adapters(model, config.lora)

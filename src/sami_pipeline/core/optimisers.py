@@ -25,8 +25,12 @@ def build_optimiser(model: nn.Module, config: SamiTrainingConfig) -> torch.optim
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def named(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.RMSprop
-        return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        common = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+        if config.optimiser == "rmsprop":
+            return torch.optim.RMSprop(parameters, **common)
+        return torch.optim.AdamW(
+            parameters, betas=config.adamw_betas, eps=config.adamw_epsilon, **common
+        )
 
     if config.weights == "bfloat16_remainder":
         return RemainderOptimiser(parameters, named, getattr(torch, config.optimiser_state))

@@ -17,7 +17,6 @@ import random
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +61,7 @@ def fingerprint(
         for grid in grids
     ]
     # How often the state is saved and where steps are logged do not change what is computed.
-    parameters = asdict(config) | {"save_state_every": None, "trackers": None}
+    parameters = config.model_dump() | {"save_state_every": None, "trackers": None}
     return fingerprint_parts(model, data, parameters, code)
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ from sami_pipeline.core.distributed import (
     whole,
 )
 from sami_pipeline.core.grid import Grid, TextGrid
-from sami_pipeline.core.lengths import check_lengths
+from sami_pipeline.core.lengths import check_ids, check_lengths
 from sami_pipeline.core.logprobs import (
     GridLogprobs,
     Reference,
@@ -75,12 +75,12 @@ class TrainingResult:
 
 def train_sami(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     grids: Sequence[Grid | TextGrid],
     config: SamiTrainingConfig,
     *,
-    state_folder: Path | None = None,
-    tracker_folder: Path | None = None,
+    state_folder: Path | str | None = None,
+    tracker_folder: Path | str | None = None,
     progress: bool = True,
     device: torch.device | None = None,
 ) -> TrainingResult:
@@ -116,24 +116,23 @@ def train_sami(
         ``peak_memory_bytes`` is that of the worker with the highest.
 
     Raises:
-        ValueError: no grids, a grid that is not square or too long for the model, weights of the
-            wrong dtype, or parameters that several workers can't follow.
+        ValueError: no grids, a grid that is not square, too long for the model or of another
+            tokenizer, weights of the wrong dtype, or parameters that several workers can't follow.
         StateMismatchError: ``state_folder`` holds the state of another, unfinished run: of other
             data, parameters or code.
         FloatingPointError: a gradient is not finite; the states on disk are of the steps before.
     """
-    token_grids = [
-        grid.tokenise(tokenizer, train_on_eos=config.train_on_eos)
-        if isinstance(grid, TextGrid)
-        else grid
-        for grid in grids
-    ]
+    if not isinstance(config, SamiTrainingConfig):
+        raise ValueError(f"config: must be a SamiTrainingConfig, got {type(config).__name__}")
+    state_folder = None if state_folder is None else Path(state_folder)
+    tracker_folder = None if tracker_folder is None else Path(tracker_folder)
+    token_grids = _tokenised(grids, tokenizer, config)
     workers = current_workers()
     _check(model, token_grids, config)
+    check_ids(computing_model(model).get_input_embeddings().weight.shape[0], token_grids)
     check_lengths(computing_model(model).config, token_grids)
     if workers.count > 1:
         check_many_workers(token_grids, config)
-    torch.manual_seed(config.seed + workers.rank)
     run_fingerprint = (
         {}
         if state_folder is None
@@ -141,7 +140,11 @@ def train_sami(
     )
     batches = batch_schedule(len(token_grids), config)
     choose_layout(model)  # tried before its weights are cast, where rounding hides the least
-    with prepared(model, config) as reference, _trackers(config, tracker_folder) as log:
+    with (
+        seeded(config.seed + workers.rank, device or model.device),
+        prepared(model, config) as reference,
+        _trackers(config, tracker_folder) as log,
+    ):
         layout, reason = choose_layout(model)
         logger.info("Rows are laid out as %s: %s", layout, reason)
         if workers.count > 1:
@@ -223,6 +226,14 @@ def _take_step(
         "learning_rate": learning_rate,
         "weights_moved": moved_of / sampled,
     }
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw torch's random numbers from a seed, and leave its generators as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager
@@ -361,7 +372,7 @@ def _two_pass(
 @torch.no_grad()
 def evaluate_grids(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     grids: Sequence[Grid | TextGrid],
     config: SamiTrainingConfig,
     *,
@@ -385,9 +396,7 @@ def evaluate_grids(
         file=sys.stderr,
     ):
         # All compute as often: the last ones, where grids have run out, compute one again.
-        grid = grids[min(first + workers.rank, len(grids) - 1)]
-        if isinstance(grid, TextGrid):
-            grid = grid.tokenise(tokenizer, train_on_eos=config.train_on_eos)
+        (grid,) = _tokenised([grids[min(first + workers.rank, len(grids) - 1)]], tokenizer, config)
         result = batched_grid_logprobs(model, [grid])[0]
         row = grid_metrics(grid, result, config.length_normalise)
         rows += workers.gathered(row)
@@ -436,6 +445,25 @@ def learning_rate_at(step: int, total_steps: int, config: SamiTrainingConfig) ->
         "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
     }[config.schedule]
     return config.learning_rate * factor
+
+
+def _tokenised(
+    grids: Sequence[Grid | TextGrid],
+    tokenizer: PreTrainedTokenizerBase | None,
+    config: SamiTrainingConfig,
+) -> list[Grid]:
+    result = []
+    for index, grid in enumerate(grids):
+        if isinstance(grid, TextGrid):
+            if tokenizer is None:
+                raise ValueError(f"tokenizer: grids[{index}] is text, so the model's is needed")
+            grid = grid.tokenise(tokenizer, train_on_eos=config.train_on_eos)
+        elif not isinstance(grid, Grid):
+            raise ValueError(
+                f"grids[{index}]: must be a Grid or a TextGrid, got {type(grid).__name__}"
+            )
+        result.append(grid)
+    return result
 
 
 def _check(model: PreTrainedModel, grids: Sequence[Grid], config: SamiTrainingConfig) -> None:
@@ -490,7 +518,7 @@ def _trackers(
             raise ValueError(f"trackers: the package of {name!r} is not installed")
     settings = {
         name: value if isinstance(value, bool | int | float) else str(value)
-        for name, value in asdict(config).items()
+        for name, value in config.model_dump().items()
     }
     accelerator.init_trackers("sami", settings)
     try:

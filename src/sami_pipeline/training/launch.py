@@ -177,7 +177,7 @@ def write_job(
         "trust_remote_code": student.trust_remote_code,
         "state_folder": str(state_folder.resolve()),
         "tracker_folder": str(tracker_folder.resolve()),
-        "config": asdict(config),
+        "config": config.model_dump(),
         **splits,
     }
     write_json(folder / "job.json", content)

@@ -50,7 +50,7 @@ def train(folder: Path, device: torch.device) -> None:
 
     job = json.loads((folder / "job.json").read_text())
     student = Checkpoint(Path(job["student"]), job["trust_remote_code"])
-    config = SamiTrainingConfig.from_fields(job["config"])
+    config = SamiTrainingConfig(**job["config"])
     grids, held_out = ([Grid(**grid) for grid in job[split]] for split in ("train", "held_out"))
     first = current_workers().is_first
 
