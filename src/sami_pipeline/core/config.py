@@ -52,12 +52,24 @@ class LoraParameters(_Parameters):
         alpha: the adapters' output is scaled by alpha / rank.
         dropout: on the adapters' input.
         target_modules: names of the linear layers that get adapters; None takes all but the head.
+        experts: adapt the experts of a mixture too, whose weights are no linear layers; they hold
+            most of such a model.
+        frozen_weights: dtype of the weights that the adapters are added to, while they are trained;
+            "bfloat16" takes half the memory. Loses nothing where the model was published in bf16.
     """
 
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
     dropout: Share = 0.0
     target_modules: Names | None = None
+    experts: bool = False
+    frozen_weights: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _experts_have_no_dropout(self) -> Self:
+        if self.experts and self.dropout:
+            raise ValueError("dropout: must be 0 with experts, whose adapters can't have any")
+        return self
 
 
 class SamiTrainingConfig(_Parameters):
@@ -159,8 +171,16 @@ class SamiTrainingConfig(_Parameters):
             )
         if self.lora is not None and self.weights != "float32":
             raise ValueError(
-                "weights: must be float32 with lora; the adapters are small, and the weights "
-                "they are added to keep the dtype they were loaded in"
+                "weights: must be float32 with lora, whose adapters are small; the weights they "
+                "are added to have lora.frozen_weights"
+            )
+        frozen = "float32" if self.lora is None else self.lora.frozen_weights
+        if frozen != "float32" and self.compute_dtype != "bfloat16":
+            raise ValueError(f"compute_dtype: must be bfloat16 with lora.frozen_weights: {frozen}")
+        if self.lora is not None and self.lora.experts and self.compile_layers:
+            raise ValueError(
+                "compile_layers: can't be combined with lora.experts, whose adapters change the "
+                "layers in every pass"
             )
         return self
 

@@ -25,13 +25,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
+from sami_pipeline.core.adapters import expert_weights
 from sami_pipeline.core.config import LoraParameters, SamiTrainingConfig
 from sami_pipeline.core.grid import Grid
 from sami_pipeline.core.heads import CHUNK_TOKENS
 from sami_pipeline.core.logprobs import Reference
 from sami_pipeline.core.optimisers import build_optimiser
-from sami_pipeline.core.training import accumulate_gradients, prepared
+from sami_pipeline.core.training import accumulate_gradients, cast_weights, prepared
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -244,11 +246,12 @@ class _Adapted(nn.Module):
     PEFT's own can't be made here: it moves modules, which torch refuses tensors without data.
     """
 
-    def __init__(self, base: nn.Linear, parameters: LoraParameters) -> None:
+    def __init__(self, base: nn.Linear | Conv1D, parameters: LoraParameters) -> None:
         super().__init__()
         self.base = base
-        self.first = nn.Linear(base.in_features, parameters.rank, bias=False)
-        self.second = nn.Linear(parameters.rank, base.out_features, bias=False)
+        columns, rows = base.weight.shape if isinstance(base, Conv1D) else base.weight.shape[::-1]
+        self.first = nn.Linear(columns, parameters.rank, bias=False)
+        self.second = nn.Linear(parameters.rank, rows, bias=False)
         self.dropout = nn.Dropout(parameters.dropout) if parameters.dropout else nn.Identity()
         self.scale = parameters.alpha / parameters.rank
 
@@ -257,13 +260,35 @@ class _Adapted(nn.Module):
         return self.base(hidden) + adapted * self.scale
 
 
+class _AdaptedExperts(nn.Module):
+    """Adds an adapter's product to the weights of a mixture's experts, as PEFT's does."""
+
+    def __init__(self, weight: Tensor, parameters: LoraParameters) -> None:
+        super().__init__()
+        experts, rows, columns = weight.shape
+        self.first = nn.Parameter(torch.empty(experts, parameters.rank, columns))
+        self.second = nn.Parameter(torch.empty(experts, rows, parameters.rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        factors = (self.second.to(weight.dtype), self.first.to(weight.dtype))
+        return torch.baddbmm(weight, *factors)
+
+
 def _add_adapters(model: PreTrainedModel, parameters: LoraParameters) -> None:
     model.requires_grad_(False)
+    if parameters.frozen_weights == "bfloat16":
+        cast_weights(model.parameters(), torch.bfloat16)
+    if parameters.experts:
+        for name in expert_weights(model):
+            module, _, weight = name.rpartition(".")
+            owner = model.get_submodule(module)
+            adapted = _AdaptedExperts(getattr(owner, weight), parameters)
+            nn.utils.parametrize.register_parametrization(owner, weight, adapted, unsafe=True)
     head = model.get_output_embeddings()
     for name, module in list(model.named_modules()):
         parent, _, child = name.rpartition(".")
         wanted = parameters.target_modules is None or child in parameters.target_modules
-        if isinstance(module, nn.Linear) and module is not head and wanted:
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and wanted:
             setattr(model.get_submodule(parent), child, _Adapted(module, parameters))
 
 

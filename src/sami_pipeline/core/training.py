@@ -243,16 +243,19 @@ def prepared(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[Ref
     if config.lora is not None:
         adapted = add_adapters(model, config.lora, config.seed)
         reference = Reference(model, lambda: without_adapters(model))
+        if config.lora.frozen_weights == "bfloat16":
+            full = [p for p in model.parameters() if p.dtype == torch.float32]
+            cast_weights((p for p in full if not p.requires_grad), torch.bfloat16)
     elif config.kl_beta:
         initial = copy.deepcopy(model).requires_grad_(False).eval()
         if config.weights != "float32":  # it computes as the model does, so that KL begins at 0
-            _cast_weights(initial.parameters(), torch.bfloat16)
+            cast_weights(initial.parameters(), torch.bfloat16)
         take_over_traits(model, initial)
         reference = Reference(initial)
     if config.weights != "float32":
         # The optimiser takes trainable ones apart itself where it keeps their remainder.
         whole = config.weights == "bfloat16"
-        _cast_weights(
+        cast_weights(
             (p for p in model.parameters() if whole or not p.requires_grad), torch.bfloat16
         )
     attention = model.config._attn_implementation
@@ -277,6 +280,9 @@ def prepared(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[Ref
         if attention != model.config._attn_implementation:
             model.set_attn_implementation(attention)
         if config.lora is not None:
+            if config.lora.frozen_weights == "bfloat16":
+                # What the adapters have learnt is smaller than a bf16 weight can take.
+                cast_weights(full, torch.float32)
             merge_adapters(model, adapted)
 
 
@@ -531,7 +537,7 @@ def _trackers(
             tracker.finish()
 
 
-def _cast_weights(parameters: Iterable[torch.nn.Parameter], dtype: torch.dtype) -> None:
+def cast_weights(parameters: Iterable[torch.nn.Parameter], dtype: torch.dtype) -> None:
     """Cast weights and leave buffers alone: the rotary frequencies need fp32."""
     for parameter in parameters:
         parameter.data = parameter.data.to(dtype)

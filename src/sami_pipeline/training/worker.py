@@ -142,11 +142,15 @@ def _until_refused(folder: Path, work: Callable[[], None]) -> None:
 
     All workers compute with the same parameters and come to the same errors.
     """
+    from sami_pipeline.core.distributed import current_workers
+
     try:
         work()
     except (ValueError, FloatingPointError) as error:
         traceback.print_exc()
         write_json(folder / "failed.json", {"message": " ".join(str(error).split())})
+        # One that leaves at once would fail others that are still in the last collective.
+        current_workers().wait()
 
 
 if __name__ == "__main__":
