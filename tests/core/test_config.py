@@ -73,6 +73,12 @@ REFUSED = [
         {"lora": LoraParameters(), "weights": "bfloat16_remainder"},
         "weights: must be float32 with lora",
     ),
+    ({"lora": {"experts": True, "dropout": 0.1}}, "lora.dropout: must be 0 with experts"),
+    ({"lora": {"experts": True}, "compile_layers": True}, "compile_layers: can't be combined"),
+    (
+        {"lora": {"frozen_weights": "bfloat16"}, "compute_dtype": "float32"},
+        "compute_dtype: must be bfloat16 with lora.frozen_weights: bfloat16",
+    ),
 ]
 
 

@@ -710,6 +710,7 @@ def test_every_parameter_of_the_adapters_belongs_to_the_run(tiny_model, grids):
     adapters = [
         LoraParameters(), LoraParameters(rank=2), LoraParameters(alpha=2.0),
         LoraParameters(dropout=0.1), LoraParameters(target_modules=("q_proj",)),
+        LoraParameters(experts=True), LoraParameters(frozen_weights="bfloat16"),
     ]  # fmt: skip
     runs = {fingerprint(model, grids, config(lora=lora))["parameters"] for lora in adapters}
     assert len(runs) == len(adapters)

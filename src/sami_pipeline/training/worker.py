@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -142,15 +143,28 @@ def _until_refused(folder: Path, work: Callable[[], None]) -> None:
 
     All workers compute with the same parameters and come to the same errors.
     """
-    from sami_pipeline.core.distributed import current_workers
-
     try:
         work()
     except (ValueError, FloatingPointError) as error:
         traceback.print_exc()
         write_json(folder / "failed.json", {"message": " ".join(str(error).split())})
-        # One that leaves at once would fail others that are still in the last collective.
-        current_workers().wait()
+        _wait_for_the_others(folder)
+
+
+def _wait_for_the_others(folder: Path) -> None:
+    """Wait until all workers are refused, or for ten seconds.
+
+    One that leaves at once fails those that are still in the last collective. Not by a barrier: a
+    worker that was not refused would not come there.
+    """
+    from sami_pipeline.core.distributed import current_workers
+
+    workers = current_workers()
+    notes = [folder / f"refused-{rank}" for rank in range(workers.count)]
+    notes[workers.rank].touch()
+    end = time.monotonic() + 10
+    while not all(note.exists() for note in notes) and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":
