@@ -39,7 +39,7 @@ def test_values_and_gradients_equal_one_call_a_cell(family, random_grid):
         )
     )
     assert norm > 1e-2
-    assert apart <= 2e-6 * norm
+    assert apart <= (2e-6 if family == "jamba" else 1e-6) * norm  # a recurrence adds up more
 
 
 def test_most_families_share_the_prompt_and_the_page_says_which():

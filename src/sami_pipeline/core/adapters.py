@@ -43,6 +43,7 @@ def add_adapters(model: PreTrainedModel, parameters: LoraParameters, seed: int) 
         lora_alpha=parameters.alpha,
         lora_dropout=parameters.dropout,
         target_modules=_linear_layers(model) if targets is None else list(targets),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         target_parameters=experts if parameters.experts else None,
     )
     weights = dict(model.named_parameters())

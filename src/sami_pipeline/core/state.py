@@ -80,7 +80,8 @@ def fingerprint_parts(
         code: what trains.
     """
     weights = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    # Sorted: adapters of experts leave them in another order.
+    for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().flatten()
         # A sample tells models apart; hashing every byte of an 8B model would take minutes.
         sample = values[:: max(1, values.numel() // 1024)].float().cpu().contiguous()
