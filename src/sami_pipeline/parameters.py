@@ -455,13 +455,18 @@ class EvaluationParameters(Settings):
         {},
         description="Sampling temperature by category; MT-Bench needs one for each of its own.",
     )
+    turns: Literal[1, 2] = Field(
+        2,
+        description="Of each question, how many are asked and judged; 1 leaves out the second turn "
+        "of MT-Bench, as arXiv 2410.01704 does.",
+    )
     contrasting: bool = Field(
         True,
         description="Also ask the first turn under the contrasting constitution; False leaves it "
         "out, and with it what is measured by it: steerability.",
     )
     without_constitution: bool = Field(
-        False, description="Also answer both turns without any constitution."
+        False, description="Also answer all turns without any constitution."
     )
     contrast: Contrast = Field(
         "opposite", description="Which contrasting constitution the first turn is asked under."
@@ -497,7 +502,18 @@ class JudgeParameters(Settings):
         "checklist",
         description="The checklist judges every run and needs no model. A model judges too with "
         "pairwise (which answer is better), constitution (which follows the constitution better) "
-        "or single (a rating from 1 to 10 of each answer).",
+        "or single (a rating from 1 to 10 of each answer). principle_based, principle_based_form "
+        "and principle_free ask what arXiv 2410.01704 asks, of first turns.",
+    )
+    orders: Literal["both", "random"] = Field(
+        "both",
+        description="both compares two answers twice, each once first, and a win needs both to "
+        "agree; random asks once, in an order drawn for each question, as arXiv 2410.01704 does.",
+    )
+    no_verdict: Literal["invalid", "tie"] = Field(
+        "invalid",
+        description="What a call of a comparison counts as from which no verdict can be read: "
+        "invalid leaves the comparison out, tie counts it as half a win, as arXiv 2410.01704 does.",
     )
     answer_format: Literal["text", "choice"] = Field(
         "text",
@@ -516,7 +532,15 @@ class JudgeParameters(Settings):
     )
     max_new_tokens: Tokens = Field(2048, description="Limit of a judgement in text.")
     temperature: NonNegativeFloat = Field(0.0, description="Of judgements in text; 0 is greedy.")
-    seed: Seed = Field(0, description="Of sampled judgements.")
+    seed: Seed = Field(0, description="Of sampled judgements, and of the orders that are drawn.")
+
+    @model_validator(mode="after")
+    def _a_rating_is_no_tie(self) -> JudgeParameters:
+        from sami_pipeline.evaluation.judge_kinds import KINDS
+
+        if self.no_verdict == "tie" and self.kind in {kind.name for kind in KINDS if kind.rates}:
+            raise ValueError(f"no_verdict: {self.kind} rates single answers; choose invalid")
+        return self
 
     @property
     def judge_model(self) -> str:

@@ -189,6 +189,14 @@ def test_calls_are_counted_one_by_one():
     assert cells.loc["invalid_call_rate", ["rows", "value"]].tolist() == [11, pytest.approx(1 / 11)]
 
 
+def test_a_drawn_order_shows_which_answer_was_shown_first_but_no_flips():
+    drawn = {"model_first": "AA  AC", "opponent_first": "  AB  "}
+    rows = pd.concat([verdicts("checklist", "mmmooo"), verdicts("pairwise", "mmomot")])
+    cells = overall(judge_quality(rows, ANSWERS, calls("pairwise", drawn), **SETTINGS), "pairwise")
+    assert "flip_rate" not in cells.index
+    assert cells.loc["first_preferred", ["rows", "value"]].tolist() == [5, 0.8]
+
+
 def test_single_grading_has_no_order():
     graded = calls("single", {"single": "777777"}).assign(opponent="", verdict="7")
     graded.loc[0, "verdict"] = "invalid"

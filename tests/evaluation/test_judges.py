@@ -148,6 +148,39 @@ class TestPlan:
         assert set(planned["opponent"]) == {""}
         assert set(planned["order"]) == {"single"}
 
+    def test_an_order_is_drawn_for_each_question_of_a_match_and_stays(self, plan):
+        kind, key = "principle_free", ["model", "opponent", "question_id"]
+        questions = [f"q{number}" for number in range(60)]
+        once = [(1, "desired"), (1, "contrasting")]
+        tables = {
+            "answers": answers_of(questions, asked=once),
+            "questions": questions_of(questions),
+            "constitutions": constitutions_of(questions),
+        }
+        drawn = plan(kind, orders="random", seed=3, **tables)
+        assert len(drawn) == len(plan(kind, **tables)) // 2
+        assert (drawn.groupby(key)["order"].nunique() == 1).all(), "a question has one order"
+        first = drawn.groupby(["model", "opponent"])["order"].agg(
+            lambda orders: (orders == "model_first").mean()
+        )
+        assert first.between(0.3, 0.7).all()
+        orders = drawn.drop_duplicates(key).set_index(key)["order"]
+        few = plan(kind, orders="random", seed=3, **tables | {"pairs": PAIRS[:1]})
+        assert orders.loc[few.set_index(key).index].tolist() == few["order"].tolist()
+        other = plan(kind, orders="random", seed=4, **tables)
+        other = other.drop_duplicates(key).set_index(key)["order"].reindex(orders.index)
+        assert not (other == orders).all()
+
+    @pytest.mark.parametrize("kind", ["principle_based", "principle_based_form"])
+    def test_published_judgement_shows_the_constitution_and_is_of_first_turns(self, plan, kind):
+        once = answers_of(["math"], asked=[(1, "desired"), (1, "none")])
+        planned = plan(kind, ["math"], answers=once)
+        assert set(planned["constitution"]) == {"desired"}
+        assert planned["prompt"].str.contains("<rules math desired>").all()
+        assert not planned["prompt"].str.contains("<reference").any()
+        with pytest.raises(InputError, match=rf"{kind.replace('_', '-')}-v1-multi-turn.*turns=1"):
+            plan(kind)
+
     @pytest.mark.parametrize("kind", COMPARING)
     def test_order_decides_whose_answer_is_assistant_a(self, plan, kind):
         for row in plan(kind).itertuples():
@@ -316,7 +349,7 @@ class TestKinds:
         ]
         judgements = judge_requests.tabulate_judgements(planned, completions, parameters)
         Judgements.validate(judgements)
-        verdicts = judge_requests.decide_verdicts(judgements, "polite", PAIRS)
+        verdicts = judge_requests.decide_verdicts(judgements, parameters, PAIRS)
         Verdicts.validate(verdicts)
         winners = verdicts.groupby(["model", "opponent"])["winner"].agg(set).to_dict()
         assert winners == {
@@ -434,6 +467,39 @@ class TestComparisons:
     def test_comparison_without_its_other_order_is_an_error(self):
         with pytest.raises(ValueError, match="one of its orders"):
             decide_comparisons(judged(q1=("A", "B"), q2=("A", "B")).iloc[:3])
+
+    def test_one_verdict_decides_where_one_order_was_asked(self):
+        table = judged(q1=("A", ""), q2=("", "A"), q3=("C", ""), q4=("", "contradictory"))
+        verdicts = Verdicts.validate(decide_comparisons(table[table["verdict"] != ""]))
+        assert verdicts["winner"].tolist() == ["model", "opponent", "tie", "invalid"]
+
+    def test_call_without_a_verdict_counts_as_the_parameters_say(self):
+        table = judged(q1=("A", "invalid"), q2=("contradictory", "A"), q3=("A", "B"))
+        left_out, half = (
+            judge_requests.decide_verdicts(table, parameters(no_verdict=counted), PAIRS)["winner"]
+            for counted in ("invalid", "tie")
+        )
+        assert left_out.tolist() == ["invalid", "invalid", "model"]
+        assert half.tolist() == ["tie", "tie", "model"]
+        with pytest.raises(ValueError, match="no_verdict: single rates single answers"):
+            parameters("single", no_verdict="tie")
+
+    @pytest.mark.parametrize(
+        ("kind", "verdicts"),
+        [("principle_based", ["C", "invalid", "A"]), ("principle_free", ["B", "C", "A"])],
+    )
+    def test_forced_choice_ties_only_where_neither_answered(self, plan, kind, verdicts):
+        answers = answers_of(["q1", "q2", "q3"], asked=[(1, "desired")])
+        answers.loc[answers["question_id"] == "q1", "answer"] = " \n"
+        answers.loc[(answers["question_id"] == "q2") & (answers["model"] == "base"), "answer"] = ""
+        settings = parameters(kind, "text", orders="random")
+        planned = plan(kind, ["q1", "q2", "q3"], answers=answers, pairs=PAIRS[:1], orders="random")
+        said = [
+            Completion(f"Final Response: {letter}", "stop", 9, 3)
+            for letter in planned["question_id"].map({"q1": "B", "q2": "C", "q3": "A"})
+        ]
+        table = Judgements.validate(judge_requests.tabulate_judgements(planned, said, settings))
+        assert table.sort_values("question_id")["verdict"].tolist() == verdicts
 
 
 def rated(verdicts: dict[tuple[str, str, int, str], str]) -> pd.DataFrame:

@@ -124,12 +124,18 @@ class TestPlan:
         assert both["stances_1"].equals(both["stances_2"])
 
     def test_first_questions_of_each_category_keep_all_their_turns(self, questions):
-        chosen = mt_bench.first_questions(questions, 1)
+        chosen = mt_bench.asked_questions(questions, parameters(questions_per_category=1))
         assert chosen.groupby("category")["question_id"].nunique().eq(1).all()
         assert len(chosen) == 2 * len(MT_BENCH_CATEGORIES)
         assert chosen["question"].str.contains("Question 1").all()
-        assert mt_bench.first_questions(questions, None).equals(questions)
-        assert mt_bench.first_questions(questions, 9).equals(questions)
+        assert mt_bench.asked_questions(questions, parameters()).equals(questions)
+        many = parameters(questions_per_category=9)
+        assert mt_bench.asked_questions(questions, many).equals(questions)
+
+    def test_with_one_turn_no_second_question_is_asked(self, questions):
+        chosen = mt_bench.asked_questions(questions, parameters(turns=1, questions_per_category=1))
+        assert set(chosen["turn"]) == {1}
+        assert chosen["category"].tolist() == list(MT_BENCH_CATEGORIES)
 
     def test_every_category_is_sampled_at_its_own_temperature(self, questions):
         table = questions.assign(text=None)

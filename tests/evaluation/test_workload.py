@@ -46,7 +46,7 @@ def planned_answers(parameters, asked: pd.DataFrame, principles, model: str) -> 
 
     return mt_bench.answer_questions(
         model,
-        asked,
+        mt_bench.asked_questions(asked, parameters.evaluation),
         constitute_questions(asked, principles, parameters.evaluation),
         write,
         without_constitution=parameters.evaluation.without_constitution,
@@ -54,18 +54,26 @@ def planned_answers(parameters, asked: pd.DataFrame, principles, model: str) -> 
 
 
 @pytest.mark.parametrize("turns", [1, 2])
-@pytest.mark.parametrize("kind", ["pairwise", "constitution", "single"])
-@pytest.mark.parametrize("evaluation", [{}, {"without_constitution": True}, {"contrasting": False}])
+@pytest.mark.parametrize(
+    ("kind", "orders"),
+    [("pairwise", "both"), ("constitution", "random"), ("single", "both"), ("single", "random")],
+)
+@pytest.mark.parametrize(
+    "evaluation", [{}, {"without_constitution": True, "turns": 1}, {"contrasting": False}]
+)
 def test_answers_and_judgements_are_counted_as_they_are_planned(
-    turns, kind, evaluation, principles
+    turns, kind, orders, evaluation, principles
 ):
-    parameters = changed("mt_bench", evaluation=evaluation, judge={"kind": kind, "model": "base"})
+    judge = {"kind": kind, "model": "base", "orders": orders}
+    parameters = changed("mt_bench", evaluation=evaluation, judge=judge)
     asked = questions(turns)
     count = asked["question_id"].nunique()
     workload = judged(parameters, train=8, held_out=0, questions=count, turns=turns)
     models = parameters.models.under_test
     answers = [planned_answers(parameters, asked, principles, model) for model in models]
     counted = {(w.stage, w.model): w.requests for w in workload.writings}
+    asks_once = parameters.evaluation.turns == 1
+    assert {w.turns for w in workload.writings} == {1 if asks_once else turns}
     for model, table in zip(models, answers, strict=True):
         assert counted["evaluation", model] == len(table)
     calls = judges.plan_judgements(
@@ -76,6 +84,7 @@ def test_answers_and_judgements_are_counted_as_they_are_planned(
         prompts_for(kind),
         parameters.models.pairs(),
         constrained=False,
+        orders=orders,
     )
     assert counted["judge", "base"] == len(calls)
 

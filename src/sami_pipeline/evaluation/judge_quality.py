@@ -18,8 +18,9 @@ For a judge that is asked in both orders, from its single calls:
 
 - **flip_rate**: of the comparisons with a verdict in both orders, those whose two verdicts name
   different winners, a tie in one order alone included: 1 − "consistency" of arXiv 2306.05685.
-- **first_preferred**: of the decided calls in both orders, those that prefer the answer shown
-  first. One half is no position bias, since each answer is first as often as second.
+- **first_preferred**: of the decided calls in both orders, or in an order that was drawn at random,
+  those that prefer the answer shown first. One half is no position bias, since each answer is first
+  as often as second, drawn orders by chance.
 - **invalid_call_rate**: calls without a verdict that can be read, of all (single grading too);
   **contradictory_call_rate**: those of all calls that give two different verdicts.
 
@@ -207,19 +208,17 @@ def _of_calls(calls: pd.DataFrame) -> Iterator[_Measure]:
     require_rows(calls, [*_CALL_KEY, "order"], ["verdict"])
     asked = calls.pivot(index=_CALL_KEY, columns="order", values="verdict")
     if set(ORDERS) <= set(asked.columns):
-        # Only where both orders were asked is each answer as often first as second.
         both = asked[list(ORDERS)].dropna().reset_index()
-        winners = [both[order].map(_winners(order)) for order in ORDERS]
-        flipped = (winners[0] != winners[1]).astype(float)
-        read = winners[0].notna() & winners[1].notna()
-        yield "flip_rate", "", _mean, both.assign(value=flipped.where(read))
-        shown = both.melt([*_CALL_KEY], list(ORDERS), var_name="order", value_name="verdict")
-        yield (
-            "first_preferred",
-            "",
-            _mean,
-            shown.assign(value=shown["verdict"].map({"A": 1.0, "B": 0.0})),
-        )
+        # Only in both orders, or in one that was drawn, is each answer as likely first as second.
+        shown = calls
+        if len(both):
+            winners = [both[order].map(_winners(order)) for order in ORDERS]
+            flipped = (winners[0] != winners[1]).astype(float)
+            read = winners[0].notna() & winners[1].notna()
+            yield "flip_rate", "", _mean, both.assign(value=flipped.where(read))
+            shown = both.melt([*_CALL_KEY], list(ORDERS), var_name="order", value_name="verdict")
+        preferred = shown["verdict"].map({"A": 1.0, "B": 0.0})
+        yield "first_preferred", "", _mean, shown.assign(value=preferred)
     yield (
         "invalid_call_rate",
         "",

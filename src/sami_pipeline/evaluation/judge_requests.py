@@ -9,7 +9,7 @@ import pandas as pd
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.evaluation import judges, mt_bench
 from sami_pipeline.evaluation.judge_kinds import judge_kind
-from sami_pipeline.evaluation.verdict_parser import CONTRADICTORY, NO_VERDICT
+from sami_pipeline.evaluation.verdict_parser import CONTRADICTORY, INVALID, NO_VERDICT, TIE
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.parameters import JudgeParameters
 
@@ -63,7 +63,7 @@ def tabulate_judgements(
 
     A call without a verdict, be it because the prompt was too long or because a server failed, is
     "invalid", and one with two different ones "contradictory"; the log counts them, the first by
-    finish reason.
+    finish reason. Where the kind allows ties of unanswered questions alone, those are ties.
     """
     constrained = parameters.answer_format == "choice"
     table = planned.assign(
@@ -82,6 +82,8 @@ def tabulate_judgements(
         completion_tokens=[completion.completion_tokens for completion in completions],
         finish_reason=[completion.finish_reason for completion in completions],
     )
+    if judge_kind(parameters.kind).ties == "unanswered":
+        table["verdict"] = table["verdict"].replace(TIE, INVALID).where(table["answered"], TIE)
     unread = table[table["verdict"].isin(NO_VERDICT)]
     logger.info("Judge: %d of %d calls gave no verdict", len(unread), len(table))
     contradictory = unread["verdict"] == CONTRADICTORY
@@ -93,7 +95,13 @@ def tabulate_judgements(
 
 
 def decide_verdicts(
-    judgements: pd.DataFrame, kind: str, pairs: list[tuple[str, str]]
+    judgements: pd.DataFrame, parameters: JudgeParameters, pairs: list[tuple[str, str]]
 ) -> pd.DataFrame:
-    """Return the verdict on every pair of answers that the judgements amount to."""
-    return judge_kind(kind).decide(judgements, pairs)
+    """Return the verdict on every pair of answers that the judgements amount to.
+
+    A call without a verdict counts as the parameters say.
+    """
+    if parameters.no_verdict == "tie":
+        verdicts = judgements["verdict"]
+        judgements = judgements.assign(verdict=verdicts.mask(verdicts.isin(NO_VERDICT), TIE))
+    return judge_kind(parameters.kind).decide(judgements, pairs)

@@ -1,4 +1,4 @@
-"""The MT-Bench protocol: two turns a question, each category at its temperature.
+"""The MT-Bench protocol: one or two turns a question, each category at its temperature.
 
 arXiv 2306.05685; 80 questions, 10 in each of 8 categories.
 """
@@ -144,8 +144,15 @@ def with_published_references(questions: pd.DataFrame) -> pd.DataFrame:
     return questions.assign(reference=questions["published_reference"])
 
 
-def first_questions(questions: pd.DataFrame, per_category: int | None) -> pd.DataFrame:
-    """Return the first questions of each category, with all their turns; None keeps all."""
+def asked_questions(questions: pd.DataFrame, parameters: EvaluationParameters) -> pd.DataFrame:
+    """Return what is asked: the first questions of each category, up to as many turns as wanted.
+
+    Args:
+        questions: ``question_id, category, turn``, one row a turn.
+        parameters: ``questions_per_category`` and ``turns``.
+    """
+    questions = questions[questions["turn"] <= parameters.turns]
+    per_category = parameters.questions_per_category
     if per_category is None:
         return questions
     ids = questions.drop_duplicates("question_id").groupby("category").head(per_category)

@@ -78,10 +78,10 @@ def judged(
         train: training queries.
         held_out: queries that are held out.
         questions: that models under test answer.
-        turns: of each question.
+        turns: that each question has, of which no more are asked than ``evaluation.turns``.
     """
     settings, generation = parameters.evaluation, parameters.generation
-    models = parameters.models.under_test
+    models, turns = parameters.models.under_test, min(turns, settings.turns)
     per_question = requests_per_question(settings, turns)
     writings = []
     for model in models:
@@ -105,7 +105,7 @@ def judged(
         kind = judge_kind(judge.kind)
         # A judge that sees the constitution is not asked about answers under none.
         bare = turns if kind.sees_constitution and settings.without_constitution else 0
-        calls = sum(1 for _ in kind.calls(parameters.models.pairs()))
+        calls = kind.calls_an_answer(parameters.models.pairs(), judge.orders)
         writings.append(
             Writing(
                 "judge", judge.judge_model, "judge", judge.engine,

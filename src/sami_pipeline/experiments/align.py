@@ -12,7 +12,7 @@ from sami_pipeline import PROJECT_FOLDER, schemas
 from sami_pipeline.datasets import PrinciplesSource, QueryTableFile
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation import judges
-from sami_pipeline.evaluation.mt_bench import first_questions
+from sami_pipeline.evaluation.mt_bench import asked_questions
 from sami_pipeline.evaluation.workload import Workload, judged
 from sami_pipeline.experiments.record import Experiment
 from sami_pipeline.inputs.own_queries import read_queries, split_queries
@@ -64,7 +64,8 @@ def check_inputs(parameters: AlignParameters, made: Mapping[str, pd.DataFrame]) 
                 "align.judge.kind=constitution,align.judge.model=NAME (one of align.models.sources)"
             )
     elif {"judge_prompts", "questions"} <= made.keys():
-        judges.check_prompts(parameters.judge.kind, made["judge_prompts"], made["questions"])
+        questions = asked_questions(made["questions"], parameters.evaluation)
+        judges.check_prompts(parameters.judge.kind, made["judge_prompts"], questions)
 
 
 def workload(parameters: AlignParameters) -> Workload:
@@ -85,7 +86,7 @@ def workload(parameters: AlignParameters) -> Workload:
     else:
         queries = read_queries(table.load(), parameters.columns)
     trained, questions = split_queries(queries, parameters.split)
-    asked = first_questions(questions, parameters.evaluation.questions_per_category)
+    asked = asked_questions(questions, parameters.evaluation)
     return judged(
         parameters,
         train=int((trained["split"] == "train").sum()),

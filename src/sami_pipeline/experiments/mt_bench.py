@@ -9,6 +9,7 @@ from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline import schemas
 from sami_pipeline.evaluation import judges
+from sami_pipeline.evaluation.mt_bench import asked_questions
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.evaluation.workload import Workload, judged
 from sami_pipeline.experiments.record import Experiment
@@ -62,7 +63,8 @@ def ingest(parameters: MtBenchParameters) -> Pipeline:
 def check_inputs(parameters: MtBenchParameters, made: Mapping[str, pd.DataFrame]) -> None:
     """Check that the judge can be asked about the questions, before anything is answered."""
     if parameters.judge.kind != "checklist" and {"judge_prompts", "questions"} <= made.keys():
-        judges.check_prompts(parameters.judge.kind, made["judge_prompts"], made["questions"])
+        questions = asked_questions(made["questions"], parameters.evaluation)
+        judges.check_prompts(parameters.judge.kind, made["judge_prompts"], questions)
 
 
 def workload(parameters: MtBenchParameters) -> Workload:

@@ -50,7 +50,7 @@ _CONTENTS: tuple[Table | Figure, ...] = (
         "results",
         "Win rate by category",
         "A tie counts half; dashed: parity; a panel a constitution, the desired one at the first "
-        "turn and at both. " + _OVER_QUESTIONS,
+        "turn and, where two were asked, at both. " + _OVER_QUESTIONS,
     ),
     Figure(
         "figure_questions",

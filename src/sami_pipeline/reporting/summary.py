@@ -28,11 +28,11 @@ _TABLES = {
     "win_rates": "Win rates (desired constitution, first turn; 95 % intervals over questions)",
     "length_controlled": "Win rates with length held equal (first turn; 95 % intervals)",
     "judge_quality": "The judge (all categories; 95 % intervals over questions)",
-    "ratings": "Ratings from 1 to 10 (both turns, all categories; 95 % intervals over questions)",
+    "ratings": "Ratings from 1 to 10 (all turns and categories; 95 % intervals over questions)",
     "compliance_difference": "Statements followed, difference from the baseline (first turn)",
     "steerability": "Steerability: how much more a statement is followed when it is asked for",
     "controls": "Controls: what answers win that deserve nothing, and how much answers repeat",
-    "degeneration": "Answers that mostly repeat themselves, and length (both turns)",
+    "degeneration": "Answers that mostly repeat themselves, and length (all turns)",
     "held_out": "Objective on held-out queries (the teacher's responses)",
     "held_out_lengths": "Length of each model's own responses to held-out queries, tokens",
     "principle_writing": "Principles written, by category and attempt",
@@ -53,7 +53,7 @@ _COLUMNS = {
         "judge", "constitution", "reference", "metric", "n", "value", "ci_low", "ci_high",
     ],
 }  # fmt: skip
-# Of the longer tables, the rows with these values are printed: the headline, and of both turns
+# Of the longer tables, the rows with these values are printed: the headline, and of all turns
 # the summaries.
 _ROWS = {
     "win_rates": {"turn": FIRST_TURN, "constitution": DESIRED},

@@ -115,8 +115,8 @@ def _asked(
     if isinstance(parameters, JudgedParameters) and questions is not None:
         evaluation = parameters.evaluation
         remedy = "evaluation.max_new_tokens"
-        asked_first = mt_bench.first_questions(questions, evaluation.questions_per_category)
-        turns_asked = range(1, int(questions["turn"].max()) + 1)
+        asked_first = mt_bench.asked_questions(questions, evaluation)
+        turns_asked = range(1, int(asked_first["turn"].max()) + 1)
         for turn in turns_asked if evaluated is not None and principles is not None else ():
             turns = asked_first.groupby("question_id", sort=False)["question"].agg(list)
             known = asked_first.drop_duplicates("question_id").assign(text=list(turns))

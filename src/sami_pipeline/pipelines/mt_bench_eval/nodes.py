@@ -42,7 +42,7 @@ def constitute_questions(
     questions: pd.DataFrame, principles: pd.DataFrame, parameters: EvaluationParameters
 ) -> pd.DataFrame:
     """Return the constitutions that questions are asked under: desired and, if so, contrasting."""
-    asked = mt_bench.first_questions(questions, parameters.questions_per_category)
+    asked = mt_bench.asked_questions(questions, parameters)
     first_turns = asked[asked["turn"] == 1].rename(columns={"question_id": "query_id"})
     constitutions = sample_constitutions(
         first_turns,
@@ -81,14 +81,14 @@ def answer_as(model: str) -> Callable[..., pd.DataFrame]:
 
             return mt_bench.answer_questions(
                 model,
-                questions,
+                mt_bench.asked_questions(questions, parameters),
                 constitutions,
                 answer_turn,
                 without_constitution=parameters.without_constitution,
             )
 
     answer.__name__ = f"answer_as_{model}"
-    answer.__doc__ = f"Return the answers of {model} to both turns of every question."
+    answer.__doc__ = f"Return the answers of {model} to every question."
     return answer
 
 
@@ -166,7 +166,8 @@ def ask_judge(
     questions = judge_requests.with_references(questions, parameters)
     planned = judges.plan_judgements(
         parameters.kind, answers, questions, constitutions, judge_prompts, models.pairs(),
-        constrained=parameters.answer_format == "choice",
+        constrained=parameters.answer_format == "choice", orders=parameters.orders,
+        seed=parameters.seed,
     )  # fmt: skip
     completions = complete(
         parameters.engine,
@@ -183,7 +184,7 @@ def decide_verdicts(
     judgements: pd.DataFrame, models: ModelsParameters, parameters: JudgeParameters
 ) -> pd.DataFrame:
     """Return the judge's verdict on every pair of answers."""
-    return judge_requests.decide_verdicts(judgements, parameters.kind, models.pairs())
+    return judge_requests.decide_verdicts(judgements, parameters, models.pairs())
 
 
 def tabulate_ratings(judgements: pd.DataFrame) -> pd.DataFrame:
