@@ -532,6 +532,13 @@ class JudgeParameters(Settings):
     )
     max_new_tokens: Tokens = Field(2048, description="Limit of a judgement in text.")
     temperature: NonNegativeFloat = Field(0.0, description="Of judgements in text; 0 is greedy.")
+    repeats: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="How often each call is asked, at a temperature above 0: the verdict given "
+        "most often counts (of ratings the mean), and how often two repeats agree is reported.",
+    )
     seed: Seed = Field(0, description="Of sampled judgements, and of the orders that are drawn.")
 
     @model_validator(mode="after")
@@ -540,6 +547,15 @@ class JudgeParameters(Settings):
 
         if self.no_verdict == "tie" and self.kind in {kind.name for kind in KINDS if kind.rates}:
             raise ValueError(f"no_verdict: {self.kind} rates single answers; choose invalid")
+        return self
+
+    @model_validator(mode="after")
+    def _repeats_can_differ(self) -> JudgeParameters:
+        if self.repeats > 1 and (self.temperature == 0 or self.answer_format == "choice"):
+            raise ValueError(
+                "repeats: with temperature 0 or answer_format: choice all repeats are the same; "
+                "set a temperature above 0 and answer_format: text, or repeats to 1"
+            )
         return self
 
     @property

@@ -425,6 +425,7 @@ def judged(kind="pairwise", **verdicts) -> pd.DataFrame:
                 "turn": 1,
                 "constitution": "desired",
                 "order": order,
+                "sample": 0,
                 "verdict": verdict,
             }
             for question, both in verdicts.items()
@@ -501,6 +502,31 @@ class TestComparisons:
         table = Judgements.validate(judge_requests.tabulate_judgements(planned, said, settings))
         assert table.sort_values("question_id")["verdict"].tolist() == verdicts
 
+    @pytest.mark.parametrize(
+        ("repeats", "verdict"),
+        [
+            (["A", "A", "B"], "A"),
+            (["A", "B"], "C"),
+            (["A", "B", "C"], "C"),
+            (["B", "invalid", "contradictory"], "invalid"),
+            (["B", "invalid"], "B"),
+            (["invalid", "invalid"], "invalid"),
+        ],
+    )
+    def test_majority_of_the_repeats_decides_before_the_orders_are_compared(self, repeats, verdict):
+        once = judged(q=("A", "B"))
+        table = pd.concat(
+            [once.assign(sample=number, verdict=said) for number, said in enumerate(repeats)]
+        )
+        combined = judges.combine_repeats(table, "pairwise")
+        assert combined["order"].tolist() == ["model_first", "opponent_first"]
+        assert set(combined["verdict"]) == {verdict}
+
+    def test_repeats_that_could_not_differ_are_refused(self):
+        for settings in ({"answer_format": "choice", "temperature": 1.0}, {}):
+            with pytest.raises(ValueError, match=r"repeats: .* all repeats are the same; set a"):
+                parameters(**{"answer_format": "text", "repeats": 2} | settings)
+
 
 def rated(verdicts: dict[tuple[str, str, int, str], str]) -> pd.DataFrame:
     return pd.DataFrame(
@@ -541,6 +567,20 @@ class TestRatings:
         assert row.winner == winner
         for score, rating in ((row.model_score, model), (row.opponent_score, opponent)):
             assert pd.isna(score) if rating == "invalid" else score == float(rating)
+
+    def test_repeated_ratings_count_by_their_mean(self):
+        said = [("8", "5"), ("5", "5"), ("invalid", "invalid"), ("5", "7")]
+        table = pd.concat(
+            rated(dict.fromkeys([("sami", "q", 1, "none")], sami)
+                  | dict.fromkeys([("base", "q", 1, "none")], base)).assign(
+                opponent="", order="single", sample=number
+            )
+            for number, (sami, base) in enumerate(said)
+        )  # fmt: skip
+        combined = judges.combine_repeats(table, "single")
+        assert combined["verdict"].tolist() == ["6", "5.66667"]
+        (row,) = decide_ratings(combined, [("sami", "base")]).itertuples()
+        assert (row.winner, row.model_score) == ("model", 6)
 
     def test_every_pair_gets_its_verdicts_from_the_same_ratings(self):
         numbers = {"base": "4", "sami": "6", "dpo": "5"}
@@ -659,6 +699,23 @@ def test_constrained_judge_always_gives_a_verdict(ask, kind, verdicts, calls):
     decided = Verdicts.validate(nodes.decide_verdicts(table, MODELS, parameters(kind)))
     assert len(decided) == calls // 2
     assert "invalid" not in set(decided["winner"])
+
+
+def test_repeats_are_sampled_apart_and_each_is_stored(ask, asked):
+    settings = parameters(
+        answer_format="text", max_new_tokens=6, temperature=1.0, repeats=3, orders="random"
+    )
+    table = ask(settings)
+    assert len(table) == 3 * 10
+    key = ["question_id", "turn", "constitution"]
+    assert (table.groupby(key)["sample"].agg(list).map(tuple) == (0, 1, 2)).all()
+    assert table.groupby(key)["text"].nunique().max() == 3, "repeats are drawn apart"
+    assert {request.sample for request in asked} == {0, 1, 2}
+    decided = Verdicts.validate(nodes.decide_verdicts(table, MODELS, settings))
+    assert len(decided) == 10
+    asked.clear()
+    pd.testing.assert_frame_equal(ask(settings), table)
+    assert asked == []
 
 
 def test_text_without_a_verdict_is_kept_and_counted(ask, caplog):

@@ -64,7 +64,9 @@ def planned_answers(parameters, asked: pd.DataFrame, principles, model: str) -> 
 def test_answers_and_judgements_are_counted_as_they_are_planned(
     turns, kind, orders, evaluation, principles
 ):
+    repeats = 3 if orders == "random" else 1
     judge = {"kind": kind, "model": "base", "orders": orders}
+    judge |= {"repeats": repeats, "temperature": 0.5}
     parameters = changed("mt_bench", evaluation=evaluation, judge=judge)
     asked = questions(turns)
     count = asked["question_id"].nunique()
@@ -85,6 +87,7 @@ def test_answers_and_judgements_are_counted_as_they_are_planned(
         parameters.models.pairs(),
         constrained=False,
         orders=orders,
+        repeats=repeats,
     )
     assert counted["judge", "base"] == len(calls)
 

@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 JUDGEMENT_COLUMNS = (
     "judge", "judge_model", "model", "opponent", "question_id", "category", "turn",
-    "constitution", "order", "prompt", "text", "verdict", "prompt_tokens", "completion_tokens",
-    "finish_reason",
+    "constitution", "order", "sample", "prompt", "text", "verdict", "prompt_tokens",
+    "completion_tokens", "finish_reason",
 )  # fmt: skip
 
 
@@ -51,7 +51,10 @@ def judgement_requests(
         sampling = SamplingParameters(max(map(len, choices)), choices=choices)
     else:
         sampling = SamplingParameters(parameters.max_new_tokens, parameters.temperature)
-    return [GenerationRequest(Prompt.from_json(prompt), sampling) for prompt in planned["prompt"]]
+    return [
+        GenerationRequest(Prompt.from_json(prompt), sampling, sample)
+        for prompt, sample in zip(planned["prompt"], planned["sample"], strict=True)
+    ]
 
 
 def tabulate_judgements(
@@ -99,8 +102,9 @@ def decide_verdicts(
 ) -> pd.DataFrame:
     """Return the verdict on every pair of answers that the judgements amount to.
 
-    A call without a verdict counts as the parameters say.
+    Of a call's repeats the majority counts, and a call without a verdict as the parameters say.
     """
+    judgements = judges.combine_repeats(judgements, parameters.kind)
     if parameters.no_verdict == "tie":
         verdicts = judgements["verdict"]
         judgements = judgements.assign(verdict=verdicts.mask(verdicts.isin(NO_VERDICT), TIE))

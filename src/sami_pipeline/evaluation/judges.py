@@ -38,7 +38,8 @@ REFERENCE_CATEGORIES = ("math", "reasoning", "coding")
 _MULTI_TURN = "-multi-turn"
 
 _PLANNED_COLUMNS = [
-    "judge", "model", "opponent", *ANSWER_KEY, "category", "order", "prompt", "answered",
+    "judge", "model", "opponent", *ANSWER_KEY, "category", "order", "sample", "prompt",
+    "answered",
 ]  # fmt: skip
 
 
@@ -60,6 +61,7 @@ def plan_judgements(
     constrained: bool,
     orders: Orders = "both",
     seed: int = 0,
+    repeats: int = 1,
 ) -> pd.DataFrame:
     """Return what a judge is asked: every comparison in both orders or one, or every answer once.
 
@@ -78,12 +80,13 @@ def plan_judgements(
         constrained: end each prompt with the words that a verdict of ``CONSTRAINED`` follows.
         orders: "random" asks each comparison in one order, see ``drawn_order``.
         seed: of the orders that are drawn.
+        repeats: how often each call is asked.
 
     Returns:
         One row per call: ``judge, model, opponent, question_id, turn, constitution, category,
-        order, prompt, answered``; order is "model_first" or "opponent_first", and where one answer
-        is graded, "single", with "" for the opponent; answered is whether any of the answers shown
-        holds more than white space.
+        order, sample, prompt, answered``; sample numbers the repeats from 0; order is "model_first"
+        or "opponent_first", and where one answer is graded, "single", with "" for the opponent;
+        answered is whether any of the answers shown holds more than white space.
 
     Raises:
         InputError: a prompt is missing or has the wrong placeholders, or a question of a reference
@@ -120,7 +123,8 @@ def plan_judgements(
                 templates[name] = _Template(name, known, values, _needed(own, sides, turn))
             prompt = templates[name].fill(values, opening, question_id)
             answered = any(texts.answers[side][key].strip() for side in sides.values())
-            rows.append((kind, model, opponent, *key, category, order, prompt.to_json(), answered))
+            call = (kind, model, opponent, *key, category, order)
+            rows += [(*call, sample, prompt.to_json(), answered) for sample in range(repeats)]
     return pd.DataFrame(rows, columns=_PLANNED_COLUMNS)
 
 
@@ -300,6 +304,23 @@ def read_verdict(kind: str, text: str, *, constrained: bool, truncated: bool = F
     if constrained:
         return text.removesuffix("]]") if text in own.constrained.choices else INVALID
     return own.parse(text, truncated)
+
+
+def combine_repeats(judgements: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Return one row a call, with the verdict of all its repeats; see ``JudgeKind.combine``.
+
+    Args:
+        judgements: ``judge, model, opponent, question_id, turn, constitution, order, sample,
+            verdict``; a call's other columns are those of its first repeat.
+        kind: the judge's.
+    """
+    if not (judgements["sample"] > 0).any():
+        return judgements
+    key = ["judge", "model", "opponent", *ANSWER_KEY, "order"]
+    verdicts = judgements.groupby(key, sort=False)["verdict"].agg(list)
+    combined = verdicts.map(judge_kind(kind).combine)
+    first = judgements[judgements["sample"] == 0]
+    return first.assign(verdict=combined.loc[pd.MultiIndex.from_frame(first[key])].to_numpy())
 
 
 def ratings(judgements: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sami_pipeline.evaluation.statistics import ANSWER_KEY, require_rows
-from sami_pipeline.evaluation.verdict_parser import COMPARISONS, INVALID, NO_VERDICT
+from sami_pipeline.evaluation.verdict_parser import COMPARISONS, INVALID, NO_VERDICT, TIE
 
 MODEL_FIRST, OPPONENT_FIRST, SINGLE = "model_first", "opponent_first", "single"
 
@@ -94,6 +95,28 @@ def decide_comparisons(judgements: pd.DataFrame, pairs: Pairs = ()) -> pd.DataFr
     return _verdicts(_unscored(first.reset_index(), winner))
 
 
+def majority(verdicts: Sequence[str]) -> str:
+    """Return the verdict that was given most often, a tie where two were.
+
+    Repeats without a verdict do not vote, unless they are more than half: then there is none.
+    """
+    votes = Counter(verdict for verdict in verdicts if verdict not in NO_VERDICT)
+    if 2 * votes.total() < len(verdicts):
+        return INVALID
+    (first, most), *others = votes.most_common()
+    if others and others[0][1] == most:
+        return TIE if set(votes) <= set(COMPARISONS) else INVALID
+    return first
+
+
+def mean_rating(verdicts: Sequence[str]) -> str:
+    """Return the mean of the ratings; none where more than half of the repeats have none."""
+    ratings = [float(verdict) for verdict in verdicts if verdict not in NO_VERDICT]
+    if 2 * len(ratings) < len(verdicts):
+        return INVALID
+    return f"{sum(ratings) / len(ratings):.6g}"
+
+
 def _unscored(comparisons: pd.DataFrame, winner: Sequence[str]) -> pd.DataFrame:
     return comparisons.assign(model_score=np.nan, opponent_score=np.nan, winner=winner)
 
@@ -167,6 +190,7 @@ class JudgeKind:
         decide: makes verdicts on pairs, the rows of ``schemas.Verdicts``, from the judgements and
             the pairs.
         rates: the verdicts are ratings, of which there is a table of means.
+        combine: makes one verdict of those of a call's repeats, two or more.
         ties: "allowed" takes a judge's tie as one. "unanswered" is the rule of arXiv 2410.01704: a
             comparison of which neither side holds an answer is a tie whatever the judge says, and
             elsewhere a tie is no verdict.
@@ -181,6 +205,7 @@ class JudgeKind:
     calls: Callable[[Pairs], Calls] = both_orders
     decide: Callable[[pd.DataFrame, Pairs], pd.DataFrame] = decide_comparisons
     rates: bool = False
+    combine: Callable[[Sequence[str]], str] = majority
     ties: Literal["allowed", "unanswered"] = "allowed"
 
     def matches(self, pairs: Pairs) -> dict[tuple[str, str], dict[str, Mapping[str, str]]]:

@@ -167,7 +167,7 @@ def ask_judge(
     planned = judges.plan_judgements(
         parameters.kind, answers, questions, constitutions, judge_prompts, models.pairs(),
         constrained=parameters.answer_format == "choice", orders=parameters.orders,
-        seed=parameters.seed,
+        seed=parameters.seed, repeats=parameters.repeats,
     )  # fmt: skip
     completions = complete(
         parameters.engine,
@@ -187,9 +187,9 @@ def decide_verdicts(
     return judge_requests.decide_verdicts(judgements, parameters, models.pairs())
 
 
-def tabulate_ratings(judgements: pd.DataFrame) -> pd.DataFrame:
+def tabulate_ratings(judgements: pd.DataFrame, parameters: JudgeParameters) -> pd.DataFrame:
     """Return mean ratings by model, constitution, category and turn."""
-    return judges.ratings(judgements)
+    return judges.ratings(judges.combine_repeats(judgements, parameters.kind))
 
 
 def tabulate_win_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
