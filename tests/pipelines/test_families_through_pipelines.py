@@ -33,10 +33,17 @@ GENERATION = {
     "queries_per_category": 5, "held_out_per_category": 2, "max_new_tokens": 12,
     "temperature": 1.0, "keep_degenerate": True,
 }  # fmt: skip
-SAMI = {"batch_size": 2, "epochs": 4, "learning_rate": 1e-2, "compute_dtype": "float32"}
+SAMI = {"batch_size": 2, "epochs": 6, "learning_rate": 1e-2, "compute_dtype": "float32"}
 RESULTS = (
-    "generations", "responses", "response_counts", "sami_history", "sami_held_out", "own_responses",
+    "responses", "response_counts", "sami_history", "sami_held_out", "own_responses",
 )  # fmt: skip
+
+
+class _Kept(MemoryDataset):
+    """Can be looked at when the run is over."""
+
+    def _release(self) -> None:
+        pass
 
 
 def _tables(principle_files) -> dict[str, pd.DataFrame]:
@@ -101,7 +108,7 @@ def test_a_family_writes_learns_and_answers(family, tmp_path, templates, princip
             "teacher_checkpoint": student,
             "sami_checkpoint": trained,
         }
-        | {name: MemoryDataset() for name in RESULTS}
+        | {name: _Kept() for name in RESULTS}
     )
     steps = _pipeline()
     SequentialRunner().run(steps.only_nodes_with_outputs("student_checkpoint"), catalog)
@@ -115,8 +122,8 @@ def test_a_family_writes_learns_and_answers(family, tmp_path, templates, princip
         contract.validate(tables[name])
     responses, history = tables["responses"], tables["sami_history"]
     assert (responses["status"] == "usable").any()
-    first, last = history["loss"].iloc[[0, -1]]
-    assert last < first
+    steps = len(history) // SAMI["epochs"]
+    assert history["loss"].iloc[-steps:].mean() < history["loss"].iloc[:steps].mean()
     assert len(tables["own_responses"]) == 4
     # What is saved is what was measured, read as a user would read it.
     model, config = trained.load().load_model(torch.float32, "cpu"), parameters["training"].sami
