@@ -931,6 +931,10 @@ class DryRunParameters(Settings):
     reserve_gb: NonNegativeFloat = Field(
         1.5, description="Of it, what CUDA, its libraries and unusable gaps take."
     )
+    disk_gb: PositiveFloat | None = Field(
+        None,
+        description="Free space for the folder data/ in 10^9 bytes; null takes what is free there.",
+    )
     teraflops: PositiveFloat = Field(
         description="Rate of large matrix products in the dtype that is computed in, in 10^12 "
         "operations a second."
