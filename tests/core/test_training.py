@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -38,6 +39,7 @@ from sami_pipeline.core import (
     grid_logprobs,
     mi_lower_bound,
     sami_loss,
+    state,
     train_sami,
     training,
 )
@@ -607,6 +609,65 @@ def test_how_often_states_are_saved_does_not_change_the_run(run, tmp_path):
     assert_same_run(resumed, often)
 
 
+def test_states_are_saved_by_time_too(run, tmp_path, monkeypatch):
+    clock, saved = [0.0], []
+
+    def save(folder: Path, done: int, *rest, **options) -> None:
+        saved.append(done)
+        save_state(folder, done, *rest, **options)
+
+    def now() -> float:
+        clock[0] += 10.0
+        return clock[0]
+
+    monkeypatch.setattr(training, "save_state", save)
+    monkeypatch.setattr(training.time, "monotonic", now)
+    # Looked at once a step, and once more where a state was saved: 10 s apart.
+    run(tmp_path / "both", save_state_every=4, save_state_minutes=0.5)
+    assert saved == [3, 4, 6]
+    saved.clear()
+    run(tmp_path / "time", save_state_every=0, save_state_minutes=100)
+    assert saved == [6], "the last state alone"
+    saved.clear()
+    run(tmp_path / "none", save_state_every=0)
+    assert saved == []
+
+
+def test_a_state_is_written_while_the_training_goes_on(run, tmp_path, monkeypatch):
+    steps, wrote, go_on = [], threading.Event(), threading.Event()
+    real, take_step = state._write_tensors, training._take_step
+
+    def slow(folder: Path, weights: dict, *rest) -> None:
+        wrote.set()
+        assert go_on.wait(60)
+        real(folder, weights, *rest)
+
+    def step(*inputs):
+        row = take_step(*inputs)
+        steps.append(row["step"])
+        if row["step"] == 4:
+            assert wrote.wait(60)
+            assert not list_states(tmp_path)
+            go_on.set()
+        return row
+
+    monkeypatch.setattr(state, "_write_tensors", slow)
+    monkeypatch.setattr(training, "_take_step", step)
+    run(tmp_path, save_state_every=2, max_steps=4)
+    assert steps == [1, 2, 3, 4]
+    assert [path.name for path in list_states(tmp_path)] == ["step-00000004"]
+
+
+def test_a_state_that_can_not_be_written_ends_the_training(run, tmp_path, monkeypatch):
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state, "_write_tensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path)
+    assert not list_states(tmp_path)
+
+
 def test_a_state_is_used_even_by_a_run_that_saves_none(run, tmp_path):
     finished = run(tmp_path)
     again = run(tmp_path, save_state_every=0)
@@ -695,14 +756,15 @@ def test_every_parameter_that_changes_what_is_computed_belongs_to_the_run(field,
              "train_on_eos": False, "gradient_checkpointing": True, "compile_layers": True,
              "weights": "bfloat16", "optimiser_state": "bfloat16", "head": "torch",
              "attention": "flex_attention", "lora": LoraParameters(rank=2),
-             "trackers": ("tensorboard",), "adamw_betas": (0.9, 0.95)}  # fmt: skip
+             "trackers": ("tensorboard",), "adamw_betas": (0.9, 0.95),
+             "reduce_every": "step"}  # fmt: skip
     needed = {"optimiser_state": {"weights": "bfloat16_remainder"}}
     model = tiny_model("llama")
     chosen = config(compute_dtype="bfloat16", **needed.get(field, {}))
     changed = chosen.replaced(**{field: other.get(field, 9)})
     assert chosen != changed
     same = fingerprint(model, grids, chosen) == fingerprint(model, grids, changed)
-    assert same == (field in ("save_state_every", "trackers"))
+    assert same == (field in ("save_state_every", "save_state_minutes", "trackers"))
 
 
 def test_every_parameter_of_the_adapters_belongs_to_the_run(tiny_model, grids):

@@ -106,10 +106,14 @@ class SamiTrainingConfig(_Parameters):
         compile_layers: compile the decoder layers; pays after minutes, needs a C++ compiler and
             excludes gradient checkpointing.
         pad_to_multiple: round row lengths up to a multiple, so that kernels see few shapes.
+        reduce_every: when several workers add up their gradients: after each "micro_batch", or once
+            a "step", which sends less and keeps the whole gradient on every worker.
         lora: train low-rank adapters, merged into the weights at the end; None trains all weights.
         trackers: where each step is logged besides the history, by the names accelerate knows:
             tensorboard, wandb, mlflow, ...; their packages must be installed.
-        save_state_every: optimiser steps between saved states; 0 saves none.
+        save_state_every: optimiser steps between saved states; 0 saves none by their number.
+        save_state_minutes: minutes between saved states, whichever comes first; None saves none by
+            time. Without both, none is saved.
         seed: decides the order of the grids, the adapters' first weights and every dropout.
     """
 
@@ -137,9 +141,11 @@ class SamiTrainingConfig(_Parameters):
     gradient_checkpointing: bool = False
     compile_layers: bool = False
     pad_to_multiple: PositiveInt = 1
+    reduce_every: Literal["micro_batch", "step"] = "micro_batch"
     lora: LoraParameters | None = None
     trackers: Names = ()
     save_state_every: NonNegativeInt = 0
+    save_state_minutes: PositiveFloat | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @field_validator("compute_dtype", mode="before")
@@ -183,6 +189,11 @@ class SamiTrainingConfig(_Parameters):
                 "layers in every pass"
             )
         return self
+
+    @property
+    def saves_states(self) -> bool:
+        """Whether states are saved, from which a killed training goes on."""
+        return bool(self.save_state_every) or self.save_state_minutes is not None
 
     def check_many_workers(self) -> None:
         """Refuse what has not been verified with a model in shards.

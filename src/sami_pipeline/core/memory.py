@@ -108,7 +108,9 @@ class _WithoutData(FakeTensorMode):
         return self
 
 
-def empty_model(architecture: PretrainedConfig) -> PreTrainedModel:
+def empty_model(
+    architecture: PretrainedConfig, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """Return the causal language model of a configuration on the meta device: no data, no memory.
 
     Its weights are fp32, as training loads them.
@@ -116,7 +118,9 @@ def empty_model(architecture: PretrainedConfig) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(
+            architecture, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
 
 
 def example_grid(
@@ -227,16 +231,16 @@ def traced_step(
     for_a_moment = max(in_passes, in_optimiser) - sum(held)
     if device == "cuda":
         in_passes += _head_on_gpu(architecture, head_tokens)
-        in_optimiser += _optimiser_on_gpu(held[1], config)
         for_a_moment = max(in_passes, in_optimiser) - sum(held)
         if processes > 1:
             for_a_moment = max(in_passes - sum(held), (in_optimiser - sum(held)) // processes)
+    unreduced = 0 if config.reduce_every == "micro_batch" else held[1]
     return StepMemory(
         *(-(-part // processes) for part in held),
         activations=max(0, for_a_moment),
         # core/distributed.py: a layer and the next one, and all that is outside the layers; as
         # much again in gradients, of one layer.
-        gathered=0 if processes == 1 else 2 * outside + 3 * layer,
+        gathered=0 if processes == 1 else 2 * outside + 3 * layer + unreduced,
     )
 
 
@@ -306,14 +310,3 @@ def _head_on_gpu(architecture: PretrainedConfig, head_tokens: int) -> int:
     """Return what the head takes more on a GPU: a chunk's logits and slopes at once, in fp32."""
     rows = min(head_tokens, CHUNK_TOKENS)
     return 2 * rows * architecture.get_text_config().vocab_size * 4
-
-
-def _optimiser_on_gpu(gradient_bytes: int, config: SamiTrainingConfig) -> int:
-    """Return what torch's optimisers take more on a GPU, where they update all weights at once.
-
-    The remainder optimiser goes slice by slice everywhere.
-    """
-    if config.weights == "bfloat16_remainder":
-        return 0
-    added_to_gradient = config.optimiser == "rmsprop" and config.weight_decay > 0
-    return gradient_bytes * (2 if added_to_gradient else 1)

@@ -27,9 +27,10 @@ def build_optimiser(model: nn.Module, config: SamiTrainingConfig) -> torch.optim
     def named(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         common = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
         if config.optimiser == "rmsprop":
-            return torch.optim.RMSprop(parameters, **common)
+            # One weight after the other: all at once takes a copy of all.
+            return torch.optim.RMSprop(parameters, foreach=False, **common)
         return torch.optim.AdamW(
-            parameters, betas=config.adamw_betas, eps=config.adamw_epsilon, **common
+            parameters, betas=config.adamw_betas, eps=config.adamw_epsilon, fused=True, **common
         )
 
     if config.weights == "bfloat16_remainder":

@@ -42,11 +42,9 @@ def train(folder: Path, device: torch.device) -> None:
         ValueError: as ``core.train_sami``.
         FloatingPointError: as ``core.train_sami``.
     """
-    import torch
-
     from sami_pipeline.core import Grid, SamiTrainingConfig, evaluate_grids, train_sami
     from sami_pipeline.core.distributed import current_workers, shard
-    from sami_pipeline.core.probe import choose_layout
+    from sami_pipeline.core.probe import agree_on_layout
     from sami_pipeline.models.checkpoints import Checkpoint
 
     job = json.loads((folder / "job.json").read_text())
@@ -69,8 +67,8 @@ def train(folder: Path, device: torch.device) -> None:
     before = known or []
     if known is None and held_out:
         # A student of its own: the one that is trained is cut into shards in its training dtype.
-        model = student.load_model(torch.float32, "cpu")
-        choose_layout(model)  # tried while its weights are whole
+        model = _opened(student)
+        agree_on_layout(model)  # tried while its weights are whole
         shard(model, device)
         before = measure(model, "before")
         del model
@@ -78,7 +76,7 @@ def train(folder: Path, device: torch.device) -> None:
             write_json(record, before)
 
     result = train_sami(
-        student.load_model(torch.float32, "cpu"),
+        _opened(student),
         None,
         grids,
         config,
@@ -92,6 +90,32 @@ def train(folder: Path, device: torch.device) -> None:
         history = result.history.to_dict("records")
         write_json(folder / "result.json", {"history": history, "before": before, "after": after})
     current_workers().wait()
+
+
+def _opened(student: Checkpoint) -> PreTrainedModel:
+    """Return the student with its weights on the first worker, and without any on the others.
+
+    Raises:
+        InputError: the first worker can't load it.
+    """
+    import torch
+
+    from sami_pipeline.core.distributed import current_workers
+    from sami_pipeline.core.memory import empty_model
+    from sami_pipeline.errors import InputError
+
+    workers, fault = current_workers(), ""
+    if workers.is_first:
+        try:
+            model = student.load_model(torch.float32, "cpu")
+        except ValueError as error:
+            fault = str(error)
+    # All come to the same error, so that none waits for another.
+    if fault := workers.told(fault):
+        raise InputError(fault)
+    if workers.is_first:
+        return model
+    return empty_model(student.load_config(), trust_remote_code=student.trust_remote_code)
 
 
 def _export(model: PreTrainedModel, student: Checkpoint, folder: Path) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         PreTrainedModel,
         PreTrainedTokenizerBase,
         Trainer,
+        TrainerCallback,
         TrainingArguments,
     )
 
@@ -236,12 +237,33 @@ def train(
     _follow_samis_schedule(trainer, config)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_quiet_progress())
+    if config.save_state_minutes is not None:
+        trainer.add_callback(_timed_saves(config.save_state_minutes))
     trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     model.eval()
     files.write_text(record, json.dumps({"finished": True, "fingerprint": wanted}))
     for older in sorted(state_folder.glob("checkpoint-*"), key=_step)[:-1]:
         shutil.rmtree(older)
     return _history(trainer.state.log_history)
+
+
+def _timed_saves(minutes: float) -> TrainerCallback:
+    """Return what lets a trainer save its state after a time, and at the end."""
+    from transformers import TrainerCallback
+
+    class TimedSaves(TrainerCallback):
+        def __init__(self) -> None:
+            self.saved_at = time.monotonic()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            passed = time.monotonic() - self.saved_at
+            if passed >= 60 * minutes or state.global_step >= state.max_steps:
+                control.should_save = True
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.saved_at = time.monotonic()
+
+    return TimedSaves()
 
 
 def _latest_whole_checkpoint(folder: Path) -> Path | None:
