@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from transformers import Trainer
 
 from sami_pipeline.core import Grid, SamiTrainingConfig, StateMismatchError, grid_logprobs
 from sami_pipeline.core.training import batch_schedule, learning_rate_at
@@ -151,6 +152,20 @@ def test_a_killed_training_ends_in_the_same_weights_and_history(method, tmp_path
     )
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("minutes", "saved"), [(1e-9, [1, 2, 3]), (60.0, [3]), (None, [])])
+def test_progress_is_saved_by_time_too(minutes, saved, tmp_path, monkeypatch):
+    steps = []
+    real = Trainer._save_checkpoint
+
+    def save(self, *inputs):
+        steps.append(self.state.global_step)
+        real(self, *inputs)
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", save)
+    train("sft", tmp_path, config=CONFIG.replaced(save_state_every=0, save_state_minutes=minutes))
+    assert steps == saved
 
 
 def test_progress_of_another_run_is_refused_unless_it_came_to_its_end(tmp_path):
