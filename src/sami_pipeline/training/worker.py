@@ -6,7 +6,7 @@ torch's elastic launcher starts it (``training_launch``), as often as it takes. 
     before.json    the student's measures on the held-out grids, which a restart need not take again
     model/         the trained model, a Hugging Face folder
     result.json    history and measures; the last to be written
-    failed.json    what the parameters or data did not allow; no restart would help
+    refused-<rank>.json  what the parameters or data did not allow; no restart would help
 
 The first worker writes them. All load the student, train it together (``core.train_sami``) and
 share out the held-out grids. Nothing is unpickled.
@@ -60,7 +60,8 @@ def train(folder: Path, device: torch.device) -> None:
         return measured.to_dict("records")
 
     if first:  # a worker alone may have left a note that a restart has overtaken
-        (folder / "failed.json").unlink(missing_ok=True)
+        for note in refusals(folder):
+            note.unlink()
     record = folder / "before.json"
     known = json.loads(record.read_text()) if record.is_file() else None
     current_workers().wait()  # all have looked before one writes
@@ -167,12 +168,25 @@ def _until_refused(folder: Path, work: Callable[[], None]) -> None:
 
     All workers compute with the same parameters and come to the same errors.
     """
+    from sami_pipeline.core.distributed import current_workers
+
     try:
         work()
     except (ValueError, FloatingPointError) as error:
         traceback.print_exc()
-        write_json(folder / "failed.json", {"message": " ".join(str(error).split())})
+        message = {"message": " ".join(str(error).split())}
+        # Each its own: two that write one file at once are in each other's way.
+        write_json(_refusal(folder, current_workers().rank), message)
         _wait_for_the_others(folder)
+
+
+def refusals(folder: Path) -> list[Path]:
+    """Return the notes of workers whose job was refused."""
+    return sorted(folder.glob("refused-*.json"))
+
+
+def _refusal(folder: Path, rank: int) -> Path:
+    return folder / f"refused-{rank}.json"
 
 
 def _wait_for_the_others(folder: Path) -> None:
@@ -184,8 +198,7 @@ def _wait_for_the_others(folder: Path) -> None:
     from sami_pipeline.core.distributed import current_workers
 
     workers = current_workers()
-    notes = [folder / f"refused-{rank}" for rank in range(workers.count)]
-    notes[workers.rank].touch()
+    notes = [_refusal(folder, rank) for rank in range(workers.count)]
     end = time.monotonic() + 10
     while not all(note.exists() for note in notes) and time.monotonic() < end:
         time.sleep(0.05)
