@@ -2,14 +2,14 @@
 
 torch's elastic launcher starts it (``training_launch``), as often as it takes. JOB is a folder::
 
-    job.json       what to train on and how, by ``training_launch``
-    before.json    the student's measures on the held-out grids, which a restart need not take again
-    model/         the trained model, a Hugging Face folder
-    result.json    history and measures; the last to be written
-    refused-<rank>.json  what the parameters or data did not allow; no restart would help
+    job.json         what to train on and how, by ``training_launch``
+    before.json      the student's measures on held-out grids, which a restart need not take again
+    model/           the trained model, a Hugging Face folder
+    result.json      history and measures; the last to be written
+    refused-0.json   what parameters or data did not allow, by worker; no restart would help
 
-The first worker writes them. All load the student, train it together (``core.train_sami``) and
-share out the held-out grids. Nothing is unpickled.
+The first worker writes the others and loads the student. All train it together
+(``core.train_sami``) and share out the held-out grids. Nothing is unpickled.
 """
 
 from __future__ import annotations
