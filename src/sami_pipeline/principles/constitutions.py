@@ -233,6 +233,7 @@ def sample_constitutions(
     seed: int,
     contrast: TrainingContrast = "sampled",
     pairs_per_query: int = 1,
+    pairs_differ_in: str | None = None,
     use: Use = "training",
 ) -> pd.DataFrame:
     """Return contrasting constitutions for every query.
@@ -253,6 +254,7 @@ def sample_constitutions(
         contrast: see above.
         pairs_per_query: grids of a query with ``contrast="pairs"``; where there are fewer pairs,
             all are taken.
+        pairs_differ_in: a principle on which the constitutions of a pair must differ.
         use: whose wordings are taken.
 
     Returns:
@@ -262,8 +264,8 @@ def sample_constitutions(
         ``grid`` counts a query's grids from 0; the index goes through all of them.
 
     Raises:
-        InputError: fewer than 2 constitutions, more than there are, other than 2 for pairs, or a
-            category without principles.
+        InputError: fewer than 2 constitutions, more than there are, other than 2 for pairs, a
+            category without principles, or one without the principle to differ in.
     """
     if n_constitutions < 2:
         raise InputError(
@@ -287,7 +289,8 @@ def sample_constitutions(
         order = generator.sample(range(count), count)
         chosen_words = choose_wordings(words[category], f"{seed}/{query_id}")
         if contrast == "pairs":
-            drawn = _choose_pairs(count, pairs_per_query, generator)
+            apart = _position(names[category], pairs_differ_in, category)
+            drawn = _choose_pairs(count, pairs_per_query, apart, generator)
         else:
             drawn = [_choose_stances(count, n_constitutions, contrast, generator, category)]
         for index, (grid, takes) in enumerate(
@@ -327,14 +330,29 @@ def _choose_stances(
 
 
 def _choose_pairs(
-    count: int, wanted: int, generator: random.Random
+    count: int, wanted: int, apart: int | None, generator: random.Random
 ) -> list[tuple[tuple[bool, ...], tuple[bool, ...]]]:
     constitutions = list(itertools.product((True, False), repeat=count))
     generator.shuffle(constitutions)
     # A stable sort: of two with equally many principles either may come first.
     constitutions.sort(key=sum, reverse=True)
-    pairs = list(itertools.combinations(constitutions, 2))
+    pairs = [
+        (one, other)
+        for one, other in itertools.combinations(constitutions, 2)
+        if apart is None or one[apart] != other[apart]
+    ]
     return generator.sample(pairs, min(wanted, len(pairs)))
+
+
+def _position(names: Sequence[str], principle: str | None, category: str) -> int | None:
+    if principle is None:
+        return None
+    if principle not in names:
+        raise InputError(
+            f"constitutions.pairs_differ_in: category {category} has no principle {principle!r}; "
+            f"known: {', '.join(names)}"
+        )
+    return names.index(principle)
 
 
 def format_constitution(
