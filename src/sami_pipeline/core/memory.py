@@ -286,9 +286,9 @@ def _head_on_gpu(architecture: PretrainedConfig, head_tokens: int) -> int:
 def _optimiser_on_gpu(gradient_bytes: int, config: SamiTrainingConfig) -> int:
     """Return what torch's optimisers take more on a GPU, where they update all weights at once.
 
-    The remainder optimiser goes slice by slice everywhere.
+    Those of 16-bit weights go tensor by tensor or slice by slice everywhere.
     """
-    if config.weights == "bfloat16_remainder":
+    if config.weights != "float32":
         return 0
     added_to_gradient = config.optimiser == "rmsprop" and config.weight_decay > 0
     return gradient_bytes * (2 if added_to_gradient else 1)

@@ -26,7 +26,14 @@ def build_optimiser(model: nn.Module, config: SamiTrainingConfig) -> torch.optim
 
     def named(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.RMSprop
-        return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        # All 16-bit weights at once would take a second copy of them on a GPU.
+        at_once = False if config.weights == "bfloat16" else None
+        return kind(
+            parameters,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            foreach=at_once,
+        )
 
     if config.weights == "bfloat16_remainder":
         return RemainderOptimiser(parameters, named, getattr(torch, config.optimiser_state))
