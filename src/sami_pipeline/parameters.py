@@ -493,6 +493,12 @@ class EvaluationParameters(Settings):
     without_constitution: bool = Field(
         False, description="Also answer all turns without any constitution."
     )
+    trained_wording: bool = Field(
+        False,
+        description="Also ask the first turn under the desired constitution in the words that were "
+        "trained on, where principles have others for evaluation: what is followed beyond the "
+        "words that were seen.",
+    )
     contrast: Contrast = Field(
         "opposite", description="Which contrasting constitution the first turn is asked under."
     )

@@ -50,6 +50,7 @@ SIZES = {
             "max_new_tokens": 12,
             "questions_per_category": 1,
             "resamples": 100,
+            "trained_wording": True,
         },
         "judge": {"model": "base", "answer_format": "choice", "engine": {"kind": "transformers"}},
     },
@@ -104,6 +105,7 @@ class Results:
 
     def __init__(self, data: Path, run: str, experiment: str) -> None:
         self.found = {path.stem: path for path in data.glob(f"0*/{run}/{experiment}/*.parquet")}
+        self.models = data / "06_models" / run / experiment
         self.report = data / "08_reporting" / run / experiment / "report.html"
 
     def table(self, name: str) -> pd.DataFrame:
@@ -145,8 +147,7 @@ def test_dpo_and_sami_go_on_from_sft_and_are_compared_with_it(mt_bench):
     assert set(against) == set(models) - {"sft"}
     assert {"dpo", "sami", "sft", "sft_dpo", "sft_sami"} == set(mt_bench.table("history")["model"])
     for model in ("sft_dpo", "sft_sami"):
-        path = next(mt_bench.report.parents[3].glob(f"06_models/*/mt_bench/{model}"))
-        made = json.loads((path / "provenance.json").read_text("utf-8"))
+        made = json.loads((mt_bench.models / model / "provenance.json").read_text("utf-8"))
         assert made["student"]["method"] == "sft"
     assert "SAMI on MT-Bench" in mt_bench.report.read_text("utf-8")
 
@@ -163,7 +164,10 @@ def test_strong_wordings_train_and_weak_ones_evaluate(mt_bench):
     asked = mt_bench.table("question_constitutions")
     desired = asked[asked["constitution"] == "desired"]["text"]
     assert desired.str.contains(r"Do (?:one|two)\.").all()
-    assert not asked["text"].str.contains("Surely").any()
+    assert not desired.str.contains("Surely").any()
+    again = asked[asked["constitution"] == "desired_trained_wording"]["text"]
+    assert len(again) == len(desired)
+    assert again.str.contains("Surely, always").all()
     trained = mt_bench.table("responses")
     for prompts in (trained["prompt"], trained["training_prompt"]):
         assert prompts.str.contains("Surely, always").any()

@@ -27,6 +27,8 @@ from sami_pipeline.principles.checks import parse_check
 
 DESIRED = "desired"
 CONTRASTING = "contrasting"
+# The desired constitution in evaluation, in the words that were trained on.
+TRAINED_WORDING = "desired_trained_wording"
 
 Contrast = Literal["sampled", "opposite"]
 # How the constitutions that train are drawn; pairs gives grids without the desired one too.
@@ -311,6 +313,40 @@ def sample_constitutions(
                 }
             )
     return pd.DataFrame(rows)
+
+
+def desired_in_trained_wording(
+    queries: pd.DataFrame, principles: pd.DataFrame, *, seed: int
+) -> pd.DataFrame:
+    """Return the desired constitution in its training wording, where evaluation has another one.
+
+    Args:
+        queries: ``query_id, category``.
+        principles: as from ``tabulate_principles``.
+        seed: as for ``sample_constitutions``; statements stand in the same order.
+
+    Returns:
+        As from ``sample_constitutions``, one row for each query whose category words its
+        principles differently in evaluation; its ``constitution`` is ``TRAINED_WORDING``.
+    """
+    apart = {
+        category
+        for category, rows in principles.groupby("category")
+        if any(
+            set(words["principle"]["training"]) != set(words["principle"]["evaluation"])
+            for words in map(json.loads, rows["wordings"])
+        )
+    }
+    asked = queries[queries["category"].isin(apart)]
+    if asked.empty:
+        raise InputError(
+            "evaluation.trained_wording: no principle is worded differently in evaluation; give "
+            "principles an evaluation wording, or set it to false"
+        )
+    made = sample_constitutions(asked, principles, n_constitutions=2, seed=seed, use="training")
+    made = made[made["constitution"] == DESIRED]
+    # After the desired and the contrasting one.
+    return made.assign(constitution=TRAINED_WORDING, constitution_index=2).reset_index(drop=True)
 
 
 def _choose_stances(
