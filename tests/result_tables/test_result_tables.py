@@ -20,7 +20,7 @@ from sami_pipeline.pipelines.mt_bench_eval.nodes import constitute_questions
 from sami_pipeline.principles.constitutions import tabulate_principles
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.reporting.outcome import outcome
-from sami_pipeline.result_tables import controls, steerability, wordings
+from sami_pipeline.result_tables import compliance_by_wording, controls, steerability
 from sami_pipeline.result_tables.registry import RESULT_TABLES
 from sami_pipeline.schemas import Constitutions
 from sami_pipeline.session.experiments import experiment_parameters
@@ -289,7 +289,7 @@ def test_without_the_contrasting_constitution_no_question_is_asked_under_it():
     assert "steerability" in mt_bench_eval.create_pipeline(parameters).all_outputs()
 
 
-# wordings
+# compliance by wording
 
 
 def in_both_wordings(**texts) -> pd.DataFrame:
@@ -307,8 +307,8 @@ def test_who_follows_the_trained_words_alone_is_told_from_who_follows_both():
         return (LIST if constitution == "contrasting" else PROSE).format(question)
 
     given = in_both_wordings(base=always_a_list, sami=words_alone)
-    table = wordings.compliance_by_wording(check_answers(given, PRINCIPLES))
-    wordings.Contract.validate(table)
+    table = compliance_by_wording.compliance_by_wording(check_answers(given, PRINCIPLES))
+    compliance_by_wording.Contract.validate(table)
     rows = overall(table).set_index(["model", "wording"])
     assert rows["compliance"].to_dict() == {
         ("base", "trained"): 1.0, ("base", "unseen"): 1.0, ("base", "trained - unseen"): 0.0,
@@ -318,14 +318,18 @@ def test_who_follows_the_trained_words_alone_is_told_from_who_follows_both():
     assert rows.loc[("sami", "trained - unseen"), "p_holm"] < 0.001
     assert rows.loc[("base", "trained - unseen"), "p_holm"] == 1
     said = outcome({"compliance_by_wording": table})
-    assert "base 100.0 % [" in said
-    assert said.count("no difference can be seen") == 1, "of base alone"
+    assert "unseen ones (no difference can be seen, 0.0 points" in said
+    assert "unseen ones (+" not in said
+    assert "in trained words, 0.0 % [" in said
+    assert said.count("(no difference") == 1, "of base alone"
 
 
 def test_answers_without_checks_give_an_empty_table():
     unchecked = PRINCIPLES.assign(check="", antithesis_check="")
-    table = wordings.compliance_by_wording(check_answers(in_both_wordings(sami=obeys), unchecked))
-    wordings.Contract.validate(table)
+    table = compliance_by_wording.compliance_by_wording(
+        check_answers(in_both_wordings(sami=obeys), unchecked)
+    )
+    compliance_by_wording.Contract.validate(table)
     assert table.empty
 
 
