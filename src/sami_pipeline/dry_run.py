@@ -457,11 +457,14 @@ class _Plan:
         steps = math.ceil(grids / config.batch_size) * config.epochs
         steps = min(steps, config.max_steps or steps)
         for name in self.experiment.trained_models():
-            self._training(name, student, replace(config), shape, steps, processes)
+            for replicate, seed in self.experiment.replicates(name).items():
+                settings = replace(config, seed=seed)
+                self._training(name, replicate, student, settings, shape, steps, processes)
 
     def _training(
         self,
         name: str,
+        replicate: str,
         student: Architecture,
         config: Any,
         shape: _Shape,
@@ -495,14 +498,15 @@ class _Plan:
                 f"{shape.response}, {shape.packed} tokens packed, {len(grids)} at once"
             )
         passes += config.gradient_checkpointing
+        seed = f", seed {config.seed}" if self.experiment.seeds > 1 else ""
         size = self.outcome.sizes[student.name]
         rate = self.assumptions.teraflops * 1e12 * self.assumptions.utilisation * processes
         seconds = 2 * passes * size * tokens * steps * config.batch_size / rate
         parts = {part: getattr(memory, part) for part in _PARTS[:-1]}
         self.outcome.stages.append(
             Stage(
-                f"training ({name})", parts, seconds,
-                f"{steps} steps of {config.batch_size} queries; {what}",
+                f"training ({replicate})", parts, seconds,
+                f"{steps} steps of {config.batch_size} queries{seed}; {what}",
                 self._training_remedy(name, config, size, memory, processes), processes,
             )
         )  # fmt: skip

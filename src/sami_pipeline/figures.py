@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
+from sami_pipeline.evaluation.seeds import labelled
 from sami_pipeline.evaluation.statistics import BOTH_TURNS, DESIRED, FIRST_TURN
 from sami_pipeline.parameters import PublishedDifference, PublishedRate
 
@@ -491,8 +492,9 @@ def learning_curve(history: pd.DataFrame) -> go.Figure:
         ("mi_lower_bound", 3, "MI lower bound", "solid"),
     )
     colours = model_colours(history["model"])
-    for model, steps in history.groupby("model", sort=False):
-        colour = colours[model]
+    named = labelled(history, ", seed ").assign(colour=history["model"].map(colours))
+    for model, steps in named.groupby("model", sort=False):
+        colour = steps["colour"].iloc[0]
         for column, panel, name, dash in curves:
             if steps[column].isna().all():
                 continue

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -216,6 +216,34 @@ def cluster_sums(
     order = np.lexsort((values, cluster))
     sums = np.bincount(cluster[order], weights=values[order])
     return sums, np.bincount(cluster).astype(np.float64)
+
+
+def widened(
+    interval: Interval, by_seed: Sequence[Sequence[float]], limits: tuple[float, float]
+) -> Interval:
+    """Return an interval over clusters with a component for the training seed added.
+
+    For what is no mean of rows: half widths to both sides are squared and added to those of the
+    seeds, as in `mean_interval`.
+
+    Args:
+        interval: Over clusters alone, all seeds taken together.
+        by_seed: The estimate of each seed alone, once for every model that was trained. Where one
+            is not defined (NaN) nothing is known of that seed, and there is no interval.
+        limits: The least and the greatest value that is possible.
+    """
+    from scipy.special import stdtrit
+
+    square = 0.0
+    for values in by_seed:
+        if (k := len(values)) > 1:
+            quantile = float(stdtrit(k - 1, (1 + LEVEL) / 2))
+            square += quantile**2 * float(np.var(values, ddof=1)) / k
+    if not square or math.isnan(interval.low):
+        return interval
+    low = interval.estimate - math.sqrt((interval.estimate - interval.low) ** 2 + square)
+    high = interval.estimate + math.sqrt((interval.high - interval.estimate) ** 2 + square)
+    return replace(interval, low=max(low, limits[0]), high=min(high, limits[1]))
 
 
 def paired_p(

@@ -86,16 +86,21 @@ def seed_pairs(
     return [(a, b) for a in ours for b in theirs if not together or a == b]
 
 
-def labelled(table: pd.DataFrame) -> pd.DataFrame:
+def labelled(table: pd.DataFrame, mark: str = _MARK) -> pd.DataFrame:
     """Return a table in which every replicate is a model with a name of its own.
 
     For what compares texts of models by their names; `unlabelled` gives names and seeds back. A
     table without seeds is returned as it is.
+
+    Args:
+        table: rows with `model` and, where they compare, `opponent`.
+        mark: what parts name and seed; for readers ", seed ".
     """
     columns = {}
     for name, seed in (("model", SEED), ("opponent", OPPONENT_SEED)):
         if name in table and seed in table:
-            columns[name] = [_label(*each) for each in zip(table[name], table[seed], strict=True)]
+            pairs = zip(table[name], table[seed], strict=True)
+            columns[name] = [_label(model, number, mark) for model, number in pairs]
     return table.assign(**columns).drop(columns=seed_columns(table))
 
 
@@ -121,5 +126,10 @@ def unlabelled(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**columns)
 
 
-def _label(model: str, seed: int) -> str:
-    return model if seed == NO_SEED else f"{model}{_MARK}{seed}"
+def model_of(label: str) -> str:
+    """Return the name of the model that a label of a replicate is of."""
+    return label.partition(_MARK)[0]
+
+
+def _label(model: str, seed: int, mark: str = _MARK) -> str:
+    return model if seed == NO_SEED else f"{model}{mark}{seed}"

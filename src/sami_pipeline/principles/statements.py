@@ -115,8 +115,8 @@ def check_answers(answers: pd.DataFrame | StoredTable, principles: pd.DataFrame)
 
     Returns:
         ``model, question_id, category, turn, constitution, principle, stance, check, asked,
-        evidence, passed, degenerate`` and, if the answers have it, ``seed``: the input of the checklist judge and of the compliance
-        tables.
+        evidence, passed, degenerate`` and, if the answers have it, ``seed``: the input of the
+        checklist judge and of the compliance tables.
     """
     checks = checks_by_category(principles)
     tables = [_tabulated([])]

@@ -24,7 +24,7 @@ from sami_pipeline.result_tables.registry import RESULT_TABLES
 from sami_pipeline.result_tables.shown import Cell, Estimate, Figure, Table
 
 # Columns that say what was asked and who judged; each combination is shown by itself.
-ASKED = ("judge", "constitution", "stance", "turn")
+ASKED = ("judge", "constitution", "stance", "turn", "seed")
 
 
 SECTIONS = {
@@ -338,7 +338,17 @@ def _grid(table: Table, data: pd.DataFrame, caption: str) -> Matrix:
             ]
             for names, row in rows.items()
         ],
-        note=" ".join(filter(None, (_detectable(data), _bounds(data)))),
+        note=" ".join(filter(None, (_over_seeds(data), _detectable(data), _bounds(data)))),
+    )
+
+
+def _over_seeds(data: pd.DataFrame) -> str:
+    """Say that intervals are over training seeds too, where there are several."""
+    if "seeds" not in data or data["seeds"].max() < 2:
+        return ""
+    return (
+        f"Of models trained here, {data['seeds'].max()} trainings with different seeds are taken "
+        "together, and intervals and p-values are over questions and training seeds."
     )
 
 

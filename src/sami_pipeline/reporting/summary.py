@@ -69,16 +69,23 @@ _ROWS = {
 def of_run(pipeline: Pipeline, catalog: CatalogProtocol, seconds: float) -> str:
     """Return tables of results and the places of everything a run made, as text."""
     made = sorted(pipeline.all_outputs())
-    parts = ["\n"]
+    parts, over_seeds = ["\n"], 0
     for table, title in _TABLES.items():
         for name in made:
             if name.rsplit(".", 1)[-1] != table:
                 continue
             loaded = catalog.load(name)
+            if "seeds" in loaded:
+                over_seeds = max(over_seeds, int(loaded["seeds"].max()))
             if table == "response_counts":
                 parts += [f"Little to learn from: {found}\n" for found in shortage(loaded)]
             if len(loaded):
                 parts.append(f"{title}\n{_format(table, loaded)}\n\n")
+    if over_seeds:
+        parts.append(
+            f"Each trained model is {over_seeds} trainings with different seeds; intervals of what "
+            "was compared are over questions (or problems) and training seeds.\n\n"
+        )
     parts.append("Made by this run:\n")
     for name in made:
         place = _place(catalog[name])
@@ -93,7 +100,10 @@ def _format(name: str, table: pd.DataFrame) -> str:
     shown = table
     for column, value in _ROWS.get(name, {}).items():
         shown = shown[shown[column] == value]
-    shown = shown[_COLUMNS.get(name, shown.columns)]
+    columns = list(_COLUMNS.get(name, shown.columns))
+    if "seeds" in shown and "seeds" not in columns:
+        columns.insert(columns.index("n") + 1, "seeds")
+    shown = shown[columns]
     return shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-")
 
 

@@ -57,7 +57,9 @@ def tabulate_accuracy(
     ks = parameters.reported
     return (
         statistics.accuracy(attempts, extraction="answer", ks=ks),
-        statistics.accuracy_difference(attempts, models.baseline, extraction="answer", ks=ks),
+        statistics.accuracy_difference(
+            attempts, models.baseline, extraction="answer", ks=ks, lineage=models.lineage
+        ),
         statistics.accuracy_breakdown(attempts),
     )
 
