@@ -733,3 +733,20 @@ class Comparison(_Table):
         """Together these name a row."""
 
         unique = ("run", "experiment", "model", "metric")
+
+
+class ParameterDifferences(_Table):
+    """One row is the value of a parameter in one run, of those in which compared runs differ.
+
+    ``value`` is JSON, "" where the run was made by a version without the parameter.
+    """
+
+    experiment: Series[str] = pa.Field(str_length={"min_value": 1})
+    parameter: Series[str] = pa.Field(str_length={"min_value": 1})
+    run: Series[str] = pa.Field(str_length={"min_value": 1})
+    value: Series[str]
+
+    class Config(_Table.Config):
+        """Together these name a row."""
+
+        unique = ("experiment", "parameter", "run")

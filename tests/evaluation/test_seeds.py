@@ -61,9 +61,7 @@ def row(table: pd.DataFrame, **values) -> pd.Series:
     [("sami", "dpo", False), ("sami", "base", False), ("sft_sami", "sft", True),
      ("sft", "sft_dpo", True), ("sft_sami", "sft_dpo", True), ("sami", "sft_sami", False)],
 )  # fmt: skip
-def test_models_that_go_on_with_the_same_training_are_compared_seed_by_seed(
-    model, other, together
-):
+def test_models_that_go_on_with_the_same_training_are_compared_seed_by_seed(model, other, together):
     assert share_training(model, other, LINEAGE) == together
     table = pd.DataFrame({"model": [model] * 3 + [other] * 3, "seed": [0, 1, 2] * 2})
     pairs = seed_pairs(table, model, other, LINEAGE)

@@ -7,8 +7,8 @@ from sami_pipeline import figures
 from sami_pipeline.errors import InputError
 from sami_pipeline.experiments.registry import headlines
 from sami_pipeline.parameters import CompareRunsParameters
-from sami_pipeline.reporting.comparison import compare_runs
-from sami_pipeline.schemas import Comparison
+from sami_pipeline.reporting.comparison import compare_runs, parameter_differences
+from sami_pipeline.schemas import Comparison, ParameterDifferences
 
 INTERVAL = {"ci_low": 0.1, "ci_high": 0.9}
 
@@ -134,3 +134,46 @@ def test_figure_has_a_panel_for_each_metric_and_one_colour_for_each_run():
     assert [trace.name for trace in figure.data if trace.showlegend] == ["one", "two"]
     drawn = sorted(y for trace in figure.data for y in trace.y)
     assert drawn == sorted(100 * table["value"])
+
+
+def record(**parameters):
+    return lambda: {"run": "not read", "parameters": {"models": {"student": "base"}, **parameters}}
+
+
+def test_what_differs_between_the_parameters_of_runs_is_told_and_nothing_else():
+    records = {
+        "b/math/": record(training={"sami": {"learning_rate": 1e-5, "seed": 0}}, seeds=1),
+        "a/math/": record(training={"sami": {"learning_rate": 2e-5, "seed": 0}}),
+        "c/math/": record(training={"sami": {"learning_rate": 9.0, "seed": 0}}, seeds=1),
+        "a/mt_bench/": record(seeds=3),
+    }
+    table = parameter_differences(records, ["b", "a"])
+    ParameterDifferences.validate(table)
+    assert table.to_numpy().tolist() == [
+        ["math", "training.sami.learning_rate", "b", "1e-05"],
+        ["math", "training.sami.learning_rate", "a", "2e-05"],
+        ["math", "seeds", "b", "1"],
+        ["math", "seeds", "a", ""],
+    ]
+    assert set(parameter_differences(records)["run"]) == {"a", "b", "c"}
+    alone = parameter_differences(records, ["c"])
+    ParameterDifferences.validate(alone)
+    assert alone.empty
+
+
+def test_a_run_of_before_the_bounds_of_invalid_verdicts_ends_in_one_line():
+    before = win_rates().drop(columns=["if_invalid_lost", "if_invalid_won"])
+    with pytest.raises(InputError) as found:
+        compare_runs({"old/mt_bench/win_rates": lambda: before}, headlines())
+    message = str(found.value)
+    assert "\n" not in message
+    assert message.startswith("data/08_reporting/old/mt_bench/win_rates.parquet: was made by")
+    assert "if_invalid_lost" in message
+    assert "repeat the run, or leave it out with compare_runs.runs" in message
+
+
+def test_a_run_with_several_seeds_is_compared_like_any_other():
+    table = win_rates().assign(seeds=3)
+    made = compare_runs({"three/mt_bench/win_rates": lambda: table}, headlines())
+    Comparison.validate(made)
+    assert len(made) == len(compare_runs({"one/mt_bench/win_rates": win_rates}, headlines()))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from pandera.errors import SchemaError
@@ -12,6 +14,7 @@ from pandera.pandas import DataFrameModel
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
 from sami_pipeline.evaluation.statistics import ALL_PRINCIPLES, FIRST_TURN, OVERALL
+from sami_pipeline.reporting.run import flattened
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,41 @@ def compare_runs(
         raise InputError(f"compare_runs.runs: no run has results; known: {known}")
     columns = ["run", "experiment", "model", "metric", "n", "value", "ci_low", "ci_high"]
     return pd.concat(parts, ignore_index=True)[columns]
+
+
+Records = Mapping[str, Callable[[], Mapping[str, Any]]]
+"""Records of runs by RUN/EXPERIMENT/, each as a function that loads it."""
+
+
+def parameter_differences(records: Records, runs: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return the parameters in which the compared runs of an experiment differ.
+
+    Args:
+        records: as a report writes them, with ``parameters``, by ``RUN/EXPERIMENT/``.
+        runs: names of the compared runs, in their order; None takes all.
+
+    Returns:
+        ``experiment, parameter, run, value``, the values as JSON; "" where a run, made by another
+        version, has no such parameter. No rows for an experiment with one run.
+    """
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for place, load in sorted(records.items()):
+        run, _, experiment = place.strip("/").partition("/")
+        if runs is None or run in runs:
+            values = flattened(load()["parameters"])
+            found.setdefault(experiment, {})[run] = {
+                name: json.dumps(value, sort_keys=True) for name, value in values.items()
+            }
+    rows = []
+    for experiment, by_run in found.items():
+        order = [run for run in runs or by_run if run in by_run]
+        names = dict.fromkeys(name for run in order for name in by_run[run])
+        for name in names:
+            values = [by_run[run].get(name, "") for run in order]
+            if len(set(values)) > 1:
+                rows += [(experiment, name, *each) for each in zip(order, values, strict=True)]
+    columns = ["experiment", "parameter", "run", "value"]
+    return pd.DataFrame(rows, columns=columns).astype("str")
 
 
 def _checked(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Printed in this order when the run made them; the others are named with their place only.
 _TABLES = {
     "comparison": "Runs compared (95 % intervals over questions or problems)",
+    "parameter_differences": "Parameters in which the compared runs differ",
     "accuracy": "Math problems solved (95 % intervals over problems)",
     "accuracy_difference": "Math, paired difference from the baseline",
     "win_rates": "Win rates (desired constitution, first turn; 95 % intervals over questions)",
@@ -98,6 +99,11 @@ def of_run(pipeline: Pipeline, catalog: CatalogProtocol, seconds: float) -> str:
 
 def _format(name: str, table: pd.DataFrame) -> str:
     shown = table
+    if name == "parameter_differences":  # a column for each run
+        by = ["experiment", "parameter"]
+        wide = table.pivot(index=by, columns="run", values="value").fillna("-").reset_index()
+        runs = table["run"].drop_duplicates()
+        return wide[[*by, *runs]].to_string(index=False)
     for column, value in _ROWS.get(name, {}).items():
         shown = shown[shown[column] == value]
     columns = list(_COLUMNS.get(name, shown.columns))

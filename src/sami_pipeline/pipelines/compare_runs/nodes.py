@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -24,6 +25,13 @@ def compare_by(
         return comparison.compare_runs(results, headlines, parameters.runs)
 
     return compare
+
+
+def tabulate_differences(
+    records: dict[str, Callable[[], Mapping[str, Any]]], parameters: CompareRunsParameters
+) -> pd.DataFrame:
+    """Return the parameters in which the chosen runs differ."""
+    return comparison.parameter_differences(records, parameters.runs)
 
 
 def draw_comparison(table: pd.DataFrame) -> go.Figure:

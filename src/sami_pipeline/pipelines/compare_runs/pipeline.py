@@ -6,7 +6,11 @@ from collections.abc import Mapping
 
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.pipelines.compare_runs.nodes import compare_by, draw_comparison
+from sami_pipeline.pipelines.compare_runs.nodes import (
+    compare_by,
+    draw_comparison,
+    tabulate_differences,
+)
 from sami_pipeline.reporting.comparison import Headline
 
 
@@ -23,6 +27,12 @@ def create_pipeline(headlines: Mapping[str, Headline]) -> Pipeline:
                 inputs=["results", "params:compare_runs"],
                 outputs="comparison",
                 name="compare",
+            ),
+            Node(
+                tabulate_differences,
+                inputs=["records", "params:compare_runs"],
+                outputs="parameter_differences",
+                name="tabulate_differences",
             ),
             Node(
                 draw_comparison,
