@@ -1028,8 +1028,13 @@ class CompareRunsParameters(Settings):
     runs: tuple[str, ...] | None = Field(
         None, description="Names of runs in their order; null compares all that have results."
     )
+    pooled: tuple[str, ...] = Field(
+        (),
+        description="Names of runs that differ in training.sami.seed alone; they are compared as "
+        "one run more, called pooled, with intervals over questions and training seeds.",
+    )
 
-    @field_validator("runs", mode="before")
+    @field_validator("runs", "pooled", mode="before")
     @classmethod
     def _from_the_command_line(cls, value: Any) -> Any:
         # kedro run --params separates parameters by commas, so names are separated by spaces.

@@ -750,3 +750,28 @@ class ParameterDifferences(_Table):
         """Together these name a row."""
 
         unique = ("experiment", "parameter", "run")
+
+
+class RunDifferences(_Table):
+    """One row is what a model does more in a run than in the first of the compared ones.
+
+    Paired on what both runs asked, the first turn of questions or the problems; ``n`` counts these,
+    ``rows`` pairs. The p-value is that of the paired difference.
+    """
+
+    experiment: Series[str] = pa.Field(str_length={"min_value": 1})
+    run: Series[str]
+    other_run: Series[str]
+    model: Series[str]
+    metric: Series[str]
+    n: Series[int] = pa.Field(ge=1)
+    rows: Series[int] = pa.Field(ge=1)
+    difference: Series[float] = pa.Field(ge=-1, le=1)
+    ci_low: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
+    ci_high: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
+    p_value: Series[float] = pa.Field(gt=0, le=1, nullable=True)
+
+    class Config(_Table.Config):
+        """Together these name a row."""
+
+        unique = ("experiment", "run", "other_run", "model", "metric")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Printed in this order when the run made them; the others are named with their place only.
 _TABLES = {
     "comparison": "Runs compared (95 % intervals over questions or problems)",
+    "run_differences": "Runs, paired difference from the first on what both asked",
     "parameter_differences": "Parameters in which the compared runs differ",
     "accuracy": "Math problems solved (95 % intervals over problems)",
     "accuracy_difference": "Math, paired difference from the baseline",

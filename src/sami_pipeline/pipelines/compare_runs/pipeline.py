@@ -24,8 +24,8 @@ def create_pipeline(headlines: Mapping[str, Headline]) -> Pipeline:
         [
             Node(
                 compare_by(headlines),
-                inputs=["results", "params:compare_runs"],
-                outputs="comparison",
+                inputs=["results", "outputs", "records", "params:compare_runs"],
+                outputs=["comparison", "run_differences"],
                 name="compare",
             ),
             Node(
