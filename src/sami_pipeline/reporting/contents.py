@@ -56,7 +56,8 @@ _CONTENTS: tuple[Table | Figure, ...] = (
         "figure_questions",
         "results",
         "The same questions, answered by two models",
-        "Statements followed at the first turn; numbers count questions. Above the dashed line the "
+        "Statements followed at the first turn; numbers count questions, for each pair of "
+        "replicates where models have several training seeds. Above the dashed line the "
         "model at the left follows more.",
     ),
     Table(
