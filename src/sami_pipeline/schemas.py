@@ -702,6 +702,30 @@ class AccuracyBreakdown(_Table):
         unique = ("model", "reading", "family", "metric", "k")
 
 
+class AccuracyBySeed(_Table):
+    """One row is one metric of one training of a model, for k attempts.
+
+    The interval is over problems alone; ``mean`` is that of the model's seeds, ``spread`` the
+    standard deviation between them.
+    """
+
+    model: Series[str]
+    seed: Series[int] = pa.Field(ge=0)
+    metric: Series[str] = pa.Field(isin=list(METRICS))
+    k: Series[int] = pa.Field(ge=1)
+    n: Series[int] = pa.Field(ge=1)
+    value: Series[float] = pa.Field(ge=0)
+    ci_low: Series[float] = pa.Field(nullable=True)
+    ci_high: Series[float] = pa.Field(nullable=True)
+    mean: Series[float] = pa.Field(ge=0)
+    spread: Series[float] = pa.Field(ge=0)
+
+    class Config(_Table.Config):
+        """Together these name a row."""
+
+        unique = ("model", "seed", "metric", "k")
+
+
 class AccuracyDifference(_Tested):
     """One row is a model's paired difference from the baseline in one metric."""
 

@@ -13,7 +13,7 @@ from sami_pipeline.evaluation.intervals import (
     widened,
 )
 from sami_pipeline.evaluation.length_control import length_controlled
-from sami_pipeline.evaluation.math_accuracy import accuracy, accuracy_difference
+from sami_pipeline.evaluation.math_accuracy import accuracy, accuracy_by_seed, accuracy_difference
 from sami_pipeline.evaluation.seeds import (
     NO_SEED,
     labelled,
@@ -210,6 +210,11 @@ def test_math_takes_replicates_together():
     gain = accuracy_difference(table, "base")
     gain = gain[gain["metric"] == "greedy"].iloc[0]
     assert (gain["n"], gain["seeds"], gain["difference"]) == (8, 3, pytest.approx(2 / 8))
+    alone = accuracy_by_seed(table)
+    alone = alone[alone["metric"] == "greedy"]
+    assert alone["value"].tolist() == [4 / 8, 2 / 8, 3 / 8]
+    assert alone["mean"].tolist() == pytest.approx([3 / 8] * 3)
+    assert alone["spread"].tolist() == pytest.approx([1 / 8] * 3)
     one = table[table["seed"] < 1]
     pd.testing.assert_frame_equal(
         accuracy_difference(one, "base").drop(columns="seeds"),

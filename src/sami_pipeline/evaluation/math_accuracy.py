@@ -37,6 +37,7 @@ from sami_pipeline.evaluation.intervals import (
 )
 from sami_pipeline.evaluation.math_answers import parse_number, same_number
 from sami_pipeline.evaluation.seeds import (
+    NO_SEED,
     OPPONENT_SEED,
     SEED,
     Lineage,
@@ -193,6 +194,40 @@ def accuracy(
             records.append((model, metric, k, cell.n, cell.seeds, *cell.bounds))
     columns = ["model", "metric", "k", "n", "seeds", "value", "ci_low", "ci_high"]
     return with_seeds(attempts, pd.DataFrame(records, columns=columns))
+
+
+def accuracy_by_seed(
+    attempts: pd.DataFrame,
+    *,
+    extraction: Extraction = "strict",
+    ks: Collection[int] | None = None,
+) -> pd.DataFrame:
+    """Summarise each training of a model by itself, and how much they differ between seeds.
+
+    Args:
+        attempts: As `accuracy` takes them, with `seed`.
+        extraction: As in `accuracy`.
+        ks: As in `accuracy`.
+
+    Returns:
+        Columns `model`, `seed`, `metric`, `k`, `n`, `value`, `ci_low`, `ci_high`, `mean`, `spread`
+        of every model that was trained: intervals are over problems alone, `mean` is that of the
+        seeds, `spread` the standard deviation between them.
+
+    Raises:
+        ValueError: As `accuracy`.
+        InputError: As `accuracy`.
+    """
+    trained = attempts[attempts[SEED] != NO_SEED]
+    parts = [
+        accuracy(rows.drop(columns=SEED), extraction=extraction, ks=ks).assign(seed=seed)
+        for seed, rows in trained.groupby(SEED)
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    values = table.groupby(["model", "metric", "k"], sort=False)["value"]
+    table = table.assign(mean=values.transform("mean"), spread=values.transform("std"))
+    columns = ["model", "seed", "metric", "k", "n", "value", "ci_low", "ci_high", "mean", "spread"]
+    return table[columns]
 
 
 def accuracy_breakdown(attempts: pd.DataFrame) -> pd.DataFrame:

@@ -64,6 +64,11 @@ def tabulate_accuracy(
     )
 
 
+def tabulate_seeds(attempts: pd.DataFrame, parameters: AccuracyParameters) -> pd.DataFrame:
+    """Return the accuracy of every training seed by itself."""
+    return statistics.accuracy_by_seed(attempts, extraction="answer", ks=parameters.reported)
+
+
 def draw_accuracy(
     accuracy: pd.DataFrame, parameters: AccuracyParameters
 ) -> tuple[go.Figure, go.Figure]:

@@ -12,8 +12,15 @@ from sami_pipeline.pipelines.math_accuracy import nodes
 def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
     """Return the pipeline that measures every model under test on the test problems."""
     replicates = experiment.replicates_under_test()
+    by_seed = Node(
+        nodes.tabulate_seeds,
+        inputs=["attempts", "params:accuracy"],
+        outputs="accuracy_by_seed",
+        name="tabulate_seeds",
+    )
     return Pipeline(
         [
+            *([by_seed] if experiment.seeds > 1 else []),
             *for_each_model(
                 list(replicates),
                 nodes.attempt_as,
