@@ -17,11 +17,10 @@ TABLES = {part.name: part for part in CONTENTS if isinstance(part, Table) and pa
 def made() -> set[str]:
     """Names of all that the two experiments make, without the experiment's."""
     parameters = experiment_parameters("mt_bench")
-    rated = parameters.model_copy(update={"judge": JudgeParameters(kind="single", model="base")})
-    graphs = [
-        experiments()["mt_bench"].pipeline(rated),
-        experiments()["math"].pipeline(experiment_parameters("math")),
-    ]
+    judge = JudgeParameters(kind="single", model="base")
+    rated = parameters.model_copy(update={"judge": judge, "seeds": 2})
+    math = experiment_parameters("math").model_copy(update={"seeds": 2})
+    graphs = [experiments()["mt_bench"].pipeline(rated), experiments()["math"].pipeline(math)]
     return {name.partition(".")[2] for graph in graphs for name in graph.all_outputs()}
 
 
