@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -24,7 +23,7 @@ from pydantic import (
 
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.engines import EngineParameters, SamplingParameters
-from sami_pipeline.engines.parameters import OpenSettings, Seed, Settings, Tokens, as_written
+from sami_pipeline.engines.parameters import OpenSettings, Seed, Settings, Tokens
 from sami_pipeline.errors import one_line
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.checkpoints import ModelSource
@@ -267,7 +266,19 @@ class ConstitutionsParameters(Settings):
     pairs_per_query: _Count = Field(
         2, description="Grids of each query with contrast: pairs; published is 2."
     )
+    pairs_differ_in: str | None = Field(
+        None,
+        description="With contrast: pairs, a principle on which the two constitutions of a pair "
+        "take different stances, published for math as the one that asks for steps; null draws "
+        "from all pairs.",
+    )
     seed: Seed = Field(0, description="Decides the contrasts and the order of the statements.")
+
+    @model_validator(mode="after")
+    def _pairs_alone_differ_in_one(self) -> ConstitutionsParameters:
+        if self.pairs_differ_in is not None and self.contrast != "pairs":
+            raise ValueError("pairs_differ_in: goes together with contrast: pairs")
+        return self
 
 
 class FiltersParameters(Settings):
@@ -391,18 +402,6 @@ class TrainingParameters(OpenSettings):
             if baseline.settings is not NoSettings
         }
 
-    @field_validator("sami", mode="before")
-    @classmethod
-    def _numbers_are_numbers_in_sami(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            hints = get_type_hints(SamiTrainingConfig)
-            for name in value.keys() & hints.keys():
-                try:
-                    as_written(value[name], hints[name])
-                except ValueError as error:
-                    raise ValueError(f"{name}: {error}") from None
-        return value
-
     @model_validator(mode="after")
     def _workers_can_follow(self) -> TrainingParameters:
         if self.launch.num_processes > 1:
@@ -448,7 +447,7 @@ class IterationsParameters(Settings):
         """Return SAMI's settings in an iteration (from 1)."""
         if self.steps is None:
             return config
-        return replace(config, max_steps=self.steps[iteration - 1])
+        return config.replaced(max_steps=self.steps[iteration - 1])
 
     def half(self, iteration: int) -> int | None:
         """Return which half of the training queries an iteration (from 1) uses; None is all."""
@@ -480,6 +479,12 @@ class EvaluationParameters(Settings):
     )
     without_constitution: bool = Field(
         False, description="Also answer all turns without any constitution."
+    )
+    trained_wording: bool = Field(
+        False,
+        description="Also ask the first turn under the desired constitution in the words that were "
+        "trained on, where principles have others for evaluation: what is followed beyond the "
+        "words that were seen.",
     )
     contrast: Contrast = Field(
         "opposite", description="Which contrasting constitution the first turn is asked under."
@@ -645,6 +650,11 @@ class AccuracyParameters(Settings):
         "as its greatest and reports accuracy with each of these numbers alone.",
     )
     temperature: PositiveFloat = Field(0.7, description="Of the samples; one more is greedy.")
+    under_constitution: bool = Field(
+        True,
+        description="Ask under the desired constitution; false asks under none, as arXiv "
+        "2410.01704 does for math.",
+    )
     top_p: float = Field(
         1.0, gt=0, le=1, description="Nucleus sampling; 1 keeps the whole distribution."
     )
@@ -943,6 +953,10 @@ class DryRunParameters(Settings):
     )
     reserve_gb: NonNegativeFloat = Field(
         1.5, description="Of it, what CUDA, its libraries and unusable gaps take."
+    )
+    disk_gb: PositiveFloat | None = Field(
+        None,
+        description="Free space for the folder data/ in 10^9 bytes; null takes what is free there.",
     )
     teraflops: PositiveFloat = Field(
         description="Rate of large matrix products in the dtype that is computed in, in 10^12 "
