@@ -37,9 +37,18 @@ def _iteration(experiment: ExperimentParameters, number: int, is_last: bool) -> 
     }
     teacher = experiment.models.teacher if first else None
     generation = sami_generation.create_pipeline(number, teacher=teacher)
-    steps = folded(generation, "sami_generation")
-    if not is_last or "sami" in experiment.trained_models():
-        steps += folded(sami_training.create_pipeline(number), "sami_training")
+    # Replicates are of the last iteration alone: all are trained on the same responses.
+    names = ["sami"]
+    if is_last:
+        names = experiment.replicates("sami") if "sami" in experiment.trained_models() else []
+    training = sum(
+        (
+            sami_training.create_pipeline(number, name, further)
+            for further, name in enumerate(names)
+        ),
+        Pipeline([]),
+    )
+    steps = folded(generation, "sami_generation") + folded(training, "sami_training")
     return Pipeline(
         steps,
         inputs={name: source for name, source in inputs.items() if name in steps.inputs()},
