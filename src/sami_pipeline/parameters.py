@@ -535,7 +535,18 @@ class JudgeParameters(Settings):
         "checklist",
         description="The checklist judges every run and needs no model. A model judges too with "
         "pairwise (which answer is better), constitution (which follows the constitution better) "
-        "or single (a rating from 1 to 10 of each answer).",
+        "or single (a rating from 1 to 10 of each answer). principle_based, principle_based_form "
+        "and principle_free ask what arXiv 2410.01704 asks, of first turns.",
+    )
+    orders: Literal["both", "random"] = Field(
+        "both",
+        description="both compares two answers twice, each once first, and a win needs both to "
+        "agree; random asks once, in an order drawn for each question, as arXiv 2410.01704 does.",
+    )
+    no_verdict: Literal["invalid", "tie"] = Field(
+        "invalid",
+        description="What a call of a comparison counts as from which no verdict can be read: "
+        "invalid leaves the comparison out, tie counts it as half a win, as arXiv 2410.01704 does.",
     )
     answer_format: Literal["text", "choice"] = Field(
         "text",
@@ -554,7 +565,31 @@ class JudgeParameters(Settings):
     )
     max_new_tokens: Tokens = Field(2048, description="Limit of a judgement in text.")
     temperature: NonNegativeFloat = Field(0.0, description="Of judgements in text; 0 is greedy.")
-    seed: Seed = Field(0, description="Of sampled judgements.")
+    repeats: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="How often each call is asked, at a temperature above 0: the verdict given "
+        "most often counts (of ratings the mean), and how often two repeats agree is reported.",
+    )
+    seed: Seed = Field(0, description="Of sampled judgements, and of the orders that are drawn.")
+
+    @model_validator(mode="after")
+    def _a_rating_is_no_tie(self) -> JudgeParameters:
+        from sami_pipeline.evaluation.judge_kinds import KINDS
+
+        if self.no_verdict == "tie" and self.kind in {kind.name for kind in KINDS if kind.rates}:
+            raise ValueError(f"no_verdict: {self.kind} rates single answers; choose invalid")
+        return self
+
+    @model_validator(mode="after")
+    def _repeats_can_differ(self) -> JudgeParameters:
+        if self.repeats > 1 and (self.temperature == 0 or self.answer_format == "choice"):
+            raise ValueError(
+                "repeats: with temperature 0 or answer_format: choice all repeats are the same; "
+                "set a temperature above 0 and answer_format: text, or repeats to 1"
+            )
+        return self
 
     @property
     def judge_model(self) -> str:

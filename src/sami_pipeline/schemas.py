@@ -375,14 +375,15 @@ class Checked(_OnATurn):
 class Judgements(_OnATurn):
     """One row is what a model that judges wrote when it was asked once.
 
-    A comparison has two: with the model's answer first, and with the opponent's. A single answer's
-    rating has one, and no opponent.
+    A comparison has two, with the model's answer first and with the opponent's, or one in an order
+    that was drawn. A single answer's rating has one, and no opponent. ``sample`` numbers repeats.
     """
 
     judge: Series[str] = pa.Field(str_length={"min_value": 1})
     judge_model: Series[str]
     opponent: Series[str]
     order: Series[str] = pa.Field(isin=["model_first", "opponent_first", "single"])
+    sample: Series[int] = pa.Field(ge=0)
     prompt: Series[str]
     text: Series[str]
     verdict: Series[str] = pa.Field(str_length={"min_value": 1})
@@ -393,7 +394,9 @@ class Judgements(_OnATurn):
     class Config(_Table.Config):
         """Together these name a row."""
 
-        unique = ("judge", "model", "opponent", "question_id", "turn", "constitution", "order")
+        unique = (
+            "judge", "model", "opponent", "question_id", "turn", "constitution", "order", "sample",
+        )  # fmt: skip
 
 
 class Verdicts(_OnATurn):

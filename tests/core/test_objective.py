@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -162,6 +163,45 @@ def test_mi_bound_normalises_over_constitutions_and_not_over_responses():
 @given(grids)
 def test_mi_bound_is_at_most_log_n(rows):
     assert mi_lower_bound(tensor(rows)).item() <= math.log(len(rows)) + 1e-12
+
+
+def _expected(value, p_one_given: tuple[float, float], scores: Tensor) -> float:
+    """Return the mean of a value of the grid over all binary responses to two constitutions.
+
+    Response j is 1 with ``p_one_given[j]``; ``scores[i, y]`` is what constitution i gives to y.
+    """
+    total = 0.0
+    for ys in itertools.product((0, 1), repeat=2):
+        weight = math.prod(p if y else 1 - p for y, p in zip(ys, p_one_given, strict=True))
+        total += weight * value(scores[:, list(ys)]).item()
+    return total
+
+
+def _binary_entropy(p: float) -> float:
+    return -sum(q * math.log(q) for q in (p, 1 - p))
+
+
+@few
+@given(
+    st.tuples(st.floats(0.05, 0.95), st.floats(0.05, 0.95)),
+    st.lists(st.floats(-9, 9), min_size=4, max_size=4),
+)
+def test_columns_bound_the_mutual_information_of_the_responses_under_any_scores(p, scores):
+    # Whatever the scores are: sums, means over tokens, or those of another model.
+    truth = _binary_entropy(sum(p) / 2) - sum(map(_binary_entropy, p)) / 2
+    bound = _expected(mi_lower_bound, p, tensor([scores[:2], scores[2:]]))
+    assert bound <= truth + 1e-9
+    own = tensor([[math.log(1 - q), math.log(q)] for q in p])
+    assert _expected(mi_lower_bound, p, own) == pytest.approx(truth, abs=1e-9), "its own posterior"
+
+
+def test_rows_are_no_bound_on_the_mutual_information():
+    p = (0.7, 0.3)
+    own = tensor([[math.log(1 - q), math.log(q)] for q in p])
+    truth = math.log(2) - _binary_entropy(0.3)
+    by_rows = _expected(lambda grid: mi_lower_bound(grid.T), p, own)
+    assert truth == pytest.approx(0.0823, abs=1e-4)
+    assert by_rows == pytest.approx(0.1189, abs=1e-4), "two responses tell more than one"
 
 
 def test_accuracy_counts_rows_and_columns_apart():

@@ -47,7 +47,7 @@ def calls(judge: str, texts: dict[str, str]) -> pd.DataFrame:
         [
             {"judge": judge, "judge_model": "large", "model": "sami", "opponent": "base",
              "question_id": question, "turn": 1, "constitution": "desired",
-             "category": category(question), "order": order,
+             "category": category(question), "order": order, "sample": 0,
              "verdict": "invalid" if letter == "x" else letter}
             for order, letters in texts.items()
             for question, letter in enumerate(letters, start=1)
@@ -172,7 +172,7 @@ def test_judges_of_known_character_get_their_measures(texts, flips, first):
     rows = pd.concat([verdicts("checklist", "mmmooo"), verdicts("pairwise", "tttttt")])
     table = judge_quality(rows, ANSWERS, calls("pairwise", texts), **SETTINGS)
     cells = overall(table, "pairwise")
-    assert set(cells.index) == set(METRICS)
+    assert set(cells.index) == set(METRICS) - {"self_agreement"}
     assert cells.loc["flip_rate", ["rows", "value"]].tolist() == [6, flips]
     assert cells.loc["first_preferred", ["rows", "value"]].tolist() == [12, first]
     assert set(overall(table, "checklist").index) == {"invalid_rate", "longer_preferred"}
@@ -189,12 +189,34 @@ def test_calls_are_counted_one_by_one():
     assert cells.loc["invalid_call_rate", ["rows", "value"]].tolist() == [11, pytest.approx(1 / 11)]
 
 
+def test_a_drawn_order_shows_which_answer_was_shown_first_but_no_flips():
+    drawn = {"model_first": "AA  AC", "opponent_first": "  AB  "}
+    rows = pd.concat([verdicts("checklist", "mmmooo"), verdicts("pairwise", "mmomot")])
+    cells = overall(judge_quality(rows, ANSWERS, calls("pairwise", drawn), **SETTINGS), "pairwise")
+    assert "flip_rate" not in cells.index
+    assert cells.loc["first_preferred", ["rows", "value"]].tolist() == [5, 0.8]
+
+
+def test_repeats_agree_as_often_as_two_of_a_call_do():
+    repeats = [{"model_first": "AAAAAx"}, {"model_first": "AAABxx"}, {"model_first": "AABCxA"}]
+    said = pd.concat(
+        [calls("pairwise", one).assign(sample=number) for number, one in enumerate(repeats)]
+    )
+    rows = pd.concat([verdicts("checklist", "mmmooo"), verdicts("pairwise", "mmmooo")])
+    cells = overall(judge_quality(rows, ANSWERS, said, **SETTINGS), "pairwise")
+    # 3 of 3 pairs twice, 1 of 3, 0 of 3; of the last two calls only one repeat can be read.
+    shares = cells.loc["self_agreement", ["n", "rows", "value"]].tolist()
+    assert shares == [4, 4, pytest.approx((1 + 1 + 1 / 3 + 0) / 4)]
+    assert cells.loc["self_agreement", "ci_low"] < 0.5 < cells.loc["self_agreement", "ci_high"]
+
+
 def test_single_grading_has_no_order():
     graded = calls("single", {"single": "777777"}).assign(opponent="", verdict="7")
     graded.loc[0, "verdict"] = "invalid"
     rows = pd.concat([verdicts("checklist", "mmmooo"), verdicts("single", "mmmooo")])
     cells = overall(judge_quality(rows, ANSWERS, graded, **SETTINGS), "single")
-    assert set(cells.index) == set(METRICS) - {"flip_rate", "first_preferred"}
+    needs_more = {"flip_rate", "first_preferred", "self_agreement"}
+    assert set(cells.index) == set(METRICS) - needs_more
     assert cells.loc["invalid_call_rate", "value"] == pytest.approx(1 / 6)
     assert cells.loc["agreement", "value"] == cells.loc["kappa", "value"] == 1
 

@@ -148,6 +148,39 @@ class TestPlan:
         assert set(planned["opponent"]) == {""}
         assert set(planned["order"]) == {"single"}
 
+    def test_an_order_is_drawn_for_each_question_of_a_match_and_stays(self, plan):
+        kind, key = "principle_free", ["model", "opponent", "question_id"]
+        questions = [f"q{number}" for number in range(60)]
+        once = [(1, "desired"), (1, "contrasting")]
+        tables = {
+            "answers": answers_of(questions, asked=once),
+            "questions": questions_of(questions),
+            "constitutions": constitutions_of(questions),
+        }
+        drawn = plan(kind, orders="random", seed=3, **tables)
+        assert len(drawn) == len(plan(kind, **tables)) // 2
+        assert (drawn.groupby(key)["order"].nunique() == 1).all(), "a question has one order"
+        first = drawn.groupby(["model", "opponent"])["order"].agg(
+            lambda orders: (orders == "model_first").mean()
+        )
+        assert first.between(0.3, 0.7).all()
+        orders = drawn.drop_duplicates(key).set_index(key)["order"]
+        few = plan(kind, orders="random", seed=3, **tables | {"pairs": PAIRS[:1]})
+        assert orders.loc[few.set_index(key).index].tolist() == few["order"].tolist()
+        other = plan(kind, orders="random", seed=4, **tables)
+        other = other.drop_duplicates(key).set_index(key)["order"].reindex(orders.index)
+        assert not (other == orders).all()
+
+    @pytest.mark.parametrize("kind", ["principle_based", "principle_based_form"])
+    def test_published_judgement_shows_the_constitution_and_is_of_first_turns(self, plan, kind):
+        once = answers_of(["math"], asked=[(1, "desired"), (1, "none")])
+        planned = plan(kind, ["math"], answers=once)
+        assert set(planned["constitution"]) == {"desired"}
+        assert planned["prompt"].str.contains("<rules math desired>").all()
+        assert not planned["prompt"].str.contains("<reference").any()
+        with pytest.raises(InputError, match=rf"{kind.replace('_', '-')}-v1-multi-turn.*turns=1"):
+            plan(kind)
+
     @pytest.mark.parametrize("kind", COMPARING)
     def test_order_decides_whose_answer_is_assistant_a(self, plan, kind):
         for row in plan(kind).itertuples():
@@ -316,7 +349,7 @@ class TestKinds:
         ]
         judgements = judge_requests.tabulate_judgements(planned, completions, parameters)
         Judgements.validate(judgements)
-        verdicts = judge_requests.decide_verdicts(judgements, "polite", PAIRS)
+        verdicts = judge_requests.decide_verdicts(judgements, parameters, PAIRS)
         Verdicts.validate(verdicts)
         winners = verdicts.groupby(["model", "opponent"])["winner"].agg(set).to_dict()
         assert winners == {
@@ -392,6 +425,7 @@ def judged(kind="pairwise", **verdicts) -> pd.DataFrame:
                 "turn": 1,
                 "constitution": "desired",
                 "order": order,
+                "sample": 0,
                 "verdict": verdict,
             }
             for question, both in verdicts.items()
@@ -435,6 +469,64 @@ class TestComparisons:
         with pytest.raises(ValueError, match="one of its orders"):
             decide_comparisons(judged(q1=("A", "B"), q2=("A", "B")).iloc[:3])
 
+    def test_one_verdict_decides_where_one_order_was_asked(self):
+        table = judged(q1=("A", ""), q2=("", "A"), q3=("C", ""), q4=("", "contradictory"))
+        verdicts = Verdicts.validate(decide_comparisons(table[table["verdict"] != ""]))
+        assert verdicts["winner"].tolist() == ["model", "opponent", "tie", "invalid"]
+
+    def test_call_without_a_verdict_counts_as_the_parameters_say(self):
+        table = judged(q1=("A", "invalid"), q2=("contradictory", "A"), q3=("A", "B"))
+        left_out, half = (
+            judge_requests.decide_verdicts(table, parameters(no_verdict=counted), PAIRS)["winner"]
+            for counted in ("invalid", "tie")
+        )
+        assert left_out.tolist() == ["invalid", "invalid", "model"]
+        assert half.tolist() == ["tie", "tie", "model"]
+        with pytest.raises(ValueError, match="no_verdict: single rates single answers"):
+            parameters("single", no_verdict="tie")
+
+    @pytest.mark.parametrize(
+        ("kind", "verdicts"),
+        [("principle_based", ["C", "invalid", "A"]), ("principle_free", ["B", "C", "A"])],
+    )
+    def test_forced_choice_ties_only_where_neither_answered(self, plan, kind, verdicts):
+        answers = answers_of(["q1", "q2", "q3"], asked=[(1, "desired")])
+        answers.loc[answers["question_id"] == "q1", "answer"] = " \n"
+        answers.loc[(answers["question_id"] == "q2") & (answers["model"] == "base"), "answer"] = ""
+        settings = parameters(kind, "text", orders="random")
+        planned = plan(kind, ["q1", "q2", "q3"], answers=answers, pairs=PAIRS[:1], orders="random")
+        said = [
+            Completion(f"Final Response: {letter}", "stop", 9, 3)
+            for letter in planned["question_id"].map({"q1": "B", "q2": "C", "q3": "A"})
+        ]
+        table = Judgements.validate(judge_requests.tabulate_judgements(planned, said, settings))
+        assert table.sort_values("question_id")["verdict"].tolist() == verdicts
+
+    @pytest.mark.parametrize(
+        ("repeats", "verdict"),
+        [
+            (["A", "A", "B"], "A"),
+            (["A", "B"], "C"),
+            (["A", "B", "C"], "C"),
+            (["B", "invalid", "contradictory"], "invalid"),
+            (["B", "invalid"], "B"),
+            (["invalid", "invalid"], "invalid"),
+        ],
+    )
+    def test_majority_of_the_repeats_decides_before_the_orders_are_compared(self, repeats, verdict):
+        once = judged(q=("A", "B"))
+        table = pd.concat(
+            [once.assign(sample=number, verdict=said) for number, said in enumerate(repeats)]
+        )
+        combined = judges.combine_repeats(table, "pairwise")
+        assert combined["order"].tolist() == ["model_first", "opponent_first"]
+        assert set(combined["verdict"]) == {verdict}
+
+    def test_repeats_that_could_not_differ_are_refused(self):
+        for settings in ({"answer_format": "choice", "temperature": 1.0}, {}):
+            with pytest.raises(ValueError, match=r"repeats: .* all repeats are the same; set a"):
+                parameters(**{"answer_format": "text", "repeats": 2} | settings)
+
 
 def rated(verdicts: dict[tuple[str, str, int, str], str]) -> pd.DataFrame:
     return pd.DataFrame(
@@ -475,6 +567,20 @@ class TestRatings:
         assert row.winner == winner
         for score, rating in ((row.model_score, model), (row.opponent_score, opponent)):
             assert pd.isna(score) if rating == "invalid" else score == float(rating)
+
+    def test_repeated_ratings_count_by_their_mean(self):
+        said = [("8", "5"), ("5", "5"), ("invalid", "invalid"), ("5", "7")]
+        table = pd.concat(
+            rated(dict.fromkeys([("sami", "q", 1, "none")], sami)
+                  | dict.fromkeys([("base", "q", 1, "none")], base)).assign(
+                opponent="", order="single", sample=number
+            )
+            for number, (sami, base) in enumerate(said)
+        )  # fmt: skip
+        combined = judges.combine_repeats(table, "single")
+        assert combined["verdict"].tolist() == ["6", "5.66667"]
+        (row,) = decide_ratings(combined, [("sami", "base")]).itertuples()
+        assert (row.winner, row.model_score) == ("model", 6)
 
     def test_every_pair_gets_its_verdicts_from_the_same_ratings(self):
         numbers = {"base": "4", "sami": "6", "dpo": "5"}
@@ -593,6 +699,23 @@ def test_constrained_judge_always_gives_a_verdict(ask, kind, verdicts, calls):
     decided = Verdicts.validate(nodes.decide_verdicts(table, MODELS, parameters(kind)))
     assert len(decided) == calls // 2
     assert "invalid" not in set(decided["winner"])
+
+
+def test_repeats_are_sampled_apart_and_each_is_stored(ask, asked):
+    settings = parameters(
+        answer_format="text", max_new_tokens=6, temperature=1.0, repeats=3, orders="random"
+    )
+    table = ask(settings)
+    assert len(table) == 3 * 10
+    key = ["question_id", "turn", "constitution"]
+    assert (table.groupby(key)["sample"].agg(list).map(tuple) == (0, 1, 2)).all()
+    assert table.groupby(key)["text"].nunique().max() == 3, "repeats are drawn apart"
+    assert {request.sample for request in asked} == {0, 1, 2}
+    decided = Verdicts.validate(nodes.decide_verdicts(table, MODELS, settings))
+    assert len(decided) == 10
+    asked.clear()
+    pd.testing.assert_frame_equal(ask(settings), table)
+    assert asked == []
 
 
 def test_text_without_a_verdict_is_kept_and_counted(ask, caplog):

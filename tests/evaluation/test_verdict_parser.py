@@ -13,6 +13,7 @@ from sami_pipeline.evaluation.verdict_parser import (
     INVALID,
     NO_VERDICT,
     comparison_verdict,
+    final_response_verdict,
     rating_verdict,
 )
 
@@ -227,3 +228,26 @@ def test_ratings_own_verdict_is_told_from_others(text, verdict):
 def test_verdict_of_a_text_that_was_cut_off_counts_only_last_and_alone(text, whole, cut):
     assert comparison_verdict(text) == whole
     assert comparison_verdict(text, truncated=True) == cut
+
+
+@pytest.mark.parametrize(
+    ("text", "truncated", "verdict"),
+    [
+        ("Explanation: B is longer.\n\nFinal Response: A", False, "A"),
+        ("**Final Response:** 'B'", False, "B"),
+        ("Final Response: [[C]]", False, "C"),
+        ("Final Response: A is better than B", False, "A"),
+        ("I end with Final Response: 'A' or 'B'.\nFinal Response: Assistant B", False, "B"),
+        ("<think>Final Response: B</think>Final Response: A", False, "A"),
+        ("My final verdict is: [[B]]", False, "B"),
+        ("Final Response: A and B", False, CONTRADICTORY),
+        ("Final Response: A\nFinal Response: B", False, CONTRADICTORY),
+        ("Final Response: a tie", False, INVALID),
+        ("Assistant A is better.", False, INVALID),
+        ("Final Response: B", True, "B"),
+        ("Final Response: B, because", True, INVALID),
+        ("Final Response: A\nOr rather: Final Response: B", True, INVALID),
+    ],
+)
+def test_published_form_of_a_verdict_is_read(text, truncated, verdict):
+    assert final_response_verdict(text, truncated) == verdict

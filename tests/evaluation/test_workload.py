@@ -54,14 +54,20 @@ def planned_answers(parameters, asked: pd.DataFrame, principles, model: str) -> 
 
 
 @pytest.mark.parametrize("turns", [1, 2])
-@pytest.mark.parametrize("kind", ["pairwise", "constitution", "single"])
+@pytest.mark.parametrize(
+    ("kind", "orders"),
+    [("pairwise", "both"), ("constitution", "random"), ("single", "both"), ("single", "random")],
+)
 @pytest.mark.parametrize(
     "evaluation", [{}, {"without_constitution": True, "turns": 1}, {"contrasting": False}]
 )
 def test_answers_and_judgements_are_counted_as_they_are_planned(
-    turns, kind, evaluation, principles
+    turns, kind, orders, evaluation, principles
 ):
-    parameters = changed("mt_bench", evaluation=evaluation, judge={"kind": kind, "model": "base"})
+    repeats = 3 if orders == "random" else 1
+    judge = {"kind": kind, "model": "base", "orders": orders}
+    judge |= {"repeats": repeats, "temperature": 0.5}
+    parameters = changed("mt_bench", evaluation=evaluation, judge=judge)
     asked = questions(turns)
     count = asked["question_id"].nunique()
     workload = judged(parameters, train=8, held_out=0, questions=count, turns=turns)
@@ -80,6 +86,8 @@ def test_answers_and_judgements_are_counted_as_they_are_planned(
         prompts_for(kind),
         parameters.models.pairs(),
         constrained=False,
+        orders=orders,
+        repeats=repeats,
     )
     assert counted["judge", "base"] == len(calls)
 

@@ -73,7 +73,7 @@ def mt_bench_tables(principle_files: dict[str, Any]) -> dict[str, pd.DataFrame]:
     judgements = pd.DataFrame(
         [
             (
-                "pairwise", "judge-model", "sami", "base", "81", "writing", 1, "desired", order,
+                "pairwise", "judge-model", "sami", "base", "81", "writing", 1, "desired", order, 0,
                 "Which is better?", f"{HOSTILE} said in order {order} [[A]]", "model", 30, 5,
                 "stop",
             )
@@ -81,7 +81,7 @@ def mt_bench_tables(principle_files: dict[str, Any]) -> dict[str, pd.DataFrame]:
         ],
         columns=[
             "judge", "judge_model", "model", "opponent", "question_id", "category", "turn",
-            "constitution", "order", "prompt", "text", "verdict", "prompt_tokens",
+            "constitution", "order", "sample", "prompt", "text", "verdict", "prompt_tokens",
             "completion_tokens", "finish_reason",
         ],
     )  # fmt: skip

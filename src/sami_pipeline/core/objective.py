@@ -77,17 +77,22 @@ def sami_loss_gradient(logprobs: Tensor) -> Tensor:
 
 
 def mi_lower_bound(summed_logprobs: Tensor) -> Tensor:
-    """Return the InfoNCE lower bound on I(constitution; response), in nats.
+    """Return a lower bound on what the responses tell of their constitution, in nats.
 
-    ``log n − CE(columns, I)``: Poole et al. 2019, equation 12, with the model itself as the
-    tractable conditional. It is a bound only for true conditionals, so it takes log-probabilities
-    *summed* over the tokens of a response, never length-normalised ones. At most ``log n``.
+    ``log n − CE(columns, I)``: Poole et al. 2019, equation 12, with the model as the tractable
+    conditional. A column's softmax is a classifier that says which of the grid's n constitutions a
+    response was written under, and the mean over grids that it was not trained on bounds
+    I(constitution; response) *of the responses that it is given*, the teacher's, and not of those
+    that the model itself would write. That holds for any classifier, so for one on
+    length-normalised log-probabilities too. Summed ones are taken here since they are the model's
+    own posterior; which of the two bounds is tighter depends on the model. The rows give no
+    bound: they compare all responses of a grid at once, which tells more than one response does.
 
     Args:
         summed_logprobs: (n, n) log-probabilities in nats, summed over response tokens.
 
     Returns:
-        A scalar tensor in nats. It can be negative when the model is worse than chance.
+        A scalar tensor in nats, at most ``log n``; negative when the model is worse than chance.
     """
     size = _check_square(summed_logprobs)
     target = torch.arange(size, device=summed_logprobs.device)

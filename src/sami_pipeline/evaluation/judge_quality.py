@@ -18,8 +18,11 @@ For a judge that is asked in both orders, from its single calls:
 
 - **flip_rate**: of the comparisons with a verdict in both orders, those whose two verdicts name
   different winners, a tie in one order alone included: 1 − "consistency" of arXiv 2306.05685.
-- **first_preferred**: of the decided calls in both orders, those that prefer the answer shown
-  first. One half is no position bias, since each answer is first as often as second.
+- **first_preferred**: of the decided calls in both orders, or in an order that was drawn at random,
+  those that prefer the answer shown first. One half is no position bias, since each answer is first
+  as often as second, drawn orders by chance.
+- **self_agreement**: where calls are repeated, the share of pairs of repeats of the same call, both
+  with a verdict, that give the same; a call counts once, whatever number of pairs it has.
 - **invalid_call_rate**: calls without a verdict that can be read, of all (single grading too);
   **contradictory_call_rate**: those of all calls that give two different verdicts.
 
@@ -60,13 +63,14 @@ METRICS = (
     "kappa",
     "flip_rate",
     "first_preferred",
+    "self_agreement",
     "invalid_call_rate",
     "contradictory_call_rate",
 )
 ORDERS = ("model_first", "opponent_first")
 _DECIDED = ("model", "opponent")
 _CLASSES = ("model", "tie", "opponent")
-_CALL_KEY = [*COMPARISON_KEY, "category", "judge_model"]
+_CALL_KEY = [*COMPARISON_KEY, "category", "judge_model", "sample"]
 
 
 def judge_quality(
@@ -84,7 +88,8 @@ def judge_quality(
         verdicts: Rows as `statistics.require_verdicts` wants them, of one or several judges.
         answers: One row per (model, question_id, turn, constitution), with `answer`.
         judgements: One row per call to a language model as a judge, with `judge`, `judge_model`,
-            `order` ("model_first", "opponent_first" or "single"), `verdict` ("A" for the answer
+            `order` ("model_first", "opponent_first" or "single"), `sample` (the number of the
+            repeat), `verdict` ("A" for the answer
             shown first, "B", "C" for a tie, a rating, "invalid" or "contradictory") and the
             comparison's columns.
         resamples: Bootstrap samples per interval.
@@ -207,19 +212,19 @@ def _of_calls(calls: pd.DataFrame) -> Iterator[_Measure]:
     require_rows(calls, [*_CALL_KEY, "order"], ["verdict"])
     asked = calls.pivot(index=_CALL_KEY, columns="order", values="verdict")
     if set(ORDERS) <= set(asked.columns):
-        # Only where both orders were asked is each answer as often first as second.
         both = asked[list(ORDERS)].dropna().reset_index()
-        winners = [both[order].map(_winners(order)) for order in ORDERS]
-        flipped = (winners[0] != winners[1]).astype(float)
-        read = winners[0].notna() & winners[1].notna()
-        yield "flip_rate", "", _mean, both.assign(value=flipped.where(read))
-        shown = both.melt([*_CALL_KEY], list(ORDERS), var_name="order", value_name="verdict")
-        yield (
-            "first_preferred",
-            "",
-            _mean,
-            shown.assign(value=shown["verdict"].map({"A": 1.0, "B": 0.0})),
-        )
+        # Only in both orders, or in one that was drawn, is each answer as likely first as second.
+        shown = calls
+        if len(both):
+            winners = [both[order].map(_winners(order)) for order in ORDERS]
+            flipped = (winners[0] != winners[1]).astype(float)
+            read = winners[0].notna() & winners[1].notna()
+            yield "flip_rate", "", _mean, both.assign(value=flipped.where(read))
+            shown = both.melt([*_CALL_KEY], list(ORDERS), var_name="order", value_name="verdict")
+        preferred = shown["verdict"].map({"A": 1.0, "B": 0.0})
+        yield "first_preferred", "", _mean, shown.assign(value=preferred)
+    if (calls["sample"] > 0).any():
+        yield "self_agreement", "", _mean, _agreement_of_repeats(calls)
     yield (
         "invalid_call_rate",
         "",
@@ -228,6 +233,17 @@ def _of_calls(calls: pd.DataFrame) -> Iterator[_Measure]:
     )
     contradictory = (calls["verdict"] == CONTRADICTORY).astype(float)
     yield "contradictory_call_rate", "", _mean, calls.assign(value=contradictory)
+
+
+def _agreement_of_repeats(calls: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a call: the share of pairs of its readable repeats with the same verdict."""
+    call = [*(name for name in _CALL_KEY if name != "sample"), "order"]
+    read = calls[~calls["verdict"].isin(NO_VERDICT)]
+    each = read.groupby([*call, "verdict"]).size()
+    same, pairs = (
+        (counts * (counts - 1)).groupby(call).sum() for counts in (each, each.groupby(call).sum())
+    )
+    return (same / pairs).rename("value").reset_index()
 
 
 def _winners(order: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pandas as pd
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.evaluation import judges, mt_bench
 from sami_pipeline.evaluation.judge_kinds import judge_kind
-from sami_pipeline.evaluation.verdict_parser import CONTRADICTORY, NO_VERDICT
+from sami_pipeline.evaluation.verdict_parser import CONTRADICTORY, INVALID, NO_VERDICT, TIE
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.parameters import JudgeParameters
 
@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 JUDGEMENT_COLUMNS = (
     "judge", "judge_model", "model", "opponent", "question_id", "category", "turn",
-    "constitution", "order", "prompt", "text", "verdict", "prompt_tokens", "completion_tokens",
-    "finish_reason",
+    "constitution", "order", "sample", "prompt", "text", "verdict", "prompt_tokens",
+    "completion_tokens", "finish_reason",
 )  # fmt: skip
 
 
@@ -51,7 +51,10 @@ def judgement_requests(
         sampling = SamplingParameters(max(map(len, choices)), choices=choices)
     else:
         sampling = SamplingParameters(parameters.max_new_tokens, parameters.temperature)
-    return [GenerationRequest(Prompt.from_json(prompt), sampling) for prompt in planned["prompt"]]
+    return [
+        GenerationRequest(Prompt.from_json(prompt), sampling, sample)
+        for prompt, sample in zip(planned["prompt"], planned["sample"], strict=True)
+    ]
 
 
 def tabulate_judgements(
@@ -63,7 +66,7 @@ def tabulate_judgements(
 
     A call without a verdict, be it because the prompt was too long or because a server failed, is
     "invalid", and one with two different ones "contradictory"; the log counts them, the first by
-    finish reason.
+    finish reason. Where the kind allows ties of unanswered questions alone, those are ties.
     """
     constrained = parameters.answer_format == "choice"
     table = planned.assign(
@@ -82,6 +85,8 @@ def tabulate_judgements(
         completion_tokens=[completion.completion_tokens for completion in completions],
         finish_reason=[completion.finish_reason for completion in completions],
     )
+    if judge_kind(parameters.kind).ties == "unanswered":
+        table["verdict"] = table["verdict"].replace(TIE, INVALID).where(table["answered"], TIE)
     unread = table[table["verdict"].isin(NO_VERDICT)]
     logger.info("Judge: %d of %d calls gave no verdict", len(unread), len(table))
     contradictory = unread["verdict"] == CONTRADICTORY
@@ -93,7 +98,14 @@ def tabulate_judgements(
 
 
 def decide_verdicts(
-    judgements: pd.DataFrame, kind: str, pairs: list[tuple[str, str]]
+    judgements: pd.DataFrame, parameters: JudgeParameters, pairs: list[tuple[str, str]]
 ) -> pd.DataFrame:
-    """Return the verdict on every pair of answers that the judgements amount to."""
-    return judge_kind(kind).decide(judgements, pairs)
+    """Return the verdict on every pair of answers that the judgements amount to.
+
+    Of a call's repeats the majority counts, and a call without a verdict as the parameters say.
+    """
+    judgements = judges.combine_repeats(judgements, parameters.kind)
+    if parameters.no_verdict == "tie":
+        verdicts = judgements["verdict"]
+        judgements = judgements.assign(verdict=verdicts.mask(verdicts.isin(NO_VERDICT), TIE))
+    return judge_kind(parameters.kind).decide(judgements, pairs)

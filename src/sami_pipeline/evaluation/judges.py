@@ -17,7 +17,7 @@ import pandas as pd
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.intervals import NO_ROWS, mean_interval
 from sami_pipeline.evaluation.judge_kinds import judge_kind
-from sami_pipeline.evaluation.judge_kinds.base import JudgeKind, rated
+from sami_pipeline.evaluation.judge_kinds.base import JudgeKind, Orders, drawn_order, rated
 from sami_pipeline.evaluation.mt_bench import WRONG_REFERENCES
 from sami_pipeline.evaluation.statistics import (
     ANSWER_KEY,
@@ -35,8 +35,11 @@ logger = logging.getLogger(__name__)
 REFERENCE_CATEGORIES = ("math", "reasoning", "coding")
 """Where MT-Bench's judge sees a reference answer."""
 
+_MULTI_TURN = "-multi-turn"
+
 _PLANNED_COLUMNS = [
-    "judge", "model", "opponent", *ANSWER_KEY, "category", "order", "prompt",
+    "judge", "model", "opponent", *ANSWER_KEY, "category", "order", "sample", "prompt",
+    "answered",
 ]  # fmt: skip
 
 
@@ -44,7 +47,7 @@ def prompt_name(kind: str, turn: int, *, referenced: bool) -> str:
     """Return the name of the judge's prompt, among MT-Bench's own and those of this project."""
     own = judge_kind(kind)
     name = (referenced and own.prompt_with_reference) or own.prompt
-    return name if turn == 1 else f"{name}-multi-turn"
+    return name if turn == 1 else f"{name}{_MULTI_TURN}"
 
 
 def plan_judgements(
@@ -56,8 +59,11 @@ def plan_judgements(
     pairs: Sequence[tuple[str, str]],
     *,
     constrained: bool,
+    orders: Orders = "both",
+    seed: int = 0,
+    repeats: int = 1,
 ) -> pd.DataFrame:
-    """Return what a judge is asked: every comparison in both orders, or every answer once.
+    """Return what a judge is asked: every comparison in both orders or one, or every answer once.
 
     At turn 2 a judge sees both turns, with each model's own answer to the first under the same
     constitution. Degenerate answers are shown like any other. A question of a reference category
@@ -72,11 +78,15 @@ def plan_judgements(
         prompts: ``name, system_prompt, prompt_template``.
         pairs: (model, opponent) names.
         constrained: end each prompt with the words that a verdict of ``CONSTRAINED`` follows.
+        orders: "random" asks each comparison in one order, see ``drawn_order``.
+        seed: of the orders that are drawn.
+        repeats: how often each call is asked.
 
     Returns:
         One row per call: ``judge, model, opponent, question_id, turn, constitution, category,
-        order, prompt``; order is "model_first" or "opponent_first", and where one answer
-        is graded, "single", with "" for the opponent.
+        order, sample, prompt, answered``; sample numbers the repeats from 0; order is "model_first"
+        or "opponent_first", and where one answer is graded, "single", with "" for the opponent;
+        answered is whether any of the answers shown holds more than white space.
 
     Raises:
         InputError: a prompt is missing or has the wrong placeholders, or a question of a reference
@@ -94,16 +104,27 @@ def plan_judgements(
     if own.prompt_with_reference:
         texts.log_references()
     rows = []
-    for model, opponent, order, sides in own.calls(pairs):
+    asked = [
+        (*match, order, list(ways), sides)
+        for match, ways in own.matches(pairs).items()
+        for order, sides in ways.items()
+    ]
+    for model, opponent, order, ways, sides in asked:
         for key in texts.answered(set(sides.values())):
             question_id, turn, _ = key
+            if orders == "random" and order != drawn_order(
+                ways, seed, model, opponent, question_id
+            ):
+                continue
             category = texts.categories[question_id]
             name = prompt_name(kind, turn, referenced=texts.has_references(question_id, turn))
             values = texts.values(key, sides)
             if name not in templates:
                 templates[name] = _Template(name, known, values, _needed(own, sides, turn))
             prompt = templates[name].fill(values, opening, question_id)
-            rows.append((kind, model, opponent, *key, category, order, prompt.to_json()))
+            answered = any(texts.answers[side][key].strip() for side in sides.values())
+            call = (kind, model, opponent, *key, category, order)
+            rows += [(*call, sample, prompt.to_json(), answered) for sample in range(repeats)]
     return pd.DataFrame(rows, columns=_PLANNED_COLUMNS)
 
 
@@ -228,9 +249,11 @@ class _Template:
         needed: Collection[str],
     ) -> None:
         if name not in known:
+            alone = ", or ask first turns alone: evaluation.turns=1"
             raise InputError(
                 f"judge_prompts: {name} is missing; it comes from mt_bench/judge_prompts.jsonl or "
-                "a file in data/01_raw/judge_prompts"
+                "a file in data/01_raw/judge_prompts; write it there"
+                f"{alone if name.endswith(_MULTI_TURN) else ''}"
             )
         self.system = known[name]["system_prompt"]
         self.text = known[name]["prompt_template"]
@@ -281,6 +304,23 @@ def read_verdict(kind: str, text: str, *, constrained: bool, truncated: bool = F
     if constrained:
         return text.removesuffix("]]") if text in own.constrained.choices else INVALID
     return own.parse(text, truncated)
+
+
+def combine_repeats(judgements: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Return one row a call, with the verdict of all its repeats; see ``JudgeKind.combine``.
+
+    Args:
+        judgements: ``judge, model, opponent, question_id, turn, constitution, order, sample,
+            verdict``; a call's other columns are those of its first repeat.
+        kind: the judge's.
+    """
+    if not (judgements["sample"] > 0).any():
+        return judgements
+    key = ["judge", "model", "opponent", *ANSWER_KEY, "order"]
+    verdicts = judgements.groupby(key, sort=False)["verdict"].agg(list)
+    combined = verdicts.map(judge_kind(kind).combine)
+    first = judgements[judgements["sample"] == 0]
+    return first.assign(verdict=combined.loc[pd.MultiIndex.from_frame(first[key])].to_numpy())
 
 
 def ratings(judgements: pd.DataFrame) -> pd.DataFrame:

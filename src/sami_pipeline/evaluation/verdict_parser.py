@@ -24,6 +24,7 @@ CONTRADICTORY = "contradictory"
 NO_VERDICT = (INVALID, CONTRADICTORY)
 """What a call is given from which no verdict can be read."""
 COMPARISONS = ("A", "B", "C")
+TIE = "C"
 LOWEST_RATING, HIGHEST_RATING = 1, 10
 
 _THOUGHT = re.compile(
@@ -48,6 +49,12 @@ _ANNOUNCEMENT = (
 _ANNOUNCED = re.compile(rf"{_ANNOUNCEMENT}$", re.IGNORECASE)
 _PLAIN_RATING = re.compile(
     rf"{_ANNOUNCEMENT}(\d+(?:[.,]\d+)?)(?!\w)(?:\s*(?:/|out of)\s*10\b)?", re.IGNORECASE
+)
+# "Final Response: A", and where two are given as one, the second too.
+_FINAL_RESPONSE = re.compile(
+    r"\bfinal\s+response\b[\s:=*_\"'`\[<(–—-]*(?:[Aa]ssistant\s+)?([ABC])\b(?!['’]\w)"
+    r"(?:[\s*_\"'`\]>)]*(?:/|,|\||or|and|&)[\s*_\"'`\[<(]*(?:[Aa]ssistant\s+)?([ABC])\b)?",
+    re.IGNORECASE,
 )
 _MARKUP = " \t*_`.,;:!\"'”’»)"
 _OPENING = " \t*_`#>-(\"'“‘«"
@@ -88,6 +95,32 @@ def comparison_verdict(text: str, truncated: bool = False) -> str:
         if found:
             return _decided(found, text, truncated)
     return INVALID
+
+
+def final_response_verdict(text: str, truncated: bool = False) -> str:
+    """Return "A", "B" or "C" as the text says behind "Final Response:" (arXiv 2410.01704).
+
+    The published reading takes what stands behind the first "Final Response:", and both letters or
+    none as half a win. A text without these words is read by ``comparison_verdict``.
+
+    Args:
+        text: what the judge wrote.
+        truncated: it was cut off at its token limit; then a verdict counts only where it stands
+            last and there is no other.
+
+    Returns:
+        The verdict, "invalid" where there is none and "contradictory" where there are two.
+    """
+    text = without_thoughts(text)
+    found = [match for match in _FINAL_RESPONSE.finditer(text) if match[1].isupper()]
+    # One that names both letters repeats what was asked for, where another one decides.
+    decided = [match for match in found if match[2] is None] or found
+    values = {letter for match in decided for letter in match.groups() if letter}
+    if not found:
+        return comparison_verdict(text, truncated)
+    if truncated and (text[found[-1].end() :].strip(_MARKUP + "]>\n") or len(values) > 1):
+        return INVALID
+    return values.pop() if len(values) == 1 else CONTRADICTORY
 
 
 def rating_verdict(text: str, truncated: bool = False) -> str:

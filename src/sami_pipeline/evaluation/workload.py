@@ -105,7 +105,7 @@ def judged(
         kind = judge_kind(judge.kind)
         # A judge that sees the constitution is not asked about answers under none.
         bare = turns if kind.sees_constitution and settings.without_constitution else 0
-        calls = sum(1 for _ in kind.calls(parameters.models.pairs()))
+        calls = kind.calls_an_answer(parameters.models.pairs(), judge.orders) * judge.repeats
         writings.append(
             Writing(
                 "judge", judge.judge_model, "judge", judge.engine,

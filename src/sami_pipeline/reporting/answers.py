@@ -285,13 +285,15 @@ def _judgements(table: pd.DataFrame | None) -> dict[tuple, dict[tuple[str, str],
     found: dict[tuple, dict[tuple[str, str], list[Json]]] = {}
     if table is None:
         return found
-    for row in table.itertuples(index=False):
+    repeated = (table["sample"] > 0).any()
+    for row, sample in zip(table.itertuples(index=False), table["sample"], strict=True):
         setting = found.setdefault((row.question_id, row.turn, row.constitution), {})
+        shown = _ORDERS[row.order].format(row) + (f", time {sample + 1}" if repeated else "")
         opponent = row.opponent if isinstance(row.opponent, str) else ""
         setting.setdefault((row.model, opponent), []).append(
             {
                 "judge": row.judge,
-                "title": f"{row.judge_model}, {_ORDERS[row.order].format(row)}: {row.verdict}",
+                "title": f"{row.judge_model}, {shown}: {row.verdict}",
                 "text": row.text,
             }
         )

@@ -203,8 +203,8 @@ _CONTENTS: tuple[Table | Figure, ...] = (
         "As shares, kappa aside. agreement and kappa: with the judge named as reference, one half "
         "and zero being chance; longer preferred: decided verdicts for the longer answer; flip "
         "rate: comparisons that change with the order of the answers; first preferred: decided "
-        "calls for the answer shown first; invalid: verdicts or calls that could not be read. "
-        + _OVER_QUESTIONS,
+        "calls for the answer shown first; self agreement: pairs of repeats of a call with the "
+        "same verdict; invalid: verdicts or calls that could not be read. " + _OVER_QUESTIONS,
         rows=("constitution", "metric", "reference"),
         columns=("judge",),
         where={"category": (OVERALL,)},

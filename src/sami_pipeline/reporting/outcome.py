@@ -322,6 +322,13 @@ def _caveats(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
                     f"{100 * row['value']:.0f} % of the {row['judge']} judge's verdicts under the "
                     f"{row['constitution']} constitution change with the order of the answers"
                 )
+        itself = quality[(quality["metric"] == "self_agreement") & (quality["category"] == OVERALL)]
+        for row in itself.dropna(subset="value").to_dict("records"):
+            shown = _written(row, _ESTIMATES["judge_quality"], "")
+            found.append(
+                f"asked the same twice under the {row['constitution']} constitution, the "
+                f"{row['judge']} judge gives the same verdict in a share of {shown}"
+            )
     if "response_counts" in tables:
         counts = tables["response_counts"]
         found += shortage(counts)

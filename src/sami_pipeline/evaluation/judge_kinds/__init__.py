@@ -10,6 +10,9 @@ FILES = (
     "pairwise",
     "constitution",
     "single",
+    "principle_based",
+    "principle_based_form",
+    "principle_free",
 )
 """The files of this folder that hold a kind, as `KIND`."""
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from sami_pipeline.evaluation.statistics import ANSWER_KEY, require_rows
-from sami_pipeline.evaluation.verdict_parser import COMPARISONS, INVALID, NO_VERDICT
+from sami_pipeline.evaluation.verdict_parser import COMPARISONS, INVALID, NO_VERDICT, TIE
 
 MODEL_FIRST, OPPONENT_FIRST, SINGLE = "model_first", "opponent_first", "single"
 
@@ -28,6 +30,8 @@ class ConstrainedVerdict(NamedTuple):
     choices: tuple[str, ...]
 
 
+Orders = Literal["both", "random"]
+
 COMPARISON_CHOICE = ConstrainedVerdict("My final verdict is: [[", COMPARISONS)
 
 
@@ -44,14 +48,29 @@ def each_alone(pairs: Pairs) -> Calls:
         yield model, "", SINGLE, {"answer": model}
 
 
-def decide_comparisons(judgements: pd.DataFrame, pairs: Pairs = ()) -> pd.DataFrame:
-    """Return a verdict for each comparison: a win needs both orders to agree, all else is a tie.
+def drawn_order(orders: Sequence[str], seed: int, *match: str) -> str:
+    """Return one of the orders, drawn with equal chances; the same of the same match and question.
 
-    A comparison without a valid verdict in both orders is invalid.
+    Args:
+        orders: such as (MODEL_FIRST, OPPONENT_FIRST).
+        seed: decides what is drawn.
+        match: model, opponent and question, whose turns and constitutions share an order. Models
+            and questions that come later change nothing for the others.
+    """
+    named = "\n".join([str(seed), *match]).encode()
+    drawn = int.from_bytes(hashlib.sha256(named).digest()[:8], "big")
+    return orders[drawn % len(orders)]
+
+
+def decide_comparisons(judgements: pd.DataFrame, pairs: Pairs = ()) -> pd.DataFrame:
+    """Return a verdict for each comparison, from both orders or from the one that was asked.
+
+    Of both orders a win needs both to agree, all else is a tie, and a comparison without a valid
+    verdict in both is invalid. Where every comparison was asked in one order, its verdict decides.
 
     Args:
         judgements: ``judge, model, opponent, question_id, category, turn, constitution, order,
-            verdict``, both orders of every comparison.
+            verdict``, both orders of every comparison or one order of every comparison.
         pairs: not read; the judgements name them.
 
     Returns:
@@ -65,13 +84,41 @@ def decide_comparisons(judgements: pd.DataFrame, pairs: Pairs = ()) -> pd.DataFr
         OPPONENT_FIRST: {"A": "opponent", "B": "model", "C": "tie", **unread},
     }
     first, second = (judgements[judgements["order"] == order].set_index(key) for order in outcomes)
+    if not judgements.duplicated(key).any():
+        read = [outcomes[row.order][row.verdict] for row in judgements.itertuples()]
+        return _verdicts(_unscored(judgements, read))
     if not first.index.sort_values().equals(second.index.sort_values()):
         raise ValueError("a comparison lacks a verdict in one of its orders")
     one = first["verdict"].map(outcomes[MODEL_FIRST])
     other = second["verdict"].map(outcomes[OPPONENT_FIRST]).reindex(one.index)
     winner = np.select([(one == INVALID) | (other == INVALID), one == other], [INVALID, one], "tie")
-    both = first.reset_index()
-    return _verdicts(both.assign(model_score=np.nan, opponent_score=np.nan, winner=winner))
+    return _verdicts(_unscored(first.reset_index(), winner))
+
+
+def majority(verdicts: Sequence[str]) -> str:
+    """Return the verdict that was given most often, a tie where two were.
+
+    Repeats without a verdict do not vote, unless they are more than half: then there is none.
+    """
+    votes = Counter(verdict for verdict in verdicts if verdict not in NO_VERDICT)
+    if 2 * votes.total() < len(verdicts):
+        return INVALID
+    (first, most), *others = votes.most_common()
+    if others and others[0][1] == most:
+        return TIE if set(votes) <= set(COMPARISONS) else INVALID
+    return first
+
+
+def mean_rating(verdicts: Sequence[str]) -> str:
+    """Return the mean of the ratings; none where more than half of the repeats have none."""
+    ratings = [float(verdict) for verdict in verdicts if verdict not in NO_VERDICT]
+    if 2 * len(ratings) < len(verdicts):
+        return INVALID
+    return f"{sum(ratings) / len(ratings):.6g}"
+
+
+def _unscored(comparisons: pd.DataFrame, winner: Sequence[str]) -> pd.DataFrame:
+    return comparisons.assign(model_score=np.nan, opponent_score=np.nan, winner=winner)
 
 
 def decide_ratings(judgements: pd.DataFrame, pairs: Pairs) -> pd.DataFrame:
@@ -143,6 +190,10 @@ class JudgeKind:
         decide: makes verdicts on pairs, the rows of ``schemas.Verdicts``, from the judgements and
             the pairs.
         rates: the verdicts are ratings, of which there is a table of means.
+        combine: makes one verdict of those of a call's repeats, two or more.
+        ties: "allowed" takes a judge's tie as one. "unanswered" is the rule of arXiv 2410.01704: a
+            comparison of which neither side holds an answer is a tie whatever the judge says, and
+            elsewhere a tie is no verdict.
     """
 
     name: str
@@ -154,6 +205,20 @@ class JudgeKind:
     calls: Callable[[Pairs], Calls] = both_orders
     decide: Callable[[pd.DataFrame, Pairs], pd.DataFrame] = decide_comparisons
     rates: bool = False
+    combine: Callable[[Sequence[str]], str] = majority
+    ties: Literal["allowed", "unanswered"] = "allowed"
+
+    def matches(self, pairs: Pairs) -> dict[tuple[str, str], dict[str, Mapping[str, str]]]:
+        """Return the calls by (model, opponent) and order, each with the side of every model."""
+        found: dict[tuple[str, str], dict[str, Mapping[str, str]]] = {}
+        for model, opponent, order, sides in self.calls(pairs):
+            found.setdefault((model, opponent), {})[order] = sides
+        return found
+
+    def calls_an_answer(self, pairs: Pairs, orders: Orders) -> int:
+        """Return how many calls there are for everything that all models answered."""
+        ways = self.matches(pairs).values()
+        return len(ways) if orders == "random" else sum(map(len, ways))
 
     @property
     def sides(self) -> int:

@@ -5,6 +5,7 @@ from sami_pipeline.evaluation.judge_kinds.base import (
     JudgeKind,
     decide_ratings,
     each_alone,
+    mean_rating,
 )
 from sami_pipeline.evaluation.verdict_parser import (
     HIGHEST_RATING,
@@ -24,5 +25,6 @@ KIND = JudgeKind(
     ),
     calls=each_alone,
     decide=decide_ratings,
+    combine=mean_rating,
     rates=True,
 )

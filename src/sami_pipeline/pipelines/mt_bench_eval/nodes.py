@@ -166,7 +166,8 @@ def ask_judge(
     questions = judge_requests.with_references(questions, parameters)
     planned = judges.plan_judgements(
         parameters.kind, answers, questions, constitutions, judge_prompts, models.pairs(),
-        constrained=parameters.answer_format == "choice",
+        constrained=parameters.answer_format == "choice", orders=parameters.orders,
+        seed=parameters.seed, repeats=parameters.repeats,
     )  # fmt: skip
     completions = complete(
         parameters.engine,
@@ -183,12 +184,12 @@ def decide_verdicts(
     judgements: pd.DataFrame, models: ModelsParameters, parameters: JudgeParameters
 ) -> pd.DataFrame:
     """Return the judge's verdict on every pair of answers."""
-    return judge_requests.decide_verdicts(judgements, parameters.kind, models.pairs())
+    return judge_requests.decide_verdicts(judgements, parameters, models.pairs())
 
 
-def tabulate_ratings(judgements: pd.DataFrame) -> pd.DataFrame:
+def tabulate_ratings(judgements: pd.DataFrame, parameters: JudgeParameters) -> pd.DataFrame:
     """Return mean ratings by model, constitution, category and turn."""
-    return judges.ratings(judgements)
+    return judges.ratings(judges.combine_repeats(judgements, parameters.kind))
 
 
 def tabulate_win_rates(verdicts: pd.DataFrame) -> pd.DataFrame:

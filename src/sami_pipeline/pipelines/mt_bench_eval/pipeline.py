@@ -150,7 +150,7 @@ def _judging(judge: JudgeParameters) -> list[Node]:
     checkpoint = [f"{judge.model}_checkpoint"] if judge.model else []
     ratings = Node(
         nodes.tabulate_ratings,
-        inputs="judgements",
+        inputs=["judgements", "params:judge"],
         outputs="ratings",
         name="tabulate_ratings",
     )
