@@ -60,7 +60,7 @@ def test_a_name_that_is_unknown_ends_in_one_line(run, arguments, expected):
         (["--namespaces", "data_ingest"], "math.data_ingest, mt_bench.data_ingest"),
         (
             ["--pipelines", "mt_bench,math", "--namespaces", "data_ingest"],
-            "math.data_ingest, mt_bench.data_ingest of all experiments (",
+            "mt_bench.data_ingest, math.data_ingest of all experiments (",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -89,7 +90,7 @@ class Checkpoint:
     def provenance(self) -> dict[str, Any]:
         """Where the model comes from, as written when it was saved."""
         path = self.folder / PROVENANCE_FILE
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def load_causal_model(
@@ -140,8 +141,15 @@ def load_tokenizer(
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
     # The tokenizers library raises bare Exception for what it can't read.
     except Exception as error:
+        # transformers then takes the file for one of tiktoken's, and asks for that package.
+        lacks = (folder / "tokenizer.model").is_file() and find_spec("sentencepiece") is None
+        reason = (
+            "the package sentencepiece is missing; install it: pip install sentencepiece"
+            if lacks
+            else one_line(str(error))
+        )
         raise CheckpointError(
-            f"model folder {folder}: its tokenizer can't be read ({one_line(str(error))})"
+            f"model folder {folder}: its tokenizer can't be read ({reason})"
         ) from error
 
 
