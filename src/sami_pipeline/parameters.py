@@ -35,6 +35,7 @@ from sami_pipeline.engines.parameters import (
 from sami_pipeline.errors import one_line
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.checkpoints import ModelSource
+from sami_pipeline.models.devices import DESCRIPTION, Device
 from sami_pipeline.models.prompts import ChatParameters
 from sami_pipeline.principles.constitutions import Contrast, TrainingContrast
 from sami_pipeline.training.baselines.dpo import DpoParameters
@@ -389,6 +390,9 @@ class TrainingParameters(OpenSettings):
     Every baseline has a group of its own parameters here.
     """
 
+    device: Device = Field(
+        "auto", description=f"{DESCRIPTION} Several processes choose by themselves."
+    )
     sami: SamiTrainingConfig = SamiTrainingConfig()
     launch: LaunchParameters = LaunchParameters()
     dpo: DpoParameters = DpoParameters()

@@ -66,5 +66,5 @@ def test_lines_of_json_end_at_line_feeds_alone_and_a_mark_within_is_passed_over(
 
 @pytest.mark.parametrize("line", ['{"a": 1, "a": 2}', '{"b": [{"a": 1, "a": 1}]}'])
 def test_a_key_that_stands_twice_is_named_at_any_depth(line):
-    with pytest.raises(InputError, match="f: line 2: .*the key 'a' stands twice"):
+    with pytest.raises(InputError, match=r"f: line 2: .*the key 'a' stands twice"):
         list(text_files.json_lines(f"{{}}\n{line}\n".encode(), "f"))

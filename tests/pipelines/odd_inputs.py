@@ -219,7 +219,9 @@ _yaml_file(
     "principles.0",
     "opposite",
 )
-_yaml_file("principle_files", "blank", _principle(principle=" \t"), "principles.0.principle", "blank")
+_yaml_file(
+    "principle_files", "blank", _principle(principle=" \t"), "principles.0.principle", "blank"
+)
 _Q = "question_file", QUESTIONS
 _jsonl(*_Q, "a question twice", lambda rows: _with(5, turns=rows[2]["turns"])(rows), "line 6", "3")
 _jsonl(*_Q, "a mark in UTF-16", lambda rows: b"\xff\xfe{\0}\0", "line 1", "UTF-16")
@@ -267,7 +269,7 @@ _training_source(
 )
 
 
-# --- Tables of queries, model folders, published answers -------------------------------------------
+# --- Tables of queries, model folders, published answers ------------------------------------------
 
 
 @_case("query_table: an unknown package", "query_table_math", "pip install openpyxl")

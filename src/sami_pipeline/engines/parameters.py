@@ -25,6 +25,7 @@ from pydantic import (
 
 from sami_pipeline.engines.kinds import engine_kinds
 from sami_pipeline.errors import first_fault, one_line
+from sami_pipeline.models.devices import DESCRIPTION, Device
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What numpy and torch both take."""
@@ -170,6 +171,7 @@ def _kinds_of_items(annotation: Any) -> set[Any] | None:
 class TransformersParameters(Settings):
     """Settings of the transformers engine."""
 
+    device: Device = Field("auto", description=DESCRIPTION)
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Of the weights; auto takes bfloat16 where the hardware has it."
     )

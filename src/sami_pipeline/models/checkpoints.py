@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from sami_pipeline.errors import InputError, one_line
 from sami_pipeline.models import gguf_files, hub
+from sami_pipeline.models.devices import Device, device_of
 from sami_pipeline.models.prompts import ChatParameters, Prompt
 from sami_pipeline.models.tokens import TextEncoder, end_token_ids
 
@@ -49,14 +50,10 @@ class Checkpoint:
     trust_remote_code: bool = False
     chat: ChatParameters = field(default_factory=ChatParameters)
 
-    def load_model(self, dtype: torch.dtype, device: str | None = None) -> PreTrainedModel:
+    def load_model(self, dtype: torch.dtype, device: Device = "auto") -> PreTrainedModel:
         """Return the causal language model in ``dtype``, by default on the GPU if there is one."""
-        import torch
-
         model = load_causal_model(self.folder, dtype, self.trust_remote_code)
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return model.to(device)
+        return model.to(device_of(device))
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer."""
