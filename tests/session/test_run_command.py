@@ -80,6 +80,7 @@ LISTS = {
     "runs": (("1.10", "007"), "1.10+007"),
     "categories": (("math", "coding"), "math+coding"),
     "leave_out": (("seed", "stop"), "seed+stop"),
+    "adamw_betas": ((0.9, 0.95), "0.9+0.95"),
     "target_modules": (("q_proj", "k_proj"), "q_proj+k_proj"),
     "trackers": (("tensorboard", "mlflow"), "tensorboard+mlflow"),
 }

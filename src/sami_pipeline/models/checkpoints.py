@@ -24,7 +24,7 @@ from sami_pipeline.models.tokens import TextEncoder, end_token_ids
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PROVENANCE_FILE = "provenance.json"
 _HUB_NAME = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*(@[\w][\w./-]*)?$", re.ASCII)
@@ -54,6 +54,12 @@ class Checkpoint:
         """Return the causal language model in ``dtype``, by default on the GPU if there is one."""
         model = load_causal_model(self.folder, dtype, self.trust_remote_code)
         return model.to(device_of(device))
+
+    def load_config(self) -> PretrainedConfig:
+        """Return the model's configuration."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer."""
