@@ -27,6 +27,7 @@ def _open_transformers(settings: TransformersParameters, folder: Path, **options
         device=settings.device,
         dtype=settings.dtype,
         batch_size=settings.batch_size,
+        lanes=settings.lanes,
         kept_gib=settings.kept_gib,
         **options,
     )
