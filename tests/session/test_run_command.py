@@ -78,6 +78,7 @@ LISTS = {
     "steps": ((2, 4), "2+4"),
     "attempts": ((1, 10), "1+10"),
     "runs": (("1.10", "007"), "1.10+007"),
+    "pooled": (("1.10", "007"), "1.10+007"),
     "categories": (("math", "coding"), "math+coding"),
     "leave_out": (("seed", "stop"), "seed+stop"),
     "adamw_betas": ((0.9, 0.95), "0.9+0.95"),

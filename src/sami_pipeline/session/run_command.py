@@ -20,7 +20,7 @@ from sami_pipeline.errors import one_line
 from sami_pipeline.session.command_line import CommandLineError
 
 # Names of runs are texts: YAML reads 1.10 as 1.1 and 007 as 7.
-_NAMES = ("run_name", "completions_of", "compare_runs.runs")
+_NAMES = ("run_name", "completions_of", "compare_runs.runs", "compare_runs.pooled")
 # What begins a value that may hold commas.
 _OPENS = ("[", "{", "'", '"')
 
