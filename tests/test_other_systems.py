@@ -22,7 +22,7 @@ from sami_pipeline.processes import need_process_groups
 
 IMPORT_ALL = """
 import os, pkgutil, signal, sys
-import psutil, torch, transformers.generation  # which have parts for each system
+import psutil, torch.distributed.checkpoint, transformers.generation  # which ask for the system
 sys.modules["resource"] = None
 for name in ("SIGHUP", "SIGQUIT", "SIGKILL"):
     delattr(signal, name)
