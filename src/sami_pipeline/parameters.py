@@ -489,8 +489,7 @@ class EvaluationParameters(Settings):
     )
     resamples: _Count = Field(
         10_000,
-        description="Bootstrap samples per interval of what is no mean: win rates with length held "
-        "equal, and kappa.",
+        description="Bootstrap samples per interval of win rates with length held equal.",
     )
     seed: Seed = Field(0, description="Of the shuffled principles, sampled answers and bootstrap.")
 
@@ -508,8 +507,8 @@ def _known_judge(kind: str) -> str:
     return kind
 
 
-class JudgeParameters(Settings):
-    """A judge beside the checklist, and the model that it asks. It decides the graph."""
+class ModelJudgeParameters(Settings):
+    """What a model that judges is asked, and which model it is."""
 
     kind: Annotated[str, AfterValidator(_known_judge)] = Field(
         "checklist",
@@ -555,7 +554,7 @@ class JudgeParameters(Settings):
     seed: Seed = Field(0, description="Of sampled judgements, and of the orders that are drawn.")
 
     @model_validator(mode="after")
-    def _a_rating_is_no_tie(self) -> JudgeParameters:
+    def _a_rating_is_no_tie(self) -> ModelJudgeParameters:
         from sami_pipeline.evaluation.judge_kinds import KINDS
 
         if self.no_verdict == "tie" and self.kind in {kind.name for kind in KINDS if kind.rates}:
@@ -563,7 +562,7 @@ class JudgeParameters(Settings):
         return self
 
     @model_validator(mode="after")
-    def _repeats_can_differ(self) -> JudgeParameters:
+    def _repeats_can_differ(self) -> ModelJudgeParameters:
         if self.repeats > 1 and (self.temperature == 0 or self.answer_format == "choice"):
             raise ValueError(
                 "repeats: with temperature 0 or answer_format: choice all repeats are the same; "
@@ -575,6 +574,48 @@ class JudgeParameters(Settings):
     def judge_model(self) -> str:
         """The name of the model that judges, among the sources or at the server."""
         return self.model or self.engine.served_model
+
+    @property
+    def judge_name(self) -> str:
+        """What the judge is called in the tables' column ``judge``."""
+        return self.kind
+
+
+class SecondJudgeParameters(ModelJudgeParameters):
+    """A second model that judges the same answers; its kind must be given."""
+
+    @property
+    def judge_name(self) -> str:
+        """What the judge is called in the tables' column ``judge``."""
+        return f"second_{self.kind}"
+
+    @model_validator(mode="after")
+    def _is_a_model(self) -> SecondJudgeParameters:
+        if self.kind == "checklist":
+            raise ValueError("kind: the checklist judges anyway; name another")
+        return self
+
+
+class JudgeParameters(ModelJudgeParameters):
+    """A judge beside the checklist, and the model that it asks. It decides the graph."""
+
+    second: SecondJudgeParameters | None = Field(
+        None,
+        description="Another model, or the same asked in another way, that judges the same "
+        "answers; how far both agree is reported.",
+    )
+
+    @model_validator(mode="after")
+    def _second_has_a_first(self) -> JudgeParameters:
+        if self.second is not None and self.kind == "checklist":
+            raise ValueError("second: needs a first judge; name what it is asked in judge.kind")
+        return self
+
+    @property
+    def by_place(self) -> dict[str, ModelJudgeParameters]:
+        """The models that judge, by the place of their parameters."""
+        judges = {} if self.kind == "checklist" else {"judge": self}
+        return judges if self.second is None else judges | {"judge.second": self.second}
 
 
 class ProblemsParameters(Settings):
@@ -779,14 +820,17 @@ class JudgedParameters(ExperimentParameters):
 
     @model_validator(mode="after")
     def _the_judge_has_a_model(self) -> JudgedParameters:
-        judge, known = self.judge, ", ".join(self.models.sources)
-        if judge.model is not None and judge.model not in self.models.sources:
-            raise ValueError(f"judge.model: {judge.model!r} has no source; known: {known}")
-        asks_a_server = judge.engine.asks_server
-        if judge.model is not None and asks_a_server:
-            raise ValueError("judge.model: a server has its own; name it in judge.engine.openai")
-        if judge.kind != "checklist" and judge.model is None and not asks_a_server:
-            raise ValueError(f"judge.model: name the model that judges; known: {known}")
+        known = ", ".join(self.models.sources)
+        for place, judge in ({"judge": self.judge} | self.judge.by_place).items():
+            asks_a_server, given = judge.engine.asks_server, judge.model is not None
+            if given and judge.model not in self.models.sources:
+                raise ValueError(f"{place}.model: {judge.model!r} has no source; known: {known}")
+            if given and asks_a_server:
+                raise ValueError(
+                    f"{place}.model: a server has its own; name it in {place}.engine.openai"
+                )
+            if judge.kind != "checklist" and not given and not asks_a_server:
+                raise ValueError(f"{place}.model: name the model that judges; known: {known}")
         return self
 
 

@@ -524,8 +524,12 @@ class JudgeQuality(_Table):
 
 
 class Ratings(_Asked):
-    """One row is the mean rating of a model's answers under a constitution in one category."""
+    """One row is a judge's mean rating of a model's answers in one category.
 
+    They were given under one constitution, at one turn or both.
+    """
+
+    judge: Series[str] = pa.Field(str_length={"min_value": 1})
     model: Series[str]
     invalid: Series[int] = pa.Field(ge=0)
     rating: Series[float] = pa.Field(ge=1, le=10, nullable=True)

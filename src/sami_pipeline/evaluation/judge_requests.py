@@ -11,7 +11,7 @@ from sami_pipeline.evaluation import judges, mt_bench
 from sami_pipeline.evaluation.judge_kinds import judge_kind
 from sami_pipeline.evaluation.verdict_parser import CONTRADICTORY, INVALID, NO_VERDICT, TIE
 from sami_pipeline.models.prompts import Prompt
-from sami_pipeline.parameters import JudgeParameters
+from sami_pipeline.parameters import JudgeParameters, ModelJudgeParameters
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ JUDGEMENT_COLUMNS = (
 )  # fmt: skip
 
 
-def with_references(questions: pd.DataFrame, parameters: JudgeParameters) -> pd.DataFrame:
+def with_references(questions: pd.DataFrame, parameters: ModelJudgeParameters) -> pd.DataFrame:
     """Return the questions with the reference answers that the parameters choose; log which."""
     wrong = sorted(mt_bench.WRONG_REFERENCES & set(questions["question_id"]))
     if parameters.references == "published":
@@ -42,7 +42,7 @@ def with_references(questions: pd.DataFrame, parameters: JudgeParameters) -> pd.
 
 
 def judgement_requests(
-    planned: pd.DataFrame, parameters: JudgeParameters
+    planned: pd.DataFrame, parameters: ModelJudgeParameters
 ) -> list[GenerationRequest]:
     """Return one request for each planned call; see ``judges.plan_judgements``."""
     if parameters.answer_format == "choice":
@@ -60,7 +60,7 @@ def judgement_requests(
 def tabulate_judgements(
     planned: pd.DataFrame,
     completions: list[Completion],
-    parameters: JudgeParameters,
+    parameters: ModelJudgeParameters,
 ) -> pd.DataFrame:
     """Return the planned calls with what the judge wrote and the verdict in it.
 
@@ -70,6 +70,7 @@ def tabulate_judgements(
     """
     constrained = parameters.answer_format == "choice"
     table = planned.assign(
+        judge=parameters.judge_name,
         judge_model=parameters.judge_model,
         text=[completion.text for completion in completions],
         verdict=[
@@ -100,10 +101,30 @@ def tabulate_judgements(
 def decide_verdicts(
     judgements: pd.DataFrame, parameters: JudgeParameters, pairs: list[tuple[str, str]]
 ) -> pd.DataFrame:
-    """Return the verdict on every pair of answers that the judgements amount to.
+    """Return each judge's verdict on every pair of answers that its judgements amount to.
 
     Of a call's repeats the majority counts, and a call without a verdict as the parameters say.
     """
+    decided = []
+    for judge in parameters.by_place.values():
+        own = judgements[judgements["judge"] == judge.judge_name]
+        decided.append(_decide(own.reset_index(drop=True), judge, pairs))
+    return pd.concat(decided, ignore_index=True)
+
+
+def ratings(judgements: pd.DataFrame, parameters: JudgeParameters) -> pd.DataFrame:
+    """Return the mean ratings by the judges that rate; see ``judges.ratings``."""
+    tables = []
+    for judge in parameters.by_place.values():
+        if judge_kind(judge.kind).rates:
+            own = judgements[judgements["judge"] == judge.judge_name]
+            tables.append(judges.ratings(judges.combine_repeats(own, judge.kind)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _decide(
+    judgements: pd.DataFrame, parameters: ModelJudgeParameters, pairs: list[tuple[str, str]]
+) -> pd.DataFrame:
     judgements = judges.combine_repeats(judgements, parameters.kind)
     if parameters.no_verdict == "tie":
         verdicts = judgements["verdict"]

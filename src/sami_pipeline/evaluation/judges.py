@@ -330,17 +330,17 @@ def ratings(judgements: pd.DataFrame) -> pd.DataFrame:
         judgements: single grading, as ``decide_ratings`` takes it.
 
     Returns:
-        One row per (model, constitution, turn, category of ``by_category``); turn is "both", which
-        is all that were rated, "1" or "2". ``n`` counts questions, ``rows`` valid ratings,
+        One row per (judge, model, constitution, turn, category of ``by_category``); turn is "both",
+        which is all that were rated, "1" or "2". ``n`` counts questions, ``rows`` valid ratings,
         ``invalid`` the others; a cell without any valid one has a NaN rating. Intervals are over
         questions.
     """
     graded_answers = with_clusters(
-        rated(judgements), ["model", "constitution", "turn", "category", "rating"]
+        rated(judgements), ["judge", "model", "constitution", "turn", "category", "rating"]
     )
     records = []
-    for (model, constitution), graded in graded_answers.groupby(
-        ["model", "constitution"], sort=False
+    for (judge, model, constitution), graded in graded_answers.groupby(
+        ["judge", "model", "constitution"], sort=False
     ):
         for turn, given in by_turn(graded):
             for category, rows in by_category(given):
@@ -353,6 +353,17 @@ def ratings(judgements: pd.DataFrame) -> pd.DataFrame:
                         limits=(LOWEST_RATING, HIGHEST_RATING),
                     )
                 counts = (*mean.counts, len(rows) - len(valid))
-                records.append((model, constitution, category, turn, *counts, *mean.bounds))
-    columns = ["model", "constitution", "category", "turn", "n", "rows", "invalid", "rating"]
+                key = (judge, model, constitution, category, turn)
+                records.append((*key, *counts, *mean.bounds))
+    columns = [
+        "judge",
+        "model",
+        "constitution",
+        "category",
+        "turn",
+        "n",
+        "rows",
+        "invalid",
+        "rating",
+    ]
     return pd.DataFrame(records, columns=[*columns, "ci_low", "ci_high"])

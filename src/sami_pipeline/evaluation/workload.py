@@ -100,15 +100,15 @@ def judged(
                 (turns - 1) * settings.max_new_tokens,
             )
         )  # fmt: skip
-    judge = parameters.judge
-    if judge.kind != "checklist":
+    for place, judge in parameters.judge.by_place.items():
         kind = judge_kind(judge.kind)
         # A judge that sees the constitution is not asked about answers under none.
         bare = turns if kind.sees_constitution and settings.without_constitution else 0
         calls = kind.calls_an_answer(parameters.models.pairs(), judge.orders) * judge.repeats
         writings.append(
             Writing(
-                "judge", judge.judge_model, "judge", judge.engine,
+                "judge" if place == "judge" else "second judge",
+                judge.judge_model, place, judge.engine,
                 questions * (per_question - bare) * calls,
                 1 if judge.answer_format == "choice" else judge.max_new_tokens,
                 "", turns, _JUDGE_INSTRUCTIONS + kind.sides * turns * settings.max_new_tokens,

@@ -65,7 +65,8 @@ def check_inputs(parameters: AlignParameters, made: Mapping[str, pd.DataFrame]) 
             )
     elif {"judge_prompts", "questions"} <= made.keys():
         questions = asked_questions(made["questions"], parameters.evaluation)
-        judges.check_prompts(parameters.judge.kind, made["judge_prompts"], questions)
+        for judge in parameters.judge.by_place.values():
+            judges.check_prompts(judge.kind, made["judge_prompts"], questions)
 
 
 def workload(parameters: AlignParameters) -> Workload:

@@ -62,9 +62,10 @@ def ingest(parameters: MtBenchParameters) -> Pipeline:
 
 def check_inputs(parameters: MtBenchParameters, made: Mapping[str, pd.DataFrame]) -> None:
     """Check that the judge can be asked about the questions, before anything is answered."""
-    if parameters.judge.kind != "checklist" and {"judge_prompts", "questions"} <= made.keys():
+    if {"judge_prompts", "questions"} <= made.keys():
         questions = asked_questions(made["questions"], parameters.evaluation)
-        judges.check_prompts(parameters.judge.kind, made["judge_prompts"], questions)
+        for judge in parameters.judge.by_place.values():
+            judges.check_prompts(judge.kind, made["judge_prompts"], questions)
 
 
 def workload(parameters: MtBenchParameters) -> Workload:

@@ -30,6 +30,7 @@ from sami_pipeline.parameters import (
     EvaluationParameters,
     GenerationParameters,
     JudgeParameters,
+    ModelJudgeParameters,
     ModelsParameters,
 )
 from sami_pipeline.principles.constitutions import sample_constitutions
@@ -163,6 +164,39 @@ def ask_judge(
 
     Without a checkpoint the engine is a server.
     """
+    return _ask(
+        parameters, answers, questions, constitutions, judge_prompts, models, completions_folder,
+        checkpoint,
+    )  # fmt: skip
+
+
+def ask_second_judge(
+    answers: pd.DataFrame | StoredTable,
+    questions: pd.DataFrame,
+    constitutions: pd.DataFrame,
+    judge_prompts: pd.DataFrame,
+    models: ModelsParameters,
+    parameters: JudgeParameters,
+    completions_folder: Path,
+    checkpoint: Checkpoint | None = None,
+) -> pd.DataFrame:
+    """Return what the second model that judges says of the same answers; see ``ask_judge``."""
+    return _ask(
+        parameters.by_place["judge.second"], answers, questions, constitutions, judge_prompts,
+        models, completions_folder, checkpoint,
+    )  # fmt: skip
+
+
+def _ask(
+    parameters: ModelJudgeParameters,
+    answers: pd.DataFrame | StoredTable,
+    questions: pd.DataFrame,
+    constitutions: pd.DataFrame,
+    judge_prompts: pd.DataFrame,
+    models: ModelsParameters,
+    completions_folder: Path,
+    checkpoint: Checkpoint | None,
+) -> pd.DataFrame:
     questions = judge_requests.with_references(questions, parameters)
     planned = judges.plan_judgements(
         parameters.kind, answers, questions, constitutions, judge_prompts, models.pairs(),
@@ -174,7 +208,7 @@ def ask_judge(
         checkpoint,
         judge_requests.judgement_requests(planned, parameters),
         seed=parameters.seed,
-        description=f"Judge: {parameters.kind}",
+        description=f"Judge: {parameters.judge_name}",
         completions_folder=completions_folder,
     )
     return judge_requests.tabulate_judgements(planned, completions, parameters)
@@ -183,13 +217,13 @@ def ask_judge(
 def decide_verdicts(
     judgements: pd.DataFrame, models: ModelsParameters, parameters: JudgeParameters
 ) -> pd.DataFrame:
-    """Return the judge's verdict on every pair of answers."""
+    """Return the verdict of each model that judges on every pair of answers."""
     return judge_requests.decide_verdicts(judgements, parameters, models.pairs())
 
 
 def tabulate_ratings(judgements: pd.DataFrame, parameters: JudgeParameters) -> pd.DataFrame:
     """Return mean ratings by model, constitution, category and turn."""
-    return judges.ratings(judges.combine_repeats(judgements, parameters.kind))
+    return judge_requests.ratings(judgements, parameters)
 
 
 def tabulate_win_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -209,13 +243,10 @@ def tabulate_length_controlled(
 def tabulate_judge_quality(
     verdicts: pd.DataFrame,
     answers: pd.DataFrame | StoredTable,
-    parameters: EvaluationParameters,
     judgements: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Return how far each judge agrees with the checklist, itself and the longer answer."""
-    return judge_quality.judge_quality(
-        verdicts, answers, judgements, resamples=parameters.resamples, seed=parameters.seed
-    )
+    """Return how far each judge agrees with the others, itself and the longer answer."""
+    return judge_quality.judge_quality(verdicts, answers, judgements)
 
 
 def tabulate_compliance(
@@ -259,6 +290,7 @@ def draw_lengths(degeneration: pd.DataFrame) -> go.Figure:
 __all__ = [
     "answer_as",
     "ask_judge",
+    "ask_second_judge",
     "check_answers",
     "constitute_questions",
     "decide_verdicts",

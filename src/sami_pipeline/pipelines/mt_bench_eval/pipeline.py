@@ -89,7 +89,6 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 inputs=[
                     "verdicts",
                     "answers",
-                    "params:evaluation",
                     *([] if checklist_alone else ["judgements"]),
                 ],
                 outputs="judge_quality",
@@ -146,17 +145,12 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
 
 
 def _judging(judge: JudgeParameters) -> list[Node]:
-    """Return the nodes of a model that judges beside the checklist."""
-    checkpoint = [f"{judge.model}_checkpoint"] if judge.model else []
-    ratings = Node(
-        nodes.tabulate_ratings,
-        inputs=["judgements", "params:judge"],
-        outputs="ratings",
-        name="tabulate_ratings",
-    )
-    return [
+    """Return the nodes of the one or two models that judge beside the checklist."""
+    said = ["judgements"] if judge.second is None else ["first_judgements", "second_judgements"]
+    asks = (nodes.ask_judge, nodes.ask_second_judge)
+    asking = [
         Node(
-            nodes.ask_judge,
+            ask,
             inputs=[
                 "answers",
                 "questions",
@@ -165,11 +159,26 @@ def _judging(judge: JudgeParameters) -> list[Node]:
                 "params:models",
                 "params:judge",
                 "completions",
-                *checkpoint,
+                *([f"{one.model}_checkpoint"] if one.model else []),
             ],
-            outputs="judgements",
-            name="ask_judge",
-        ),
+            outputs=output,
+            name=ask.__name__,
+        )
+        for ask, output, one in zip(asks, said, judge.by_place.values(), strict=False)
+    ]
+    if judge.second is not None:
+        asking.append(
+            Node(combine_tables, inputs=said, outputs="judgements", name="combine_judgements")
+        )
+    ratings = Node(
+        nodes.tabulate_ratings,
+        inputs=["judgements", "params:judge"],
+        outputs="ratings",
+        name="tabulate_ratings",
+    )
+    rates = any(judge_kind(one.kind).rates for one in judge.by_place.values())
+    return [
+        *asking,
         Node(
             nodes.decide_verdicts,
             inputs=["judgements", "params:models", "params:judge"],
@@ -182,5 +191,5 @@ def _judging(judge: JudgeParameters) -> list[Node]:
             outputs="verdicts",
             name="combine_verdicts",
         ),
-        *([ratings] if judge_kind(judge.kind).rates else []),
+        *([ratings] if rates else []),
     ]
