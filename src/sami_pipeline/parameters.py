@@ -158,11 +158,26 @@ class ModelsParameters(Settings):
                     f"{field}: {getattr(self, field)!r} has no source; "
                     f"known: {', '.join(self.sources)}"
                 )
+            if getattr(self, field) in self.answer_files:
+                raise ValueError(f"{field}: {getattr(self, field)!r} is a file of answers")
+        if set(self.under_test) <= set(self.answer_files):
+            raise ValueError("under_test: name a model besides files of answers")
         if not set(self.under_test) - {self.baseline}:
             raise ValueError("under_test: name a model besides the baseline to compare with it")
         if self.baseline not in self.under_test:
             raise ValueError(f"baseline: {self.baseline!r} must be one of under_test")
         return self
+
+    @property
+    def answer_files(self) -> dict[str, str]:
+        """The files of answers that stand for a model under test, by its name."""
+        sources = self.sources.items()
+        return {name: source.location for name, source in sources if source.kind == "answers"}
+
+    @property
+    def tested_checkpoints(self) -> list[str]:
+        """The models under test that are checkpoints, and no files of answers."""
+        return [name for name in self.under_test if name not in self.answer_files]
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return (model, opponent) for every pair under test: against the baseline, then the later.
@@ -825,6 +840,8 @@ class JudgedParameters(ExperimentParameters):
             asks_a_server, given = judge.engine.asks_server, judge.model is not None
             if given and judge.model not in self.models.sources:
                 raise ValueError(f"{place}.model: {judge.model!r} has no source; known: {known}")
+            if judge.model in self.models.answer_files:
+                raise ValueError(f"{place}.model: {judge.model!r} is a file of answers")
             if given and asks_a_server:
                 raise ValueError(
                     f"{place}.model: a server has its own; name it in {place}.engine.openai"
@@ -859,6 +876,12 @@ class MathParameters(ExperimentParameters):
 
     problems: ProblemsParameters
     accuracy: AccuracyParameters
+
+    @model_validator(mode="after")
+    def _attempts_are_made_here(self) -> MathParameters:
+        for name in self.models.answer_files:
+            raise ValueError(f"models.sources.{name}: a file of answers can't attempt problems")
+        return self
 
 
 class PublishedRate(Settings):

@@ -319,8 +319,12 @@ class HeldOutLengths(_Lengths):
 
 
 class Answers(_OnATurn, _Completed):
-    """One row is a model's answer to one turn of a question under one constitution."""
+    """One row is a model's answer to one turn of a question under one constitution.
 
+    Answers from a file have no prompt, and the number of its tokens is 0.
+    """
+
+    prompt_tokens: Series[int] = pa.Field(ge=0)
     stances: Series[str]
     answer: Series[str]
     degenerate: Series[bool]

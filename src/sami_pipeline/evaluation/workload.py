@@ -81,7 +81,7 @@ def judged(
         turns: that each question has, of which no more are asked than ``evaluation.turns``.
     """
     settings, generation = parameters.evaluation, parameters.generation
-    models, turns = parameters.models.under_test, min(turns, settings.turns)
+    models, turns = parameters.models.tested_checkpoints, min(turns, settings.turns)
     per_question = requests_per_question(settings, turns)
     writings = []
     for model in models:

@@ -127,7 +127,7 @@ def _asked(
             ]
             room = turn * evaluation.max_new_tokens
             asked = Asked("models.under_test", evaluation.engine, prompts, room, remedy)
-            yield from ((model, asked) for model in models.under_test)
+            yield from ((model, asked) for model in models.tested_checkpoints)
         prompts_table = table("judge_prompts")
         for place, judge in parameters.judge.by_place.items():
             if judge.model is None or prompts_table is None or not makes("judgements"):

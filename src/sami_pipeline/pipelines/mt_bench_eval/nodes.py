@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from sami_pipeline import figures, schemas
+from sami_pipeline import PROJECT_FOLDER, figures, schemas
 from sami_pipeline.engines import CompletionStore, complete, generate, open_model
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation import (
@@ -24,6 +24,7 @@ from sami_pipeline.evaluation import (
 )
 from sami_pipeline.evaluation.checklist import judge_checklist
 from sami_pipeline.evaluation.statistics import DESIRED
+from sami_pipeline.inputs import answer_files
 from sami_pipeline.models.checkpoints import Checkpoint
 from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import (
@@ -91,6 +92,31 @@ def answer_as(model: str) -> Callable[..., pd.DataFrame]:
     answer.__name__ = f"answer_as_{model}"
     answer.__doc__ = f"Return the answers of {model} to every question."
     return answer
+
+
+def read_answers_of(model: str) -> Callable[..., pd.DataFrame]:
+    """Return the node function that reads the answers of that name from their file."""
+
+    def read(
+        student: Checkpoint,
+        questions: pd.DataFrame,
+        constitutions: pd.DataFrame,
+        models: ModelsParameters,
+        parameters: EvaluationParameters,
+    ) -> pd.DataFrame:
+        tokenizer = student.load_tokenizer()
+        return answer_files.answers_from_file(
+            model,
+            PROJECT_FOLDER / Path(models.answer_files[model]).expanduser(),
+            mt_bench.asked_questions(questions, parameters),
+            constitutions,
+            without_constitution=parameters.without_constitution,
+            count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        )
+
+    read.__name__ = f"read_answers_of_{model}"
+    read.__doc__ = f"Return the answers of {model} from a file, their tokens as the student's."
+    return read
 
 
 def respond_as(model: str) -> Callable[..., pd.DataFrame]:
@@ -299,6 +325,7 @@ __all__ = [
     "draw_questions",
     "draw_win_rates",
     "judge_answers",
+    "read_answers_of",
     "respond_as",
     "tabulate_compliance",
     "tabulate_degeneration",

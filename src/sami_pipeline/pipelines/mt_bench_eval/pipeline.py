@@ -14,11 +14,12 @@ from sami_pipeline.result_tables.registry import RESULT_TABLES
 def create_pipeline(experiment: JudgedParameters) -> Pipeline:
     """Return the pipeline that evaluates every model under test on MT-Bench."""
     models = experiment.models.under_test
+    checkpoints, files = experiment.models.tested_checkpoints, experiment.models.answer_files
     checklist_alone = experiment.judge.kind == "checklist"
     return Pipeline(
         [
             *for_each_model(
-                models,
+                checkpoints,
                 nodes.respond_as,
                 inputs=[
                     "responses",
@@ -31,7 +32,7 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
             ),
             Node(
                 nodes.tabulate_held_out_lengths,
-                inputs=[f"{model}_held_out_responses" for model in models],
+                inputs=[f"{model}_held_out_responses" for model in checkpoints],
                 outputs="held_out_lengths",
                 name="tabulate_held_out_lengths",
             ),
@@ -41,8 +42,24 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 outputs="question_constitutions",
                 name="constitute_questions",
             ),
+            *(
+                Node(
+                    nodes.read_answers_of(model),
+                    inputs=[
+                        f"{experiment.models.student}_checkpoint",
+                        "questions",
+                        "question_constitutions",
+                        "params:models",
+                        "params:evaluation",
+                    ],
+                    outputs=f"{model}_answers",
+                    name=f"read_answers_of_{model}",
+                )
+                for model in models
+                if model in files
+            ),
             *for_each_model(
-                models,
+                checkpoints,
                 nodes.answer_as,
                 inputs=[
                     "questions",
