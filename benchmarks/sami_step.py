@@ -137,7 +137,7 @@ def measure(
         weights="bfloat16_remainder" if on_gpu else "float32",
         optimiser="rmsprop" if on_gpu else "adamw",
         optimiser_state="bfloat16" if on_gpu else "float32",
-        gradient_checkpointing=on_gpu and variant != PUBLISHED,
+        gradient_checkpointing=on_gpu and variant not in (PUBLISHED, COMPILED),
     )
     torch.manual_seed(0)
     vocabulary = SHAPES[shape]["vocab_size"]
@@ -249,7 +249,7 @@ def matmul_ceiling(numerics: str, device: str) -> float:
     return 2 * size**3 / best
 
 
-def in_own_process(arguments: list[str]) -> dict[str, Any]:
+def in_own_process(arguments: list[str], timeout: float | None = None) -> dict[str, Any]:
     """Run one measurement in a process of its own and return what it printed, or its fate."""
     # Large blocks are kept instead of faulted in again, as in every process of this project.
     kept = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
@@ -258,7 +258,12 @@ def in_own_process(arguments: list[str]) -> dict[str, Any]:
     # The plain version with n = 4 needs them back: keeping them it was killed at 23 GB.
     keeps = arguments[1] == "2" or arguments[0] not in (PLAIN, PUBLISHED)
     environment = os.environ | (kept if keeps else given_back)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {timeout:.0f} s"}
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     if done.returncode == -9 or "OutOfMemoryError" in done.stderr:

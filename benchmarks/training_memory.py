@@ -17,7 +17,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +70,12 @@ def _child(case: str, device: str) -> dict[str, int]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from sami_pipeline.core import LoraParameters, SamiTrainingConfig, train_sami
+    from sami_pipeline.core import SamiTrainingConfig, train_sami
     from sami_pipeline.core.memory import example_grid, sami_step_memory
 
     torch.set_num_threads(1)
     shape, tokens, changes = CASES[case]
-    if "lora" in changes:
-        changes = changes | {"lora": LoraParameters(**changes["lora"])}
-    config = replace(SamiTrainingConfig(batch_size=2, max_steps=2), **changes)
+    config = SamiTrainingConfig(batch_size=2, max_steps=2, **changes)
 
     def train(size: dict[str, Any], grid_tokens: tuple[int, int, int, int]) -> None:
         model = AutoModelForCausalLM.from_config(

@@ -13,14 +13,22 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
@@ -72,6 +80,12 @@ QWEN3 = (
 GPT2 = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+HARMONY = (
+    "<|start|>system<|message|>Current date: {{ strftime_now('%Y-%m-%d') }}<|end|>"
+    "{% for m in messages %}<|start|>{{ m['role'] }}<|message|>{{ m['content'] }}"
+    "{{ '<|return|>' if m['role'] == 'assistant' and loop.last else '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant<|message|>{% endif %}"
 )
 # The next turn's first token ends this one.
 GLM4 = (
@@ -195,9 +209,55 @@ def glm4(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[i
     return LlamaForCausalLM(config), tokenizer, [0, 3, 5]
 
 
+def gemma2(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[int]]:
+    _, tokenizer, ends = gemma3(folder)
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), head_dim=32, query_pre_attn_scalar=32, sliding_window=512,
+        bos_token_id=2, eos_token_id=1, pad_token_id=0, **_SMALL,
+    )  # fmt: skip
+    return Gemma2ForCausalLM(config), tokenizer, ends
+
+
+def opt(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[int]]:
+    """A base model: it has no chat template, and begins texts with its end."""
+    tokenizer = byte_tokenizer(
+        ["<s>", "<pad>", "</s>"], bos_token="</s>", eos_token="</s>", pad_token="<pad>"
+    )
+    config = OPTConfig(
+        vocab_size=len(tokenizer), hidden_size=64, ffn_dim=128, num_hidden_layers=2,
+        num_attention_heads=4, word_embed_proj_dim=64, max_position_embeddings=2048,
+    )  # fmt: skip
+    return OPTForCausalLM(config), tokenizer, [2]
+
+
+def mixtral(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[int]]:
+    tokenizer = sentencepiece_tokenizer(folder)
+    tokenizer.chat_template = MISTRAL
+    config = MixtralConfig(vocab_size=len(tokenizer), num_local_experts=4, **_SMALL)
+    return MixtralForCausalLM(config), tokenizer, [2]
+
+
+def gpt_oss(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[int]]:
+    names = ["<|startoftext|>", "<|endoftext|>", "<|start|>", "<|message|>", "<|end|>"]
+    tokenizer = byte_tokenizer(
+        [*names, "<|return|>"], bos_token=names[0], eos_token="<|return|>", pad_token=names[1],
+        chat_template=HARMONY,
+    )  # fmt: skip
+    config = GptOssConfig(
+        vocab_size=len(tokenizer), head_dim=32, num_local_experts=4, num_experts_per_tok=2,
+        sliding_window=128, eos_token_id=5, pad_token_id=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 150000.0}, **_SMALL,
+    )  # fmt: skip
+    return GptOssForCausalLM(config), tokenizer, [5, 1]
+
+
 FAMILIES: dict[str, Callable] = {
     function.__name__: function
     for function in (gemma3, phi3, mistral, mistral_v3, zephyr, gpt2, llama, qwen3, glm4)
+}
+# Their tokens are like those of others; what they compute is not.
+MORE_FAMILIES: dict[str, Callable] = {
+    function.__name__: function for function in (gemma2, gpt_oss, mixtral, opt)
 }
 
 
@@ -205,7 +265,7 @@ def make(family: str, folder: Path) -> Checkpoint:
     """Return a tiny model of a family with random weights, saved as a folder."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model, tokenizer, ends = FAMILIES[family](folder)
+        model, tokenizer, ends = (FAMILIES | MORE_FAMILIES)[family](folder)
     model.generation_config.eos_token_id = ends
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,8 @@ class Stage:
         shape: what is computed at once, in words.
         remedy: what to change where it does not fit.
         gpus: how many take part.
+        states: bytes of one saved training state.
+        kept: bytes of what stays on disk besides: a checkpoint, or completions.
     """
 
     name: str
@@ -98,11 +101,18 @@ class Stage:
     shape: str
     remedy: str
     gpus: int = 1
+    states: int = 0
+    kept: int = 0
 
     @property
     def total(self) -> int:
         """Bytes of one GPU."""
         return sum(self.parts.values())
+
+    @property
+    def disk(self) -> int:
+        """Bytes on disk while it goes on."""
+        return _STATES_AT_ONCE * self.states + self.kept
 
 
 @dataclass
@@ -115,7 +125,15 @@ class DryRun:
     stages: list[Stage] = field(default_factory=list)
     memory: float = 0.0
     memory_of: str = ""
+    disk: float = 0.0
+    disk_of: str = ""
     faults: list[str] = field(default_factory=list)
+
+    @property
+    def disk_needed(self) -> int:
+        """Bytes on disk at the most: a training's states are removed when its model is saved."""
+        states = max((stage.disk - stage.kept for stage in self.stages), default=0)
+        return states + sum(stage.kept for stage in self.stages)
 
     def text(self) -> str:
         """Return models and stages as text."""
@@ -132,17 +150,33 @@ class DryRun:
             [
                 {"stage": stage.name, "GPUs": stage.gpus}
                 | {name: stage.parts.get(name, 0) / _GB for name in _PARTS}
-                | {"total": stage.total / _GB, "hours": stage.seconds / 3600}
+                | {
+                    "total": stage.total / _GB,
+                    "disk": stage.disk / _GB,
+                    "hours": stage.seconds / 3600,
+                }
                 for stage in self.stages
             ]
         )
         lines += ["", f"Each GPU in GB (10^9 bytes), of {self.memory / _GB:.1f} ({self.memory_of})"]
         lines.append(table.to_string(index=False, float_format="{:.2f}".format))
         lines += [f"  {stage.name}: {stage.shape}" for stage in self.stages]
+        lines += [
+            f"  {stage.name}: on disk a checkpoint of {stage.kept / _GB:.2f} GB, and before it up "
+            f"to {_STATES_AT_ONCE} states of {stage.states / _GB:.2f} GB"
+            for stage in self.stages
+            if stage.states
+        ]
+        needed, free = self.disk_needed / _GB, self.disk / _GB
+        lines.append(f"On disk, all together: {needed:.2f} GB of {free:.1f} ({self.disk_of})")
         return "\n".join(lines) + "\n"
 
 
-_PARTS = ("weights", "gradients", "optimiser", "activations", "gathered", "cache")
+_PARTS = ("weights", "gradients", "optimiser", "activations", "gathered", "cache", "copy")
+# The last two are kept while another is written.
+_STATES_AT_ONCE = 3
+# Of a stored completion: its key, its numbers, and of its text about five bytes a token.
+_COMPLETION_BYTES, _TOKEN_BYTES = 400, 5
 
 
 def examine(
@@ -178,7 +212,11 @@ def examine(
         for model, architecture in opened.items()
     }
     memory, memory_of = _memory(assumptions)
-    outcome = DryRun(name, list(opened.values()), sizes, memory=memory, memory_of=memory_of)
+    disk, disk_of = _disk(assumptions)
+    outcome = DryRun(
+        name, list(opened.values()), sizes, memory=memory, memory_of=memory_of,
+        disk=disk, disk_of=disk_of,
+    )  # fmt: skip
     plan = _Plan(name, experiment, principles, templates, assumptions, opened, outcome, workload)
     for architecture in opened.values():
         plan.check_tokenizer(architecture)
@@ -191,7 +229,21 @@ def examine(
                 f"{stage.name}: takes {stage.total / _GB:.1f} GB of each GPU, and there are "
                 f"{memory / _GB:.1f} GB ({memory_of}); {stage.remedy}"
             )
+    if outcome.disk_needed > disk:
+        outcome.faults.append(
+            f"disk: all together {outcome.disk_needed / _GB:.1f} GB are needed, and there are "
+            f"{disk / _GB:.1f} GB ({disk_of}); free space, or save no states "
+            f"({name}.training.sami.save_state_every: 0, save_state_minutes: null)"
+        )
     return outcome
+
+
+def _disk(assumptions: DryRunParameters) -> tuple[float, str]:
+    """Return the bytes that a run may write, and what says so."""
+    if assumptions.disk_gb is not None:
+        return assumptions.disk_gb * _GB, f"dry_run_assumptions.disk_gb: {assumptions.disk_gb:g}"
+    data = PROJECT_FOLDER / "data"
+    return float(shutil.disk_usage(data).free), f"free in {data}"
 
 
 def _memory(assumptions: DryRunParameters) -> tuple[float, str]:
@@ -339,7 +391,9 @@ class _Plan:
         requests = self._queries() * texts_per_query(self.experiment)
         if teacher == HOSTED:
             served = settings.engine.served_model
-            self.outcome.stages.append(_asking(f"generation ({teacher})", requests, served))
+            self.outcome.stages.append(
+                _asking(f"generation ({teacher})", requests, served, settings.max_new_tokens)
+            )
         if teacher in (WORKED_SOLUTIONS, HOSTED):
             return
         model = self.opened[teacher]
@@ -355,7 +409,9 @@ class _Plan:
         for writing in self.workload.writings:
             stage = f"{writing.stage} ({writing.model})"
             if writing.engine.served_model:
-                self.outcome.stages.append(_asking(stage, writing.requests, writing.model))
+                self.outcome.stages.append(
+                    _asking(stage, writing.requests, writing.model, writing.max_new_tokens)
+                )
                 continue
             model = self.opened.get(writing.model, student)
             # A judge's prompt holds a question and a constitution too.
@@ -434,7 +490,9 @@ class _Plan:
             f"{requests} responses of at most {response} tokens to prompts of at most {prompt}, "
             f"{at_once} at once"
         )
-        self.outcome.stages.append(Stage(stage, parts, seconds, shape, remedy, gpus))
+        self.outcome.stages.append(
+            Stage(stage, parts, seconds, shape, remedy, gpus, kept=_stored(requests, response))
+        )
 
     def training(self) -> None:
         """Add SAMI's training and that of the baselines."""
@@ -458,7 +516,7 @@ class _Plan:
         steps = math.ceil(grids / config.batch_size) * config.epochs
         steps = min(steps, config.max_steps or steps)
         for name in self.experiment.trained_models():
-            self._training(name, student, replace(config), shape, steps, processes)
+            self._training(name, student, config, shape, steps, processes)
 
     def _training(
         self,
@@ -499,12 +557,20 @@ class _Plan:
         size = self.outcome.sizes[student.name]
         rate = self.assumptions.teraflops * 1e12 * self.assumptions.utilisation * processes
         seconds = 2 * passes * size * tokens * steps * config.batch_size / rate
-        parts = {part: getattr(memory, part) for part in _PARTS[:-1]}
+        parts = {part: getattr(memory, part, 0) for part in _PARTS}
+        # Gradients are as large as the weights that are trained.
+        state = (memory.gradients + memory.optimiser) * processes if config.saves_states else 0
+        is_sami = baseline is None or baseline.is_sami
+        if device == "cpu" and is_sami and processes == 1:
+            parts["copy"] = state  # that is written while the training goes on
+        trained = self.experiment.iterations.count if name == "sami" else 1
+        bytes_a_weight = 4 if config.weights == "float32" else 2
         self.outcome.stages.append(
             Stage(
                 f"training ({name})", parts, seconds,
                 f"{steps} steps of {config.batch_size} queries; {what}",
                 self._training_remedy(name, config, size, memory, processes), processes,
+                states=state, kept=bytes_a_weight * size * trained,
             )
         )  # fmt: skip
 
@@ -540,9 +606,15 @@ class _Plan:
         return "set " + ", or ".join(choices) if choices else "take a smaller model"
 
 
-def _asking(stage: str, requests: int, served: str) -> Stage:
-    """Return a stage that takes nothing here: a server is asked."""
-    return Stage(stage, {}, 0.0, f"{requests} texts are asked of {served}, at its server", "", 0)
+def _stored(requests: int, tokens: int) -> int:
+    """Return the bytes that completions take on disk: in their store, and in a table."""
+    return 2 * requests * (_COMPLETION_BYTES + _TOKEN_BYTES * tokens)
+
+
+def _asking(stage: str, requests: int, served: str, tokens: int) -> Stage:
+    """Return a stage that takes nothing here but disk: a server is asked."""
+    shape = f"{requests} texts are asked of {served}, at its server"
+    return Stage(stage, {}, 0.0, shape, "", 0, kept=_stored(requests, tokens))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ def first_fault(error: ValidationError) -> str:
         message = "expected fields with values; it is empty or holds something else"
     elif fault["type"] == "string_unicode":
         message = "holds half a character (a lone surrogate); remove it"
+    elif fault["type"] in ("int_type", "float_type") and isinstance(fault["input"], str):
+        text = one_line(fault["input"])
+        message = f"must be a number, got the text {text!r:.40}; leave out the quotes"
     elif fault["type"] == "missing":
         message = "is missing; add it"
     elif fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -24,7 +23,7 @@ from pydantic import (
 
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.engines import EngineParameters, SamplingParameters
-from sami_pipeline.engines.parameters import OpenSettings, Seed, Settings, Tokens, as_written
+from sami_pipeline.engines.parameters import OpenSettings, Seed, Settings, Tokens
 from sami_pipeline.errors import one_line
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.checkpoints import ModelSource
@@ -406,18 +405,6 @@ class TrainingParameters(OpenSettings):
             if baseline.settings is not NoSettings
         }
 
-    @field_validator("sami", mode="before")
-    @classmethod
-    def _numbers_are_numbers_in_sami(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            hints = get_type_hints(SamiTrainingConfig)
-            for name in value.keys() & hints.keys():
-                try:
-                    as_written(value[name], hints[name])
-                except ValueError as error:
-                    raise ValueError(f"{name}: {error}") from None
-        return value
-
     @model_validator(mode="after")
     def _workers_can_follow(self) -> TrainingParameters:
         if self.launch.num_processes > 1:
@@ -463,7 +450,7 @@ class IterationsParameters(Settings):
         """Return SAMI's settings in an iteration (from 1)."""
         if self.steps is None:
             return config
-        return replace(config, max_steps=self.steps[iteration - 1])
+        return config.replaced(max_steps=self.steps[iteration - 1])
 
     def half(self, iteration: int) -> int | None:
         """Return which half of the training queries an iteration (from 1) uses; None is all."""
@@ -1010,6 +997,10 @@ class DryRunParameters(Settings):
     )
     reserve_gb: NonNegativeFloat = Field(
         1.5, description="Of it, what CUDA, its libraries and unusable gaps take."
+    )
+    disk_gb: PositiveFloat | None = Field(
+        None,
+        description="Free space for the folder data/ in 10^9 bytes; null takes what is free there.",
     )
     teraflops: PositiveFloat = Field(
         description="Rate of large matrix products in the dtype that is computed in, in 10^12 "

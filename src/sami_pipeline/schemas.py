@@ -30,6 +30,7 @@ _STATUSES = [
     "length_ratio",
     "too_similar",
     "degenerate",
+    "too_long_for_student",
 ]
 _FINISH_REASONS = ["stop", "length", "prompt_too_long", "failed"]
 _CONSTITUTIONS = ["desired", "contrasting", "none"]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sami_pipeline.core import Grid, SamiTrainingConfig, evaluate_grids, train_sami, training
 from sami_pipeline.core.distributed import current_workers, gathered_weights, shard
+from sami_pipeline.core.memory import empty_model
 from sami_pipeline.core.probe import choose_layout
 from sami_pipeline.core.state import save_state
 
@@ -28,7 +29,10 @@ def train(
     **model_options: Any,
 ) -> tuple[pd.DataFrame, dict[str, Tensor]]:
     """Train a tiny model and return its history and weights, those of ``stop_after`` steps."""
+    only_first = model_options.pop("only_first", False)
     model = build_tiny_model(model_options.pop("family", "llama"), **model_options)
+    if only_first and not current_workers().is_first:
+        model = empty_model(model.config)
 
     def save_and_stop(folder: Path, done: int, *rest: Any, **options: Any) -> None:
         save_state(folder, done, *rest, **options)
@@ -38,7 +42,13 @@ def train(
     training.save_state = save_and_stop
     try:
         history = train_sami(
-            model, None, grids, config, state_folder=states, progress=False
+            model,
+            None,
+            grids,
+            config,
+            state_folder=states,
+            progress=False,
+            device=torch.device("cpu"),
         ).history
     except Interrupted:
         history = pd.DataFrame()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,8 +19,16 @@ from sami_pipeline.core import (
     sami_loss,
     train_sami,
 )
-from sami_pipeline.core.adapters import add_adapters, merge_adapters, without_adapters
+from sami_pipeline.core.adapters import (
+    add_adapters,
+    expert_weights,
+    merge_adapters,
+    without_adapters,
+)
 from sami_pipeline.core.state import list_states
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import families
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 LINEAR_LAYERS = {
@@ -50,7 +61,7 @@ def moved_adapters(
 def assert_plain(model: PreTrainedModel, like: PreTrainedModel) -> None:
     """No module of PEFT, none of its names, and everything trainable again."""
     assert [type(m) for m in model.modules()] == [type(m) for m in like.modules()]
-    assert list(weights_of(model)) == list(weights_of(like))
+    assert weights_of(model).keys() == weights_of(like).keys()
     assert not hasattr(model, "peft_config")
     assert all(p.requires_grad for p in model.parameters())
 
@@ -284,6 +295,78 @@ def test_an_adapter_on_the_head_is_trained_or_refused(tiny_model, grids):
     except ValueError:
         return
     assert not weights_of(model)["lm_head.weight"].equal(before["lm_head.weight"])
+
+
+# --- Weights that are no linear layers ---
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "qwen3_moe"])
+def test_experts_get_adapters_that_switch_off_and_merge(family):
+    model, plain = families.tiny_model(family), families.tiny_model(family)
+    before = model(input_ids=IDS).logits
+    trainable = add_adapters(model, LoraParameters(rank=2, experts=True), seed=0)
+    assert model(input_ids=IDS).logits.allclose(before, atol=1e-6)
+    adapted = [n for n, p in model.named_parameters() if "lora_B" in n and "expert" in n]
+    assert len(adapted) == len(expert_weights(plain)) > 0
+    with torch.no_grad():
+        for name in adapted:
+            model.get_parameter(name).normal_(0, 0.2)
+    moved = model(input_ids=IDS).logits
+    assert (moved - before).abs().max() > 1e-3
+    with without_adapters(model):
+        assert model(input_ids=IDS).logits.allclose(before, atol=1e-6)
+    merge_adapters(model, trainable)
+    assert_plain(model, plain)
+    assert model(input_ids=IDS).logits.allclose(moved, atol=1e-5)
+
+
+def test_what_has_no_adapters_is_said(tiny_model, grids, caplog):
+    caplog.set_level("INFO")
+    for experts in (False, True):
+        model = families.tiny_model("mixtral")
+        every = sum(p.numel() for p in model.parameters())
+        share = 100 * sum(model.get_parameter(n).numel() for n in expert_weights(model)) / every
+        caplog.clear()
+        add_adapters(model, LoraParameters(rank=2, experts=experts), seed=0)
+        left_out = f"{share:.1f} % of the weights are experts without adapters; lora.experts: true"
+        assert (left_out in caplog.text) == (not experts)
+    heads = 2 * 101 * 32 + 5 * 32 + 2 * 4 * 32  # embedding and output, norms, routers
+    assert f"Adapters change layers that hold {100 * (1 - heads / every):.1f} %" in caplog.text
+    with pytest.raises(ValueError, match=r"lora.experts: llama has none; leave it out"):
+        add_adapters(tiny_model("llama"), LoraParameters(experts=True), seed=0)
+
+
+def test_gpt2s_layers_are_linear_too(tiny_model, grids):
+    model = tiny_model("gpt2")
+    before = weights_of(model)
+    history = train_sami(model, None, grids, config(epochs=4), progress=False).history
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    changed = {
+        name.split(".")[-2] for name, w in weights_of(model).items() if w.ne(before[name]).any()
+    }
+    assert changed == {"c_attn", "c_proj", "c_fc"}
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_frozen_weights_may_be_bf16_and_what_is_learnt_is_merged_in_fp32(family, grids):
+    model = families.tiny_model(family)
+    lora = LoraParameters(rank=2, frozen_weights="bfloat16", experts=family == "mixtral")
+    chosen = config(lora=lora, compute_dtype="bfloat16", learning_rate=1e-4, max_steps=2)
+    rounded = {name: weight.bfloat16().float() for name, weight in weights_of(model).items()}
+    seen = []
+    handle = model.register_forward_hook(
+        lambda *_: seen.append({p.dtype for p in model.parameters() if not p.requires_grad})
+    )
+    history = train_sami(model, None, grids, chosen, progress=False).history
+    handle.remove()
+    assert seen[-1] == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert history["weights_moved"].iloc[-1] > 0
+    learnt = weights_of(model)["model.layers.0.self_attn.q_proj.weight"]
+    base = rounded["model.layers.0.self_attn.q_proj.weight"]
+    lost_in_bf16 = learnt.ne(base) & learnt.bfloat16().float().eq(base)
+    assert lost_in_bf16.any()
+    assert weights_of(model)["lm_head.weight"].equal(rounded["lm_head.weight"])
 
 
 def test_a_model_that_peft_wraps_is_computed_and_trained_as_it_is(tiny_model, random_grid):

@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 
 import pytest
 
+from sami_pipeline import core
 from sami_pipeline.core import LoraParameters, SamiTrainingConfig
 
 REFUSED = [
-    ({"optimiser": "adam"}, "optimiser: must be one of adamw, rmsprop, got 'adam'"),
-    ({"schedule": "cos"}, "schedule: must be one of constant, linear, cosine, got 'cos'"),
-    ({"weights": "float16"}, "weights: must be one of float32, bfloat16_remainder, bfloat16, got"),
-    ({"optimiser_state": "int8"}, "optimiser_state: must be one of float32, bfloat16, got 'int8'"),
-    ({"memory": "two-pass"}, "memory: must be one of single_pass, two_pass, got 'two-pass'"),
-    ({"compute_dtype": "float16"}, "compute_dtype: must be one of float32, bfloat16, got"),
-    ({"head": "plain"}, "head: must be one of auto, chunked, torch, liger, got 'plain'"),
-    ({"attention": "eager"}, "attention: must be one of sdpa, flex_attention, got 'eager'"),
-    ({"epochs": 0}, "epochs: must be at least 1, got 0"),
-    ({"batch_size": 0}, "batch_size: must be at least 1, got 0"),
-    ({"grids_per_micro_batch": 0}, "grids_per_micro_batch: must be at least 1, got 0"),
-    ({"pad_to_multiple": 0}, "pad_to_multiple: must be at least 1, got 0"),
-    ({"warmup_steps": -1}, "warmup_steps: must be at least 0, got -1"),
-    ({"save_state_every": -1}, "save_state_every: must be at least 0, got -1"),
-    ({"weight_decay": -0.1}, "weight_decay: must be at least 0, got -0.1"),
-    ({"kl_beta": -0.1}, "kl_beta: must be at least 0, got -0.1"),
-    ({"learning_rate": 0.0}, "learning_rate: must be above 0, got 0.0"),
-    ({"max_gradient_norm": 0.0}, "max_gradient_norm: must be above 0, got 0.0"),
-    ({"max_gradient_norm": -1.0}, "max_gradient_norm: must be above 0, got -1.0"),
-    ({"max_steps": 0}, "max_steps: must be above 0, got 0"),
+    ({"optimiser": "adam"}, "optimiser: Input should be 'adamw' or 'rmsprop'"),
+    ({"schedule": "cos"}, "schedule: Input should be 'constant', 'linear' or 'cosine'"),
+    ({"weights": "float16"}, "weights: Input should be 'float32', 'bfloat16_remainder' or"),
+    ({"optimiser_state": "int8"}, "optimiser_state: Input should be 'float32' or 'bfloat16'"),
+    ({"memory": "two-pass"}, "memory: Input should be 'single_pass' or 'two_pass'"),
+    ({"compute_dtype": "float64"}, "compute_dtype: Input should be 'float32' or 'bfloat16'"),
+    ({"compute_dtype": "float16"}, "compute_dtype: float16 turns small gradients into 0"),
+    ({"head": "chunk"}, "head: Input should be 'auto', 'chunked', 'torch' or 'liger'"),
+    ({"attention": "eager"}, "attention: Input should be 'sdpa' or 'flex_attention'"),
+    ({"epochs": 0}, "epochs: Input should be greater than 0"),
+    ({"epochs": 1.5}, "epochs: Input should be a valid integer"),
+    ({"epochs": True}, "epochs: Input should be a valid integer"),
+    ({"epochs": None}, "epochs: Input should be a valid integer"),
+    ({"batch_size": 0}, "batch_size: Input should be greater than 0"),
+    ({"batch_size": "8"}, "batch_size: must be a number, got the text '8'; leave out the quotes"),
+    ({"grids_per_micro_batch": 0}, "grids_per_micro_batch: Input should be greater than 0"),
+    ({"pad_to_multiple": 0}, "pad_to_multiple: Input should be greater than 0"),
+    ({"warmup_steps": -1}, "warmup_steps: Input should be greater than or equal to 0"),
+    ({"save_state_every": -1}, "save_state_every: Input should be greater than or equal to 0"),
+    ({"weight_decay": -0.1}, "weight_decay: Input should be greater than or equal to 0"),
+    ({"kl_beta": -0.1}, "kl_beta: Input should be greater than or equal to 0"),
+    ({"learning_rate": 0.0}, "learning_rate: Input should be greater than 0"),
+    ({"learning_rate": "1e-5"}, "learning_rate: must be a number, got the text '1e-5'; leave out"),
+    ({"learning_rate": math.nan}, "learning_rate: Input should be a finite number"),
+    ({"weight_decay": math.inf}, "weight_decay: Input should be a finite number"),
+    ({"adamw_betas": (0.9, 1.0)}, "adamw_betas.1: Input should be less than 1"),
+    ({"adamw_betas": (0.9,)}, "adamw_betas.1: is missing"),
+    ({"adamw_epsilon": 0.0}, "adamw_epsilon: Input should be greater than 0"),
+    ({"max_gradient_norm": 0.0}, "max_gradient_norm: Input should be greater than 0"),
+    ({"max_gradient_norm": -1.0}, "max_gradient_norm: Input should be greater than 0"),
+    ({"max_steps": 0}, "max_steps: Input should be greater than 0"),
+    ({"train_on_eos": "no"}, "train_on_eos: Input should be a valid boolean"),
+    ({"seed": 2**32}, "seed: Input should be less than 4294967296"),
+    ({"trackers": "wandb"}, "trackers: Input should be a valid tuple"),
+    ({"momentum": 0.9}, "momentum: is no field that is known here"),
+    ({"lora": {"rang": 4}}, "lora.rang: is no field that is known here"),
+    ({"lora": {"rank": "4"}}, "lora.rank: must be a number, got the text '4'"),
+    ({"lora": {"target_modules": "q_proj"}}, "lora.target_modules: Input should be a valid tuple"),
+    ({"lora": True}, "lora: expected fields with values"),
     (
         {"weights": "bfloat16", "compute_dtype": "float32"},
         "compute_dtype: must be bfloat16 when weights is bfloat16, got 'float32'",
@@ -51,6 +73,12 @@ REFUSED = [
         {"lora": LoraParameters(), "weights": "bfloat16_remainder"},
         "weights: must be float32 with lora",
     ),
+    ({"lora": {"experts": True, "dropout": 0.1}}, "lora.dropout: must be 0 with experts"),
+    ({"lora": {"experts": True}, "compile_layers": True}, "compile_layers: can't be combined"),
+    (
+        {"lora": {"frozen_weights": "bfloat16"}, "compute_dtype": "float32"},
+        "compute_dtype: must be bfloat16 with lora.frozen_weights: bfloat16",
+    ),
 ]
 
 
@@ -59,15 +87,30 @@ def test_parameters_that_make_no_sense_are_refused_by_name(changes, message):
     with pytest.raises(ValueError) as refusal:
         SamiTrainingConfig(**changes)
     assert str(refusal.value).startswith(message)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_the_same_is_refused_when_parameters_are_replaced(changes, message):
+    with pytest.raises(ValueError) as refusal:
+        SamiTrainingConfig().replaced(**changes)
+    assert str(refusal.value).startswith(message)
+
+
+def test_what_came_through_json_is_the_same():
+    chosen = SamiTrainingConfig(
+        lora=LoraParameters(target_modules=("q_proj",)), trackers=("wandb",), adamw_betas=(0.8, 0.9)
+    )
+    assert SamiTrainingConfig(**json.loads(json.dumps(chosen.model_dump()))) == chosen
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rank": 0}, "rank: must be at least 1, got 0"),
-        ({"alpha": 0.0}, "alpha: must be above 0, got 0.0"),
-        ({"dropout": -0.1}, "dropout: must be at least 0 and below 1, got -0.1"),
-        ({"dropout": 1.0}, "dropout: must be at least 0 and below 1, got 1.0"),
+        ({"rank": 0}, "rank: Input should be greater than 0"),
+        ({"alpha": 0.0}, "alpha: Input should be greater than 0"),
+        ({"dropout": -0.1}, "dropout: Input should be greater than or equal to 0"),
+        ({"dropout": 1.0}, "dropout: Input should be less than 1"),
     ],
 )
 def test_adapters_that_make_no_sense_are_refused_by_name(changes, message):
@@ -86,6 +129,7 @@ def test_adapters_that_make_no_sense_are_refused_by_name(changes, message):
         {"weights": "bfloat16_remainder", "optimiser_state": "bfloat16"},
         {"lora": LoraParameters(rank=1, dropout=0.0), "compute_dtype": "float32"},
         {"compute_dtype": "float32"},
+        {"learning_rate": 1, "adamw_betas": (0, 0.95), "seed": 2**32 - 1},
     ],
 )
 def test_the_edges_of_what_makes_sense_are_accepted(changes):
@@ -103,6 +147,12 @@ def test_reading_parameters_loads_no_torch():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_package_shows_its_public_names():
+    assert set(core.__all__) <= set(dir(core))
+    assert {name for name in dir(core) if getattr(core, name) is None} == set()
+    assert all(getattr(core, name).__doc__ for name in core.__all__)
 
 
 def test_compiling_recomputed_layers_is_refused_since_torch_never_does_it():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pandas as pd
@@ -13,7 +12,7 @@ from safetensors import safe_open
 from team import Team
 
 from sami_pipeline.core import Grid, LoraParameters, SamiTrainingConfig
-from sami_pipeline.core.distributed import Workers
+from sami_pipeline.core.distributed import Workers, current_workers
 from sami_pipeline.core.state import list_states
 
 MEASURED = ["tokens_per_second", "peak_memory_bytes"]  # differ from run to run
@@ -62,10 +61,23 @@ def assert_same_training(actual, expected, tolerance=1e-5):
         torch.testing.assert_close(weights[name], weight, rtol=tolerance, atol=tolerance, msg=name)
 
 
+def test_a_group_that_can_not_share_numbers_on_the_cpu_is_refused_by_name():
+    import torch.distributed as dist
+
+    dist.init_process_group("cuda:gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match=r'init_process_group\("cpu:gloo,cuda:nccl"\)'):
+            current_workers()
+    finally:
+        dist.destroy_process_group()
+
+
 WAYS = {
     "adamw": {},
     "rmsprop, micro-batches of 2": {"optimiser": "rmsprop", "grids_per_micro_batch": 2},
     "two_pass": {"memory": "two_pass"},
+    "reduced once a step": {"reduce_every": "step"},
+    "reduced once a step, two_pass": {"reduce_every": "step", "memory": "two_pass"},
     "kl": {"kl_beta": 0.3},
     "kl two_pass": {"kl_beta": 0.3, "memory": "two_pass"},
     "gradient checkpointing": {"gradient_checkpointing": True},
@@ -76,6 +88,23 @@ WAYS = {
 def test_two_workers_train_as_one_with_the_same_batch(way, team, grids):
     chosen = config(**WAYS[way])
     assert_same_training(team.run(2, tasks.train, grids, chosen), tasks.train(grids, chosen))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"kl_beta": 0.3}),
+        ("gemma3_text", {"weights": "bfloat16_remainder", "compute_dtype": "bfloat16"}),
+        ("mixtral", {}),
+    ],
+)
+def test_one_worker_alone_need_have_the_weights(family, changes, team, grids):
+    chosen = config(epochs=1, **changes)
+    both, one = (
+        team.run(2, tasks.train, grids, chosen, family=family, only_first=only_first)
+        for only_first in (False, True)
+    )
+    assert_same_training(one, both, 0.0)
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "mixtral", "recurrent_gemma"])
@@ -197,5 +226,5 @@ def test_configuration_comes_back_from_json():
         config(trackers=("tensorboard",)),
         config(lora=LoraParameters(target_modules=("q_proj",))),
     ):
-        fields = json.loads(json.dumps(dataclasses.asdict(chosen)))
-        assert SamiTrainingConfig.from_fields(fields) == chosen
+        fields = json.loads(json.dumps(chosen.model_dump()))
+        assert SamiTrainingConfig(**fields) == chosen

@@ -39,7 +39,7 @@ def test_values_and_gradients_equal_one_call_a_cell(family, random_grid):
         )
     )
     assert norm > 1e-2
-    assert apart <= 2e-6 * norm
+    assert apart <= (2e-6 if family == "jamba" else 1e-6) * norm  # a recurrence adds up more
 
 
 def test_most_families_share_the_prompt_and_the_page_says_which():
@@ -160,6 +160,7 @@ def test_the_trial_leaves_the_model_as_it_was(random_grid):
     model = families.tiny_model("qwen3")
     model.train()
     model.model.layers[1].eval()
+    model.model.norm.weight.requires_grad_(False)
     model.lm_head.weight.grad = torch.ones_like(model.lm_head.weight)
     before = {
         "modes": [module.training for module in model.modules()],
@@ -168,6 +169,7 @@ def test_the_trial_leaves_the_model_as_it_was(random_grid):
         "attention": model.config._attn_implementation,
         "random": torch.get_rng_state().tolist(),
         "windows": [getattr(m, "sliding_window", None) for m in model.modules()],
+        "trained": [p.requires_grad for p in model.parameters()],
     }
     with torch.no_grad():
         grid_logprobs(model, random_grid(1))
@@ -178,6 +180,7 @@ def test_the_trial_leaves_the_model_as_it_was(random_grid):
         "attention": model.config._attn_implementation,
         "random": torch.get_rng_state().tolist(),
         "windows": [getattr(m, "sliding_window", None) for m in model.modules()],
+        "trained": [p.requires_grad for p in model.parameters()],
     }
     assert after == before
     assert model.lm_head.weight.grad.equal(torch.ones_like(model.lm_head.weight))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,9 +27,17 @@ def test_response_tokens_count_each_response_once(grid):
         ([[1]], [], "response_ids: a grid needs"),
         ([[1], []], [[1]], r"prompt_ids\[1\]: is empty"),
         ([[1]], [[1], [2], []], r"response_ids\[2\]: is empty"),
+        ("text", [[1]], "prompt_ids: a grid needs at least one sequence of token ids"),
+        (["text"], [[1]], r"prompt_ids\[0\]: is text, where token ids belong; use TextGrid"),
+        ([[1]], [[2], "text"], r"response_ids\[1\]: is text"),
+        ([[1, "text"]], [[1]], r"prompt_ids\[0\]: must be a sequence of token ids"),
+        ([[1.0]], [[1]], r"prompt_ids\[0\]: must be a sequence of token ids"),
+        ([[True]], [[1]], r"prompt_ids\[0\]: must be a sequence of token ids"),
+        ([[-100]], [[1]], r"prompt_ids\[0\]: must be a sequence of token ids"),
+        ([1, 2], [[1]], r"prompt_ids\[0\]: must be a sequence of token ids"),
     ],
 )
-def test_a_grid_without_tokens_is_refused_and_the_place_named(prompts, responses, message):
+def test_a_grid_of_anything_but_tokens_is_refused_and_the_place_named(prompts, responses, message):
     with pytest.raises(ValueError, match=message):
         Grid(prompts, responses)
 
@@ -77,6 +87,27 @@ def test_an_empty_response_that_ended_is_one_token_and_one_that_did_not_is_refus
         TextGrid(["ab"], [""], [False]).tokenise(border_tokenizer)
 
 
-def test_each_response_must_say_whether_it_ended(border_tokenizer):
-    with pytest.raises(ValueError, match="shorter"):
-        TextGrid(["ab", "a"], ["cd", "ef"], ended=[True]).tokenise(border_tokenizer)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ended": [True]}, "ended: give one for each of the 2 responses, got 1"),
+        ({"end_tokens": ["</s>"] * 3}, "end_tokens: give one for each of the 2 responses, got 3"),
+        ({"prompts": "ab"}, "prompts: must be a sequence of texts"),
+        ({"responses": [[1], [2]]}, "responses: must be a sequence of texts; for token ids there"),
+    ],
+)
+def test_a_text_grid_that_does_not_fit_together_is_refused(changes, message):
+    fields = {"prompts": ["ab", "a"], "responses": ["cd", "ef"], "ended": [True, False]}
+    with pytest.raises(ValueError, match=message):
+        TextGrid(**{**fields, **changes})
+
+
+def test_a_tokenizer_without_an_end_is_refused_where_an_end_is_trained(border_tokenizer):
+    endless = copy.deepcopy(border_tokenizer)
+    endless.eos_token = None
+    text = TextGrid(["ab"], ["cd"], [True])
+    with pytest.raises(ValueError, match="tokenizer: has no end-of-sequence token"):
+        text.tokenise(endless)
+    assert text.tokenise(endless, train_on_eos=False).response_ids == [
+        text.tokenise(border_tokenizer).response_ids[0][:-1]
+    ]

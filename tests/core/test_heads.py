@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
+from importlib import metadata
 
 import pytest
 import torch
@@ -248,9 +248,17 @@ def test_a_head_that_cannot_compute_these_logits_is_refused(head, options, messa
 
 def test_a_head_that_is_not_installed_is_refused_with_what_it_needs(monkeypatch):
     hidden, weight, _, targets = make_inputs()
-    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", None)
+
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
     with pytest.raises(ValueError, match="head: 'liger' needs the package liger-kernel"):
         token_logprobs(hidden, weight, targets, head="liger")
+    for old in ("0.8.4", "0.7.10", "0.8.4.dev1"):
+        monkeypatch.setattr(metadata, "version", lambda name, old=old: old)
+        with pytest.raises(ValueError, match=rf"needs liger-kernel 0.8.5 or newer, and {old} is"):
+            token_logprobs(hidden, weight, targets, head="liger")
     monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy", raising=False)
     with pytest.raises(ValueError, match="head: 'torch' needs linear_cross_entropy"):
         token_logprobs(hidden, weight, targets, head="torch")

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -38,10 +39,12 @@ from sami_pipeline.core import (
     grid_logprobs,
     mi_lower_bound,
     sami_loss,
+    state,
     train_sami,
     training,
 )
 from sami_pipeline.core.logprobs import choose_layout
+from sami_pipeline.core.optimisers import build_optimiser
 from sami_pipeline.core.state import fingerprint, list_states, load_latest_state, save_state
 from sami_pipeline.core.training import (
     accumulate_gradients,
@@ -130,7 +133,7 @@ def test_two_passes_equal_one(family, length_normalise, tiny_model, random_grid)
     batch = [random_grid(0, 3), random_grid(1, 2)]
     chosen = config(length_normalise=length_normalise)
     one, one_metrics = gradients_of(model, batch, chosen)
-    two, two_metrics = gradients_of(model, batch, dataclasses.replace(chosen, memory="two_pass"))
+    two, two_metrics = gradients_of(model, batch, chosen.replaced(memory="two_pass"))
     assert_close(two, one, tolerance)
     assert two_metrics == pytest.approx(one_metrics, rel=1e-5)
 
@@ -141,7 +144,7 @@ def test_two_passes_equal_one_under_autocast_that_the_caller_began(tiny_model, r
     model, batch = tiny_model("llama"), [random_grid(0, 2)]
     chosen = config(compute_dtype="bfloat16")
     one, _ = gradients_of(model, batch, chosen)
-    two_pass = dataclasses.replace(chosen, memory="two_pass")
+    two_pass = chosen.replaced(memory="two_pass")
     two, _ = gradients_of(model, batch, two_pass)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         nested, _ = gradients_of(model, batch, two_pass)
@@ -340,6 +343,14 @@ def test_what_cannot_be_trained_on_is_refused(tiny_model):
     square, oblong = Grid([[5], [6]], [[7], [8]]), Grid([[5], [6]], [[7], [8], [9]])
     with pytest.raises(ValueError, match=r"grids\[1\]: 2 prompts and 3 responses"):
         train_sami(tiny_model("llama"), None, [square, oblong], config())
+    with pytest.raises(ValueError, match=r"grids\[0\]: holds the token 101, .* has 101 tokens"):
+        train_sami(tiny_model("llama"), None, [Grid([[5], [101]], [[7], [8]])], config())
+    with pytest.raises(ValueError, match=r"grids\[0\]: must be a Grid or a TextGrid, got str"):
+        train_sami(tiny_model("llama"), None, ["What?"], config())
+    with pytest.raises(ValueError, match=r"tokenizer: grids\[0\] is text"):
+        train_sami(tiny_model("llama"), None, [TextGrid(["a"], ["b"], [True])], config())
+    with pytest.raises(ValueError, match="config: must be a SamiTrainingConfig, got dict"):
+        train_sami(tiny_model("llama"), None, [square], {"epochs": 1})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -544,7 +555,7 @@ def test_killed_runs_end_in_the_same_weights_and_history(
 ):
     chosen = {"optimiser": optimiser, "epochs": 15}
     tiny_model("llama", attention_dropout=0.2).save_pretrained(tmp_path / "model")
-    fields = dataclasses.asdict(resumable(**chosen))
+    fields = resumable(**chosen).model_dump()
     (tmp_path / "config.json").write_text(json.dumps(fields))
     (tmp_path / "grids.json").write_text(json.dumps([dataclasses.asdict(g) for g in grids]))
     killed = subprocess.run(
@@ -596,6 +607,65 @@ def test_how_often_states_are_saved_does_not_change_the_run(run, tmp_path):
         run(tmp_path / "c", save_state_every=4)
     resumed = run(tmp_path / "c", save_state_every=1)
     assert_same_run(resumed, often)
+
+
+def test_states_are_saved_by_time_too(run, tmp_path, monkeypatch):
+    clock, saved = [0.0], []
+
+    def save(folder: Path, done: int, *rest, **options) -> None:
+        saved.append(done)
+        save_state(folder, done, *rest, **options)
+
+    def now() -> float:
+        clock[0] += 10.0
+        return clock[0]
+
+    monkeypatch.setattr(training, "save_state", save)
+    monkeypatch.setattr(training.time, "monotonic", now)
+    # Looked at once a step, and once more where a state was saved: 10 s apart.
+    run(tmp_path / "both", save_state_every=4, save_state_minutes=0.5)
+    assert saved == [3, 4, 6]
+    saved.clear()
+    run(tmp_path / "time", save_state_every=0, save_state_minutes=100)
+    assert saved == [6], "the last state alone"
+    saved.clear()
+    run(tmp_path / "none", save_state_every=0)
+    assert saved == []
+
+
+def test_a_state_is_written_while_the_training_goes_on(run, tmp_path, monkeypatch):
+    steps, wrote, go_on = [], threading.Event(), threading.Event()
+    real, take_step = state._write_tensors, training._take_step
+
+    def slow(folder: Path, weights: dict, *rest) -> None:
+        wrote.set()
+        assert go_on.wait(60)
+        real(folder, weights, *rest)
+
+    def step(*inputs):
+        row = take_step(*inputs)
+        steps.append(row["step"])
+        if row["step"] == 4:
+            assert wrote.wait(60)
+            assert not list_states(tmp_path)
+            go_on.set()
+        return row
+
+    monkeypatch.setattr(state, "_write_tensors", slow)
+    monkeypatch.setattr(training, "_take_step", step)
+    run(tmp_path, save_state_every=2, max_steps=4)
+    assert steps == [1, 2, 3, 4]
+    assert [path.name for path in list_states(tmp_path)] == ["step-00000004"]
+
+
+def test_a_state_that_can_not_be_written_ends_the_training(run, tmp_path, monkeypatch):
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state, "_write_tensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path)
+    assert not list_states(tmp_path)
 
 
 def test_a_state_is_used_even_by_a_run_that_saves_none(run, tmp_path):
@@ -679,21 +749,22 @@ def test_the_state_of_another_run_that_came_to_its_end_makes_room(run, tmp_path)
     assert_same_run(run(tmp_path, seed=3), run(None, seed=3))
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(SamiTrainingConfig)])
+@pytest.mark.parametrize("field", SamiTrainingConfig.model_fields)
 def test_every_parameter_that_changes_what_is_computed_belongs_to_the_run(field, tiny_model, grids):
     other = {"optimiser": "rmsprop", "schedule": "linear", "memory": "two_pass",
              "compute_dtype": "float32", "max_steps": 7, "length_normalise": False,
              "train_on_eos": False, "gradient_checkpointing": True, "compile_layers": True,
              "weights": "bfloat16", "optimiser_state": "bfloat16", "head": "torch",
              "attention": "flex_attention", "lora": LoraParameters(rank=2),
-             "trackers": ("tensorboard",)}  # fmt: skip
+             "trackers": ("tensorboard",), "adamw_betas": (0.9, 0.95),
+             "reduce_every": "step"}  # fmt: skip
     needed = {"optimiser_state": {"weights": "bfloat16_remainder"}}
     model = tiny_model("llama")
     chosen = config(compute_dtype="bfloat16", **needed.get(field, {}))
-    changed = dataclasses.replace(chosen, **{field: other.get(field, 9)})
+    changed = chosen.replaced(**{field: other.get(field, 9)})
     assert chosen != changed
     same = fingerprint(model, grids, chosen) == fingerprint(model, grids, changed)
-    assert same == (field in ("save_state_every", "trackers"))
+    assert same == (field in ("save_state_every", "save_state_minutes", "trackers"))
 
 
 def test_every_parameter_of_the_adapters_belongs_to_the_run(tiny_model, grids):
@@ -701,8 +772,10 @@ def test_every_parameter_of_the_adapters_belongs_to_the_run(tiny_model, grids):
     adapters = [
         LoraParameters(), LoraParameters(rank=2), LoraParameters(alpha=2.0),
         LoraParameters(dropout=0.1), LoraParameters(target_modules=("q_proj",)),
+        LoraParameters(experts=True), LoraParameters(frozen_weights="bfloat16"),
     ]  # fmt: skip
-    runs = {fingerprint(model, grids, config(lora=lora))["parameters"] for lora in adapters}
+    chosen = [config(lora=lora, compute_dtype="bfloat16") for lora in adapters]
+    runs = {fingerprint(model, grids, each)["parameters"] for each in chosen}
     assert len(runs) == len(adapters)
 
 
@@ -833,6 +906,22 @@ def test_the_configured_head_and_padding_reach_the_model(tiny_model, grids, monk
     chosen = config(head="chunked", pad_to_multiple=32, max_steps=1)
     train_sami(tiny_model("llama"), None, grids, chosen, progress=False)
     assert [(options["head"], options["pad_to_multiple"]) for options in seen] == [("chunked", 32)]
+
+
+def test_training_leaves_torchs_random_numbers_as_they_were(tiny_model, grids):
+    model = tiny_model("llama", attention_dropout=0.2)
+    before = torch.get_rng_state()
+    train_sami(model, None, grids, config(max_steps=1), progress=False)
+    assert torch.get_rng_state().equal(before)
+
+
+def test_adamw_has_the_betas_and_epsilon_asked_for(tiny_model):
+    chosen = config(adamw_betas=(0.8, 0.95), adamw_epsilon=1e-6)
+    for weights in ("float32", "bfloat16"):
+        model = tiny_model("llama")
+        settings_ = chosen.replaced(weights=weights, compute_dtype="bfloat16")
+        defaults = build_optimiser(model, settings_).defaults
+        assert (defaults["betas"], defaults["eps"]) == ((0.8, 0.95), 1e-6)
 
 
 @pytest.mark.parametrize("raises", [False, True])

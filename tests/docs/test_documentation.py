@@ -53,7 +53,7 @@ def test_every_parameter_has_a_type_a_default_and_a_description(reference):
     [
         ("mt_bench.generation", "top_p", "number &gt; 0, ≤ 1", "`1.0`"),
         ("mt_bench.training.sami", "optimiser", "`adamw` or `rmsprop`", '`"adamw"`'),
-        ("mt_bench.training.sami.lora", "rank", "integer", "`16`"),
+        ("mt_bench.training.sami.lora", "rank", "integer &gt; 0", "`16`"),
         ("mt_bench.queries.tables.<name>", "query", "string", "required"),
         ("math.problems", "test", "integer &gt; 0, ≤ 1000000 or `null`", "`50`"),
     ],

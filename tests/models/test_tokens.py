@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import zoo
+from transformers import AutoTokenizer
 
 from sami_pipeline.core import TextGrid
 from sami_pipeline.models.prompts import ChatParameters, Prompt, PromptTemplate
 from sami_pipeline.models.tokens import TextEncoder, end_token_ids
 
+PROJECT = Path(__file__).parents[2]
 ASKED = Prompt(messages=(("user", "Why?"),))
 PLAIN = PromptTemplate(
     kind="plain", turn="### User\n{query}\n{constitution}\n### Assistant\n", answer_end="\n\n"
@@ -236,3 +240,29 @@ def test_variables_reach_the_template(encoders):
 def test_what_the_pipeline_sets_itself_is_no_variable(name):
     with pytest.raises(ValueError, match=f"{name} is set by the pipeline"):
         ChatParameters(variables={name: 1})
+
+
+def test_the_embedded_default_reads_the_prompt_that_is_written_down(templates):
+    """A change of the template, the tokenizer or its reading shows here, token by token."""
+    models = PROJECT / "data" / "01_raw" / "models"
+    tokenizer = AutoTokenizer.from_pretrained(models, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    encoder = TextEncoder(tokenizer)
+    prompt = templates["chat"].build(
+        ["Name two things that keep a house warm."],
+        constitution="1. Write one short sentence.\n2. Do not use the letter z.",
+    )
+    encoded = encoder.encode(prompt)
+    assert encoded.text == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+        "<|im_end|>\n<|im_start|>user\nName two things that keep a house warm.\n\n"
+        "Follow these rules in your response:\n1. Write one short sentence.\n"
+        "2. Do not use the letter z.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert encoded.ids == [
+        1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411,
+        407, 19712, 8182, 2, 198, 1, 4093, 198, 5820, 827, 1495, 338, 1446, 253, 2291, 3091, 30,
+        198, 198, 11101, 623, 3372, 281, 469, 2426, 42, 198, 33, 30, 9517, 582, 1890, 6330, 30,
+        198, 34, 30, 3315, 441, 722, 260, 4386, 1892, 30, 2, 198, 1, 520, 9531, 198,
+    ]  # fmt: skip
+    assert encoder.encode_response([encoded], " Thick walls.") == [525, 901, 5780, 30]
+    assert encoder.end_ids(encoded, True) == [2]

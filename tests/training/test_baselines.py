@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from transformers import Trainer
 
 from sami_pipeline.core import Grid, SamiTrainingConfig, StateMismatchError, grid_logprobs
 from sami_pipeline.core.training import batch_schedule, learning_rate_at
@@ -88,7 +88,7 @@ def test_dpo_starts_at_chance_and_takes_as_many_steps_as_sami(tmp_path):
 
 @pytest.mark.parametrize("weights", ["bfloat16_remainder", "bfloat16"])
 def test_dpo_trains_16_bit_weights_with_samis_optimiser(tmp_path, weights):
-    config = replace(CONFIG, weights=weights, compute_dtype="bfloat16")
+    config = CONFIG.replaced(weights=weights, compute_dtype="bfloat16")
     model, history = train("dpo", tmp_path, config=config)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     # The reference computes in 16 bits too.
@@ -154,6 +154,20 @@ def test_a_killed_training_ends_in_the_same_weights_and_history(method, tmp_path
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
+@pytest.mark.parametrize(("minutes", "saved"), [(1e-9, [1, 2, 3]), (60.0, [3]), (None, [])])
+def test_progress_is_saved_by_time_too(minutes, saved, tmp_path, monkeypatch):
+    steps = []
+    real = Trainer._save_checkpoint
+
+    def save(self, *inputs):
+        steps.append(self.state.global_step)
+        real(self, *inputs)
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", save)
+    train("sft", tmp_path, config=CONFIG.replaced(save_state_every=0, save_state_minutes=minutes))
+    assert steps == saved
+
+
 def test_progress_of_another_run_is_refused_unless_it_came_to_its_end(tmp_path):
     train("dpo", tmp_path)
     train("dpo", tmp_path, beta=0.3)  # the first is finished: it makes room
@@ -182,7 +196,7 @@ def test_progress_of_other_code_is_not_gone_on_with(method, tmp_path, sources, c
 
 @pytest.mark.parametrize("method", ["dpo", "sft"])
 def test_steps_and_learning_rates_are_those_of_sami(method, tmp_path):
-    config = replace(CONFIG, warmup_steps=1, schedule="linear", max_steps=50, epochs=2)
+    config = CONFIG.replaced(warmup_steps=1, schedule="linear", max_steps=50, epochs=2)
     _, history = train(method, tmp_path, config=config)
     total = len(batch_schedule(6, config))
     assert total == 6, "max_steps cuts and never lengthens"

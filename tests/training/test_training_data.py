@@ -1,11 +1,20 @@
+import json
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from sami_pipeline.evaluation.intervals import mean_interval
+from sami_pipeline.models.checkpoints import Checkpoint
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.schemas import HeldOut
-from sami_pipeline.training.data import HELD_OUT_METRICS, held_out_table, select_grids
+from sami_pipeline.training.data import (
+    HELD_OUT_METRICS,
+    held_out_table,
+    mark_too_long,
+    select_grids,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +60,32 @@ def test_grids_are_those_of_the_usable_queries_of_the_split(encoder, split, quer
     grids = select_grids(response_rows(), split, encoder)
     first = [texts(encoder, grid.prompt_ids)[0] for grid in grids]
     assert first == [f"prompt {query}0" for query in queries]
+
+
+def test_a_grid_that_is_too_long_for_the_student_is_marked_and_the_rest_is_trained_on(
+    encoder, random_checkpoint, tmp_path
+):
+    folder = shutil.copytree(random_checkpoint.folder, tmp_path / "short")
+    config = json.loads((folder / "config.json").read_text())
+    rows = response_rows()
+    long = (rows["query_id"] == "d") & (rows["constitution_index"] == 1)
+    rows.loc[long, "response"] = "response d1" * 2
+    lengths = {
+        key: max(map(len, grid.prompt_ids)) + max(map(len, grid.response_ids))
+        for key, grid in zip("ad", select_grids(rows, "train", encoder), strict=True)
+    }
+    assert lengths["a"] < lengths["d"]
+    for positions, marked in ((lengths["d"], ""), (lengths["d"] - 1, "d"), (lengths["a"], "d")):
+        (folder / "config.json").write_text(
+            json.dumps({**config, "max_position_embeddings": positions})
+        )
+        found = mark_too_long(rows, Checkpoint(folder))
+        left_out = found["status"] == "too_long_for_student"
+        assert set(found.loc[left_out, "query_id"]) == set(marked)
+        assert left_out.sum() == 3 * len(marked), "the whole grid is left out"
+        others = ~left_out
+        assert found.loc[others, "status"].equals(rows.loc[others, "status"])
+        assert len(select_grids(found, "train", encoder)) == 2 - len(marked)
 
 
 def test_each_pair_of_a_query_is_a_grid(encoder):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import Parameter
+from transformers.pytorch_utils import Conv1D
 
 from sami_pipeline.core.config import LoraParameters
 
 if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 _NAME = "default"
 
@@ -25,18 +29,24 @@ def add_adapters(model: PreTrainedModel, parameters: LoraParameters, seed: int) 
         The weights that were trainable before, for ``merge_adapters``.
 
     Raises:
-        ValueError: none of the target modules is in the model, or one is its output head, whose
-            weights are read without its layer.
+        ValueError: the model has none of the target modules, or no experts where they are asked
+            for, or one of the modules is its output head, whose weights are read without its layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = parameters.target_modules
+    experts = expert_weights(model)
+    if parameters.experts and not experts:
+        raise ValueError(f"lora.experts: {model.config.model_type} has none; leave it out")
     config = LoraConfig(
         r=parameters.rank,
         lora_alpha=parameters.alpha,
         lora_dropout=parameters.dropout,
         target_modules=_linear_layers(model) if targets is None else list(targets),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        target_parameters=experts if parameters.experts else None,
     )
+    weights = dict(model.named_parameters())
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
         if module is head and name.rsplit(".", 1)[-1] in config.target_modules:
@@ -53,7 +63,44 @@ def add_adapters(model: PreTrainedModel, parameters: LoraParameters, seed: int) 
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    _say_what_is_adapted(model, weights, experts)
     return trainable
+
+
+def _say_what_is_adapted(
+    model: PreTrainedModel, weights: dict[str, Parameter], experts: list[str]
+) -> None:
+    """Log the share of a model's weights that have adapters.
+
+    Args:
+        model: with its adapters.
+        weights: by the names that they had before.
+        experts: names of those that are experts.
+    """
+    adapted = {
+        id(getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight")))
+        for layer in _adapted_layers(model)
+    }
+    every = sum(weight.numel() for weight in weights.values())
+    with_adapters = sum(w.numel() for w in weights.values() if id(w) in adapted)
+    logger.info(
+        "Adapters change layers that hold %.1f %% of the weights", 100 * with_adapters / every
+    )
+    left_out = sum(weights[name].numel() for name in experts if id(weights[name]) not in adapted)
+    if left_out:
+        logger.warning(
+            "%.1f %% of the weights are experts without adapters; lora.experts: true adapts them",
+            100 * left_out / every,
+        )
+
+
+def expert_weights(model: PreTrainedModel) -> list[str]:
+    """Return the names of weights of the shape (experts, rows, columns)."""
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 3 and "expert" in name
+    ]
 
 
 def _linear_layers(model: PreTrainedModel) -> list[str]:
@@ -62,7 +109,7 @@ def _linear_layers(model: PreTrainedModel) -> list[str]:
         {
             name.rsplit(".", 1)[-1]
             for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and module is not head
+            if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
         }
     )
 
@@ -94,9 +141,12 @@ def merge_adapters(model: PreTrainedModel, trainable: list[Parameter]) -> None:
         trainable: what ``add_adapters`` returned; made trainable again.
     """
     adapted = set(_adapted_layers(model))
+    for module in adapted:
+        module.merge()
+    inside = {part for module in adapted for part in module.modules() if part is not module}
     for name, module in list(model.named_modules()):
-        if module in adapted:
-            module.merge()
+        # The weights of a mixture's experts have one adapter around the other.
+        if module in adapted - inside:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.get_base_layer())
     if hasattr(model, "peft_config"):

@@ -1,15 +1,50 @@
-"""Parameters of a SAMI training run. Standard library only, so that reading them loads no torch."""
+"""Parameters of a SAMI training run. Reading them loads no torch."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from sami_pipeline.errors import first_fault
+
+# What JSON and YAML have in their place is a list.
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoraParameters:
+class _Parameters(BaseModel):
+    """Known names and finite numbers, written as such; nothing is converted or guessed at.
+
+    Raises:
+        ValueError: one line that names the parameter and what is wrong with it.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ValueError(first_fault(error)) from None
+
+    def replaced(self, **changes: Any) -> Self:
+        """Return the same parameters but for some, checked again."""
+        return type(self)(**{**dict(self), **changes})
+
+
+class LoraParameters(_Parameters):
     """Low-rank adapters (arXiv 2106.09685) in the place of full finetuning, through PEFT.
 
     Attributes:
@@ -17,24 +52,27 @@ class LoraParameters:
         alpha: the adapters' output is scaled by alpha / rank.
         dropout: on the adapters' input.
         target_modules: names of the linear layers that get adapters; None takes all but the head.
+        experts: adapt the experts of a mixture too, whose weights are no linear layers; they hold
+            most of such a model.
+        frozen_weights: dtype of the weights that the adapters are added to, while they are trained;
+            "bfloat16" takes half the memory. Loses nothing where the model was published in bf16.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    target_modules: tuple[str, ...] | None = None
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Share = 0.0
+    target_modules: Names | None = None
+    experts: bool = False
+    frozen_weights: Literal["float32", "bfloat16"] = "float32"
 
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank: must be at least 1, got {self.rank}")
-        if self.alpha <= 0:
-            raise ValueError(f"alpha: must be above 0, got {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: must be at least 0 and below 1, got {self.dropout}")
+    @model_validator(mode="after")
+    def _experts_have_no_dropout(self) -> Self:
+        if self.experts and self.dropout:
+            raise ValueError("dropout: must be 0 with experts, whose adapters can't have any")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamiTrainingConfig:
+class SamiTrainingConfig(_Parameters):
     """How one model is trained with SAMI; the defaults are those of the embedded small model.
 
     Attributes:
@@ -45,6 +83,8 @@ class SamiTrainingConfig:
         optimiser: "adamw" or "rmsprop".
         learning_rate: peak learning rate.
         weight_decay: decoupled for AdamW, added to the gradient for RMSprop, as torch has it.
+        adamw_betas: decay rates of AdamW's two moments.
+        adamw_epsilon: added to the denominator of AdamW's update.
         warmup_steps: optimiser steps of linear warm-up.
         schedule: what follows the warm-up: "constant", or "linear" or "cosine" down to 0.
         max_gradient_norm: clip the gradient to this 2-norm; None does not clip.
@@ -66,26 +106,32 @@ class SamiTrainingConfig:
         compile_layers: compile the decoder layers; pays after minutes, needs a C++ compiler and
             excludes gradient checkpointing.
         pad_to_multiple: round row lengths up to a multiple, so that kernels see few shapes.
+        reduce_every: when several workers add up their gradients: after each "micro_batch", or once
+            a "step", which sends less and keeps the whole gradient on every worker.
         lora: train low-rank adapters, merged into the weights at the end; None trains all weights.
         trackers: where each step is logged besides the history, by the names accelerate knows:
             tensorboard, wandb, mlflow, ...; their packages must be installed.
-        save_state_every: optimiser steps between saved states; 0 saves none.
+        save_state_every: optimiser steps between saved states; 0 saves none by their number.
+        save_state_minutes: minutes between saved states, whichever comes first; None saves none by
+            time. Without both, none is saved.
         seed: decides the order of the grids, the adapters' first weights and every dropout.
     """
 
-    epochs: int = 1
-    max_steps: int | None = None
-    batch_size: int = 8
-    grids_per_micro_batch: int = 1
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    batch_size: PositiveInt = 8
+    grids_per_micro_batch: PositiveInt = 1
     optimiser: Literal["adamw", "rmsprop"] = "adamw"
-    learning_rate: float = 1e-5
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
+    learning_rate: PositiveFloat = 1e-5
+    weight_decay: NonNegativeFloat = 0.0
+    adamw_betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
+    adamw_epsilon: PositiveFloat = 1e-8
+    warmup_steps: NonNegativeInt = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    max_gradient_norm: float | None = 1.0
+    max_gradient_norm: PositiveFloat | None = 1.0
     length_normalise: bool = True
     train_on_eos: bool = True
-    kl_beta: float = 0.0
+    kl_beta: NonNegativeFloat = 0.0
     weights: Literal["float32", "bfloat16_remainder", "bfloat16"] = "float32"
     optimiser_state: Literal["float32", "bfloat16"] = "float32"
     memory: Literal["single_pass", "two_pass"] = "single_pass"
@@ -94,40 +140,26 @@ class SamiTrainingConfig:
     attention: Literal["sdpa", "flex_attention"] = "sdpa"
     gradient_checkpointing: bool = False
     compile_layers: bool = False
-    pad_to_multiple: int = 1
+    pad_to_multiple: PositiveInt = 1
+    reduce_every: Literal["micro_batch", "step"] = "micro_batch"
     lora: LoraParameters | None = None
-    trackers: tuple[str, ...] = ()
-    save_state_every: int = 0
-    seed: int = 0
+    trackers: Names = ()
+    save_state_every: NonNegativeInt = 0
+    save_state_minutes: PositiveFloat | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                choices = ", ".join(get_args(hint))
-                raise ValueError(f"{name}: must be one of {choices}, got {getattr(self, name)!r}")
-        at_least = {
-            "epochs": 1,
-            "batch_size": 1,
-            "grids_per_micro_batch": 1,
-            "pad_to_multiple": 1,
-            "warmup_steps": 0,
-            "save_state_every": 0,
-            "weight_decay": 0,
-            "kl_beta": 0,
-            "seed": 0,
-        }
-        for name, minimum in at_least.items():
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name}: must be at least {minimum}, got {getattr(self, name)}")
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name}: must be a finite number, got {value}")
-        if self.seed >= 2**32:
-            raise ValueError(f"seed: must be below 2**32, got {self.seed}")
-        for name in ("learning_rate", "max_gradient_norm", "max_steps"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name}: must be above 0, got {value}")
+    @field_validator("compute_dtype", mode="before")
+    @classmethod
+    def _gradients_have_the_range_of_float32(cls, value: Any) -> Any:
+        if value == "float16":
+            raise ValueError(
+                "float16 turns small gradients into 0 unless the loss is scaled, which is not "
+                "done here; choose bfloat16, or float32 on a GPU without it"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _parameters_go_together(self) -> Self:
         if self.weights != "float32" and self.compute_dtype != "bfloat16":
             raise ValueError(
                 f"compute_dtype: must be bfloat16 when weights is {self.weights}, "
@@ -145,19 +177,23 @@ class SamiTrainingConfig:
             )
         if self.lora is not None and self.weights != "float32":
             raise ValueError(
-                "weights: must be float32 with lora; the adapters are small, and the weights "
-                "they are added to keep the dtype they were loaded in"
+                "weights: must be float32 with lora, whose adapters are small; the weights they "
+                "are added to have lora.frozen_weights"
             )
+        frozen = "float32" if self.lora is None else self.lora.frozen_weights
+        if frozen != "float32" and self.compute_dtype != "bfloat16":
+            raise ValueError(f"compute_dtype: must be bfloat16 with lora.frozen_weights: {frozen}")
+        if self.lora is not None and self.lora.experts and self.compile_layers:
+            raise ValueError(
+                "compile_layers: can't be combined with lora.experts, whose adapters change the "
+                "layers in every pass"
+            )
+        return self
 
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> SamiTrainingConfig:
-        """Return the configuration whose ``dataclasses.asdict`` came through JSON."""
-        values = dict(fields)
-        if values["lora"] is not None:
-            modules = values["lora"]["target_modules"]
-            adapters = {**values["lora"], "target_modules": modules and tuple(modules)}
-            values["lora"] = LoraParameters(**adapters)
-        return cls(**{**values, "trackers": tuple(values["trackers"])})
+    @property
+    def saves_states(self) -> bool:
+        """Whether states are saved, from which a killed training goes on."""
+        return bool(self.save_state_every) or self.save_state_minutes is not None
 
     def check_many_workers(self) -> None:
         """Refuse what has not been verified with a model in shards.

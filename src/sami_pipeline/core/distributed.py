@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sami_pipeline.core.grid import Grid
@@ -61,6 +61,19 @@ class Workers:
         """Return the largest of a value over all workers."""
         return self._reduced([value], torch.distributed.ReduceOp.MAX)[0]
 
+    def told(self, text: str) -> str:
+        """Return the first worker's text; what the others give is not read."""
+        if self.count == 1:
+            return text
+        letters = text.encode() if self.is_first else b""
+        length = torch.tensor([len(letters)])
+        torch.distributed.broadcast(length, 0)
+        letters = letters or bytes(int(length))
+        message = torch.tensor(list(letters), dtype=torch.uint8)
+        if len(message):
+            torch.distributed.broadcast(message, 0)
+        return bytes(message.tolist()).decode()
+
     def gathered(self, row: dict[str, float]) -> list[dict[str, float]]:
         """Return the rows of all workers, which have the same names, in the order of the ranks."""
         mine = [0.0] * len(row) * self.count
@@ -98,9 +111,18 @@ class Workers:
 
 
 def current_workers() -> Workers:
-    """Return the workers of this process's group; itself alone where there is none."""
+    """Return the workers of this process's group; itself alone where there is none.
+
+    Raises:
+        ValueError: the group can't share what lies on the CPU.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return Workers()
+    if "cpu" not in torch.distributed.get_backend_config():
+        raise ValueError(
+            "torch.distributed: the group has a backend for GPUs alone, and numbers on the CPU are "
+            'shared too; begin it with init_process_group("cpu:gloo,cuda:nccl")'
+        )
     return Workers(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
@@ -111,18 +133,53 @@ def shard(model: PreTrainedModel, device: torch.device) -> None:
     (embedding, last norm, head) belong to the model itself and stay together from the forward
     pass to the end of the backward pass; ``computed_inside_forward`` is where they can be read.
     Gradients of the workers are averaged after every backward pass. The model must have been tried
-    before (``probe.choose_layout``), which takes whole weights.
+    before (``probe.agree_on_layout``), which takes whole weights.
+
+    The first worker has the whole weights. The others may have theirs too, or a model on the meta
+    device, whose shards the first then sends.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    mesh = init_device_mesh(device.type, (current_workers().count,))
+    workers = current_workers()
+    is_empty = any(p.is_meta for p in model.parameters())
+    weights = {}
+    some_are_empty = workers.largest(float(is_empty)) > 0
+    if some_are_empty and workers.is_first:
+        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    if is_empty:
+        # Takes no memory: what is never written to has no pages.
+        model.to_empty(device="cpu")
+        model.tie_weights()
+    mesh = init_device_mesh(device.type, (workers.count,))
     for module in list(model.modules()):
         if isinstance(module, GradientCheckpointingLayer):
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
     setattr(model, _INSIDE_FORWARD, MethodType(_call, model))
     register_fsdp_forward_method(model, _INSIDE_FORWARD)
+    if some_are_empty:
+        _send_shards(model, weights)
+
+
+@torch.no_grad()
+def _send_shards(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Give all workers their shards of the first one's weights, and its buffers.
+
+    Args:
+        model: in shards, whose values may be anything.
+        weights: the whole ones, by name, on the first worker.
+    """
+    for name, parameter in model.named_parameters():
+        whole_one = (
+            weights[name].to(parameter.device)
+            if weights
+            else torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        )
+        part = distribute_tensor(whole_one, parameter.device_mesh, parameter.placements)
+        own_part(parameter.detach()).copy_(own_part(part))
+    for buffer in model.buffers():
+        torch.distributed.broadcast(buffer, 0)
 
 
 def _call(_: nn.Module, compute: Callable[[], Result]) -> Result:
@@ -144,6 +201,15 @@ def computed_inside_forward(model: nn.Module, compute: Callable[[], Result]) -> 
 def is_sharded(model: nn.Module) -> bool:
     """Return whether ``shard`` has cut a model."""
     return hasattr(model, _INSIDE_FORWARD)
+
+
+def reduce_gradients(model: nn.Module, now: bool) -> None:
+    """Say whether the next backward passes add up the workers' gradients, or keep their own.
+
+    Each worker keeps its whole gradient until then.
+    """
+    if is_sharded(model):
+        model.set_requires_gradient_sync(now)
 
 
 def free_whole_weights(model: nn.Module) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sami_pipeline.models.tokens import TextEncoder
 
@@ -24,7 +25,8 @@ class Grid:
     ``TextGrid.tokenise`` sees to it.
 
     Raises:
-        ValueError: no prompt or no response, or one of them is empty.
+        ValueError: no prompt or no response, or one of them is empty or holds something else than
+            token ids.
     """
 
     prompt_ids: Sequence[Sequence[int]]
@@ -35,9 +37,19 @@ class Grid:
             ("prompt_ids", self.prompt_ids),
             ("response_ids", self.response_ids),
         ):
-            if len(sequences) == 0:
-                raise ValueError(f"{name}: a grid needs at least one sequence")
+            if isinstance(sequences, str) or len(sequences) == 0:
+                raise ValueError(f"{name}: a grid needs at least one sequence of token ids")
             for index, sequence in enumerate(sequences):
+                if isinstance(sequence, str):
+                    raise ValueError(
+                        f"{name}[{index}]: is text, where token ids belong; use TextGrid, or "
+                        "tokenise it"
+                    )
+                if not isinstance(sequence, Sized) or not all(map(_is_token_id, sequence)):
+                    raise ValueError(
+                        f"{name}[{index}]: must be a sequence of token ids, which are whole "
+                        "numbers from 0"
+                    )
                 if len(sequence) == 0:
                     raise ValueError(
                         f"{name}[{index}]: is empty; a sequence needs at least one token"
@@ -54,6 +66,13 @@ class Grid:
         return sum(len(response) for response in self.response_ids)
 
 
+def _is_token_id(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and operator.index(value) >= 0
+    except TypeError:
+        return False
+
+
 @dataclass(frozen=True)
 class TextGrid:
     """One query under n constitutions with n responses, as text.
@@ -65,12 +84,28 @@ class TextGrid:
             ends it) rather than at the token limit.
         end_tokens: for each response, the token that ended it when it was generated, written out,
             "" where that is not known; None for no response is.
+
+    Raises:
+        ValueError: something else than texts, or not as many of ``ended`` as of the responses.
     """
 
     prompts: Sequence[str]
     responses: Sequence[str]
     ended: Sequence[bool]
     end_tokens: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, texts in (("prompts", self.prompts), ("responses", self.responses)):
+            if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+                raise ValueError(
+                    f"{name}: must be a sequence of texts; for token ids there is Grid"
+                )
+        for name, values in (("ended", self.ended), ("end_tokens", self.end_tokens)):
+            if values is not None and len(values) != len(self.responses):
+                raise ValueError(
+                    f"{name}: give one for each of the {len(self.responses)} responses, "
+                    f"got {len(values)}"
+                )
 
     def tokenise(self, tokenizer: PreTrainedTokenizerBase, *, train_on_eos: bool = True) -> Grid:
         """Return the grid of token ids.
@@ -83,6 +118,9 @@ class TextGrid:
             train_on_eos: append to responses that ended by themselves the token that ended them. If
                 it is not known, it is the one with which the chat template ends a turn, behind
                 prompts that the template wrote, and else the end-of-sequence token.
+
+        Raises:
+            ValueError: the tokenizer has no token that ends a response.
         """
         encoder = TextEncoder(tokenizer)
         prompts = [encoder.encode_written(prompt) for prompt in self.prompts]

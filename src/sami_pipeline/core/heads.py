@@ -6,6 +6,8 @@ compute the same: the project's own, torch's ``linear_cross_entropy`` and Liger'
 
 from __future__ import annotations
 
+import re
+from importlib import metadata
 from typing import Any, Literal
 
 import torch
@@ -183,9 +185,15 @@ def _liger_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None
 ) -> Tensor:
     try:
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-    except ImportError as error:
+        installed = metadata.version("liger-kernel")
+    except metadata.PackageNotFoundError as error:
         raise ValueError("head: 'liger' needs the package liger-kernel (0.8.5 or newer)") from error
+    if [int(part) for part in re.findall(r"\d+", installed)[:3]] < [0, 8, 5]:
+        raise ValueError(
+            f"head: 'liger' needs liger-kernel 0.8.5 or newer, and {installed} is installed"
+        )
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
     loss = LigerFusedLinearCrossEntropyLoss(
         reduction="none", softcap=softcap, accum_dtype=torch.float32
     )

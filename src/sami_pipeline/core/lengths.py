@@ -14,30 +14,52 @@ Cell = tuple[int, int, int]
 """Grid, constitution and response, each counted from 0."""
 
 
-def check_lengths(config: PretrainedConfig, grids: Sequence[Grid]) -> None:
-    """Refuse grids that a model has no positions for.
+def check_ids(vocabulary: int, grids: Sequence[Grid]) -> None:
+    """Refuse grids with tokens that a model's embedding lacks.
 
-    A model with rotary positions would compute them without an error, and badly. Models whose
-    positions are not counted (ALiBi, state spaces) take any length.
+    Raises:
+        ValueError: names the grid, such as one that another model's tokenizer made.
+    """
+    for index, grid in enumerate(grids):
+        largest = max(max(sequence) for sequence in (*grid.prompt_ids, *grid.response_ids))
+        if largest >= vocabulary:
+            raise ValueError(
+                f"grids[{index}]: holds the token {largest}, but the model has {vocabulary} "
+                "tokens; use the tokenizer that belongs to the model"
+            )
+
+
+def check_lengths(config: PretrainedConfig, grids: Sequence[Grid]) -> None:
+    """Refuse grids that are too long for a model.
 
     Raises:
         ValueError: names the grid, its length and the model's.
     """
-    positions = _positions(config)
-    dynamic = _original_context(config, "dynamic")
     for index, grid in enumerate(grids):
-        longest = max(map(len, grid.prompt_ids)) + max(map(len, grid.response_ids))
-        if positions is not None and longest > positions:
+        if fault := too_long(config, grid):
             raise ValueError(
-                f"grids[{index}]: prompt and response have {longest} tokens, but the model has "
-                f"{positions} positions; shorten the responses or leave the grid out"
+                f"grids[{index}]: {fault}; shorten the responses or leave the grid out"
             )
-        if dynamic is not None and longest > dynamic:
-            raise ValueError(
-                f"grids[{index}]: prompt and response have {longest} tokens; beyond {dynamic} this "
-                "model's dynamic rotary scaling gives other values after every longer text before "
-                "it, so it can't be trained there; shorten the responses or leave the grid out"
-            )
+
+
+def too_long(config: PretrainedConfig, grid: Grid) -> str | None:
+    """Return in words why a grid is too long for a model, or None.
+
+    A model with rotary positions would compute it without an error, and badly. Models whose
+    positions are not counted (ALiBi, state spaces) take any length.
+    """
+    longest = max(map(len, grid.prompt_ids)) + max(map(len, grid.response_ids))
+    positions = _positions(config)
+    if positions is not None and longest > positions:
+        return f"prompt and response have {longest} tokens, but the model has {positions} positions"
+    dynamic = _original_context(config, "dynamic")
+    if dynamic is not None and longest > dynamic:
+        return (
+            f"prompt and response have {longest} tokens; beyond {dynamic} this model's dynamic "
+            "rotary scaling gives other values after every longer text before it, so it can't be "
+            "trained there"
+        )
+    return None
 
 
 def sides_of_original_context(

@@ -13,7 +13,7 @@ from torch import Tensor
 from sami_pipeline.core.distributed import computed_inside_forward, is_sharded
 from sami_pipeline.core.grid import Grid
 from sami_pipeline.core.heads import Head
-from sami_pipeline.core.lengths import check_lengths, sides_of_original_context
+from sami_pipeline.core.lengths import check_ids, check_lengths, sides_of_original_context
 from sami_pipeline.core.model_outputs import computing_model, response_outputs
 from sami_pipeline.core.packing import Layout, PackedTokens, pack
 from sami_pipeline.core.probe import choose_layout, traits_of
@@ -125,6 +125,7 @@ def batched_grid_logprobs(
     layout = layout or traits.layout
     if reference is not None and traits_of(reference.model).layout == "repeated":
         layout = "repeated"
+    check_ids(policy.get_input_embeddings().weight.shape[0], grids)
     check_lengths(policy.config, grids)
     sides = sides_of_original_context(policy.config, grids)
     if len(sides) > 1:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -25,13 +25,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
+from sami_pipeline.core.adapters import expert_weights
 from sami_pipeline.core.config import LoraParameters, SamiTrainingConfig
 from sami_pipeline.core.grid import Grid
 from sami_pipeline.core.heads import CHUNK_TOKENS
 from sami_pipeline.core.logprobs import Reference
 from sami_pipeline.core.optimisers import build_optimiser
-from sami_pipeline.core.training import accumulate_gradients, prepared
+from sami_pipeline.core.training import accumulate_gradients, cast_weights, prepared
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -106,7 +108,9 @@ class _WithoutData(FakeTensorMode):
         return self
 
 
-def empty_model(architecture: PretrainedConfig) -> PreTrainedModel:
+def empty_model(
+    architecture: PretrainedConfig, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """Return the causal language model of a configuration on the meta device: no data, no memory.
 
     Its weights are fp32, as training loads them.
@@ -114,7 +118,9 @@ def empty_model(architecture: PretrainedConfig) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(
+            architecture, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
 
 
 def example_grid(
@@ -193,10 +199,10 @@ def traced_step(
     from transformers import AutoModelForCausalLM
 
     # What needs a kernel of a GPU computes the same, and keeps no more, with it.
-    config = replace(config, attention="sdpa", compile_layers=False, head="chunked", trackers=())
+    config = config.replaced(attention="sdpa", compile_layers=False, head="chunked", trackers=())
     with _WithoutData(), _StorageCounter() as counter:
         model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
-        full = replace(config, lora=None, kl_beta=0.0 if config.lora else config.kl_beta)
+        full = config.replaced(lora=None, kl_beta=0.0 if config.lora else config.kl_beta)
         with prepared(model, full) as reference:
             if config.lora is not None:
                 _add_adapters(model, config.lora)
@@ -225,16 +231,16 @@ def traced_step(
     for_a_moment = max(in_passes, in_optimiser) - sum(held)
     if device == "cuda":
         in_passes += _head_on_gpu(architecture, head_tokens)
-        in_optimiser += _optimiser_on_gpu(held[1], config)
         for_a_moment = max(in_passes, in_optimiser) - sum(held)
         if processes > 1:
             for_a_moment = max(in_passes - sum(held), (in_optimiser - sum(held)) // processes)
+    unreduced = 0 if config.reduce_every == "micro_batch" else held[1]
     return StepMemory(
         *(-(-part // processes) for part in held),
         activations=max(0, for_a_moment),
         # core/distributed.py: a layer and the next one, and all that is outside the layers; as
         # much again in gradients, of one layer.
-        gathered=0 if processes == 1 else 2 * outside + 3 * layer,
+        gathered=0 if processes == 1 else 2 * outside + 3 * layer + unreduced,
     )
 
 
@@ -244,11 +250,12 @@ class _Adapted(nn.Module):
     PEFT's own can't be made here: it moves modules, which torch refuses tensors without data.
     """
 
-    def __init__(self, base: nn.Linear, parameters: LoraParameters) -> None:
+    def __init__(self, base: nn.Linear | Conv1D, parameters: LoraParameters) -> None:
         super().__init__()
         self.base = base
-        self.first = nn.Linear(base.in_features, parameters.rank, bias=False)
-        self.second = nn.Linear(parameters.rank, base.out_features, bias=False)
+        columns, rows = base.weight.shape if isinstance(base, Conv1D) else base.weight.shape[::-1]
+        self.first = nn.Linear(columns, parameters.rank, bias=False)
+        self.second = nn.Linear(parameters.rank, rows, bias=False)
         self.dropout = nn.Dropout(parameters.dropout) if parameters.dropout else nn.Identity()
         self.scale = parameters.alpha / parameters.rank
 
@@ -257,13 +264,35 @@ class _Adapted(nn.Module):
         return self.base(hidden) + adapted * self.scale
 
 
+class _AdaptedExperts(nn.Module):
+    """Adds an adapter's product to the weights of a mixture's experts, as PEFT's does."""
+
+    def __init__(self, weight: Tensor, parameters: LoraParameters) -> None:
+        super().__init__()
+        experts, rows, columns = weight.shape
+        self.first = nn.Parameter(torch.empty(experts, parameters.rank, columns))
+        self.second = nn.Parameter(torch.empty(experts, rows, parameters.rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        factors = (self.second.to(weight.dtype), self.first.to(weight.dtype))
+        return torch.baddbmm(weight, *factors)
+
+
 def _add_adapters(model: PreTrainedModel, parameters: LoraParameters) -> None:
     model.requires_grad_(False)
+    if parameters.frozen_weights == "bfloat16":
+        cast_weights(model.parameters(), torch.bfloat16)
+    if parameters.experts:
+        for name in expert_weights(model):
+            module, _, weight = name.rpartition(".")
+            owner = model.get_submodule(module)
+            adapted = _AdaptedExperts(getattr(owner, weight), parameters)
+            nn.utils.parametrize.register_parametrization(owner, weight, adapted, unsafe=True)
     head = model.get_output_embeddings()
     for name, module in list(model.named_modules()):
         parent, _, child = name.rpartition(".")
         wanted = parameters.target_modules is None or child in parameters.target_modules
-        if isinstance(module, nn.Linear) and module is not head and wanted:
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and wanted:
             setattr(model.get_submodule(parent), child, _Adapted(module, parameters))
 
 
@@ -281,14 +310,3 @@ def _head_on_gpu(architecture: PretrainedConfig, head_tokens: int) -> int:
     """Return what the head takes more on a GPU: a chunk's logits and slopes at once, in fp32."""
     rows = min(head_tokens, CHUNK_TOKENS)
     return 2 * rows * architecture.get_text_config().vocab_size * 4
-
-
-def _optimiser_on_gpu(gradient_bytes: int, config: SamiTrainingConfig) -> int:
-    """Return what torch's optimisers take more on a GPU, where they update all weights at once.
-
-    The remainder optimiser goes slice by slice everywhere.
-    """
-    if config.weights == "bfloat16_remainder":
-        return 0
-    added_to_gradient = config.optimiser == "rmsprop" and config.weight_decay > 0
-    return gradient_bytes * (2 if added_to_gradient else 1)

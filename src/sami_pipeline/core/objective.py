@@ -108,11 +108,17 @@ def grid_accuracy(logprobs: Tensor) -> GridAccuracy:
     Args:
         logprobs: (n, n) log-probabilities in nats.
     """
+    row, column = matching_shares(logprobs)
+    return GridAccuracy(row=row.item(), column=column.item())
+
+
+def matching_shares(logprobs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two numbers of ``grid_accuracy`` as fp64 scalars that are not read yet."""
     _check_square(logprobs)
 
-    def share(dim: int) -> float:
+    def share(dim: int) -> Tensor:
         is_best = logprobs == logprobs.amax(dim=dim, keepdim=True)
         credit = is_best.diagonal().double() / is_best.sum(dim=dim).double()
-        return credit.mean().item()
+        return credit.mean()
 
-    return GridAccuracy(row=share(1), column=share(0))
+    return share(1), share(0)

@@ -25,8 +25,13 @@ def build_optimiser(model: nn.Module, config: SamiTrainingConfig) -> torch.optim
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def named(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.RMSprop
-        return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        common = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+        if config.optimiser == "rmsprop":
+            # One weight after the other: all at once takes a copy of all.
+            return torch.optim.RMSprop(parameters, foreach=False, **common)
+        return torch.optim.AdamW(
+            parameters, betas=config.adamw_betas, eps=config.adamw_epsilon, fused=True, **common
+        )
 
     if config.weights == "bfloat16_remainder":
         return RemainderOptimiser(parameters, named, getattr(torch, config.optimiser_state))

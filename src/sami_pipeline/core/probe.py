@@ -9,10 +9,11 @@ rounding. Else its grids are laid out as rows, and the reason is logged.
 from __future__ import annotations
 
 import copy
+import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from sami_pipeline.core.distributed import is_sharded
+from sami_pipeline.core.distributed import current_workers, is_sharded
 from sami_pipeline.core.grid import Grid
 from sami_pipeline.core.model_outputs import (
     LogitForm,
@@ -110,6 +111,23 @@ def traits_of(model: PreTrainedModel) -> Traits:
             raise RuntimeError("a model must be tried before it is cut into shards")
         known[attention] = _found_out(model)
     return known[attention]
+
+
+def agree_on_layout(model: PreTrainedModel) -> tuple[Layout, str]:
+    """Return as ``choose_layout`` does what the first worker has found out, to all workers.
+
+    The others need no weights for it. All must ask at once.
+    """
+    workers = current_workers()
+    if workers.count > 1:
+        found = json.dumps(asdict(traits_of(model))) if workers.is_first else ""
+        fields = json.loads(workers.told(found))
+        if fields["logits"] is not None:
+            fields["logits"] = LogitForm(**fields["logits"])
+        computing = computing_model(model)
+        known = _known.setdefault(computing, {})
+        known[computing.config._attn_implementation] = Traits(**fields)
+    return choose_layout(model)
 
 
 def take_over_traits(model: PreTrainedModel, copied: PreTrainedModel) -> None:

@@ -16,8 +16,8 @@ import os
 import random
 import shutil
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,8 @@ def fingerprint(
         for grid in grids
     ]
     # How often the state is saved and where steps are logged do not change what is computed.
-    parameters = asdict(config) | {"save_state_every": None, "trackers": None}
+    unread = dict.fromkeys(("save_state_every", "save_state_minutes", "trackers"))
+    parameters = config.model_dump() | unread
     return fingerprint_parts(model, data, parameters, code)
 
 
@@ -81,7 +82,8 @@ def fingerprint_parts(
         code: what trains.
     """
     weights = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    # Sorted: adapters of experts leave them in another order.
+    for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().flatten()
         # A sample tells models apart; hashing every byte of an 8B model would take minutes.
         sample = values[:: max(1, values.numel() // 1024)].float().cpu().contiguous()
@@ -104,6 +106,41 @@ def fingerprint_parts(
     }
 
 
+class StateWriter:
+    """Writes states in a thread while the training goes on, one at a time.
+
+    At the end of the ``with`` block all are on disk. What failed there is raised by the next state,
+    or at the end.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
+        self._last: Future[None] | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Write a state as soon as the one before is there."""
+        self._wait()
+        self._last = self._thread.submit(write)
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> StateWriter:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self._wait()
+        except Exception as fault:
+            if error is None:
+                raise
+            logger.warning("The last state was not written: %s", fault)
+        finally:
+            self._thread.shutdown()
+
+
 def save_state(
     folder: Path,
     step: int,
@@ -113,29 +150,34 @@ def save_state(
     run_fingerprint: dict[str, str],
     *,
     finished: bool = False,
+    writer: StateWriter | None = None,
 ) -> None:
     """Write weights, optimiser state, RNG state and history after ``step`` optimiser steps.
 
     Everything goes to a temporary folder that is renamed at the end; the last two are kept. All
-    workers call this, and each writes its shards. ``finished`` says that this is the end of the
-    run.
+    workers call this, and each writes its shards.
+
+    Args:
+        folder: of this run's states.
+        step: the number of steps that are done.
+        model: being trained.
+        optimiser: of the model.
+        history: a row for each step.
+        run_fingerprint: see ``fingerprint_parts``.
+        finished: this is the end of the run.
+        writer: one worker alone takes a copy on the CPU, and goes on while this writes it. Several
+            write at once, each its shards, and wait for each other.
     """
     workers = current_workers()
     final = folder / _NAME.format(step)
     temporary = folder / f".{final.name}.partial"
-    if workers.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-    workers.wait()
     weights = _trained_weights(model)
     kept, scalars = _kept_by_optimiser(weights, optimiser)
     kept[f"rng/{workers.rank}"] = torch.get_rng_state()
     if torch.cuda.is_available():
         kept[f"cuda_rng/{workers.rank}"] = torch.cuda.get_rng_state()
-    _write_tensors(temporary, weights, kept, workers)
-    if workers.is_first:
-        record = {
+    record = json.dumps(
+        {
             "step": step,
             "finished": finished,
             "workers": workers.count,
@@ -143,16 +185,35 @@ def save_state(
             "optimiser_scalars": scalars,
             "history": history,
         }
-        (temporary / "state.json").write_text(json.dumps(record))
-        for path in [*temporary.iterdir(), temporary]:
-            _synchronise(path)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        _synchronise(folder)
-        # At the end of a run there is nothing left to fall back to.
-        for old in list_states(folder)[: -1 if finished else -STATES_KEPT]:
-            shutil.rmtree(old)
-    workers.wait()
+    )
+    plain = {name: parameter.detach() for name, parameter in weights.items()}
+    in_background = writer is not None and workers.count == 1
+    if in_background:
+        plain, kept = ({n: t.to("cpu", copy=True) for n, t in ts.items()} for ts in (plain, kept))
+
+    def write() -> None:
+        if workers.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+        workers.wait()
+        _write_tensors(temporary, plain, kept, workers)
+        if workers.is_first:
+            (temporary / "state.json").write_text(record)
+            for path in [*temporary.iterdir(), temporary]:
+                _synchronise(path)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            _synchronise(folder)
+            # At the end of a run there is nothing left to fall back to.
+            for old in list_states(folder)[: -1 if finished else -STATES_KEPT]:
+                shutil.rmtree(old)
+        workers.wait()
+
+    if in_background:
+        writer.start(write)
+    else:
+        write()
 
 
 def _trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -176,15 +237,14 @@ def _kept_by_optimiser(
 
 def _write_tensors(
     folder: Path,
-    weights: dict[str, nn.Parameter],
+    weights: dict[str, torch.Tensor],
     kept: dict[str, torch.Tensor],
     workers: Workers,
 ) -> None:
-    plain = {name: parameter.detach() for name, parameter in weights.items()}
     if workers.count == 1:
         from safetensors.torch import save_file
 
-        for name, tensors in (("model", plain), ("optimiser", kept)):
+        for name, tensors in (("model", weights), ("optimiser", kept)):
             whole = {key: value.contiguous() for key, value in tensors.items()}
             save_file(whole, folder / f"{name}.safetensors")
         return
@@ -192,7 +252,7 @@ def _write_tensors(
 
     # Not the default writer, which pickles what it says about the tensors.
     writer = checkpointing.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    checkpointing.save(plain | kept, storage_writer=writer)
+    checkpointing.save(weights | kept, storage_writer=writer)
 
 
 def _read_tensors(
@@ -270,7 +330,9 @@ def load_latest_state(
     for key, value in (kept | record["optimiser_scalars"]).items():
         name, _, entry = key.partition("/")
         parameter = weights[name]
-        if isinstance(value, torch.Tensor) and value.ndim > 0:
+        # A fused optimiser counts its steps where it computes; others do on the CPU.
+        fused = optimiser.defaults.get("fused", False)
+        if isinstance(value, torch.Tensor) and (value.ndim > 0 or fused):
             value = value.to(parameter.device)
         optimiser.state[parameter][entry] = value
     return record["step"], record["history"]

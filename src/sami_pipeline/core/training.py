@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 import random
@@ -11,13 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -29,11 +31,12 @@ from sami_pipeline.core.distributed import (
     current_workers,
     free_whole_weights,
     is_sharded,
+    reduce_gradients,
     shard,
     whole,
 )
 from sami_pipeline.core.grid import Grid, TextGrid
-from sami_pipeline.core.lengths import check_lengths
+from sami_pipeline.core.lengths import check_ids, check_lengths
 from sami_pipeline.core.logprobs import (
     GridLogprobs,
     Reference,
@@ -41,15 +44,15 @@ from sami_pipeline.core.logprobs import (
 )
 from sami_pipeline.core.model_outputs import computing_model
 from sami_pipeline.core.objective import (
-    grid_accuracy,
+    matching_shares,
     mi_lower_bound,
     sami_loss,
     sami_loss_gradient,
 )
 from sami_pipeline.core.optimisers import build_optimiser, sample_weights
 from sami_pipeline.core.packing import packed_length
-from sami_pipeline.core.probe import choose_layout, take_over_traits
-from sami_pipeline.core.state import fingerprint, load_latest_state, save_state
+from sami_pipeline.core.probe import agree_on_layout, take_over_traits
+from sami_pipeline.core.state import StateWriter, fingerprint, load_latest_state, save_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,6 +61,8 @@ logger = logging.getLogger(__name__)
 
 # Enough to see that updates vanish, few enough to cost nothing beside a step.
 SAMPLED_WEIGHTS_PER_TENSOR = 4096
+# Of a grid, in the order in which they are computed.
+METRICS = ("loss", "row_accuracy", "column_accuracy", "mi_lower_bound", "kl", "response_tokens")
 
 
 @dataclass(frozen=True)
@@ -75,12 +80,12 @@ class TrainingResult:
 
 def train_sami(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     grids: Sequence[Grid | TextGrid],
     config: SamiTrainingConfig,
     *,
-    state_folder: Path | None = None,
-    tracker_folder: Path | None = None,
+    state_folder: Path | str | None = None,
+    tracker_folder: Path | str | None = None,
     progress: bool = True,
     device: torch.device | None = None,
 ) -> TrainingResult:
@@ -91,8 +96,9 @@ def train_sami(
     as published, rounds most updates away.
 
     In a ``torch.distributed`` group of several processes, all of them call this with the same
-    arguments, the model on any device, and train it together (``core.distributed``); afterwards it
-    is in shards, on ``device``.
+    arguments and train the model together (``core.distributed``); afterwards it is in shards, on
+    ``device``. The first has its weights, on any device; the others may have a model on the meta
+    device, without any.
 
     Args:
         model: a causal language model. Its weights are fp32, or bf16 if ``config.weights`` says
@@ -100,11 +106,11 @@ def train_sami(
         tokenizer: used for grids given as text.
         grids: one per query; square.
         config: see ``SamiTrainingConfig``.
-        state_folder: where states are saved every ``config.save_state_every`` steps, and from
-            where a killed run goes on.
+        state_folder: where states are saved, as often as ``config`` says, and from where a killed
+            run goes on.
         tracker_folder: where ``config.trackers`` that write files put them.
         progress: show a progress bar.
-        device: this worker's, where there are several; None takes the model's.
+        device: this worker's, where there are several; None takes that of the model's weights.
 
     Returns:
         The model and its history: ``step, loss, row_accuracy, column_accuracy, mi_lower_bound,
@@ -116,37 +122,47 @@ def train_sami(
         ``peak_memory_bytes`` is that of the worker with the highest.
 
     Raises:
-        ValueError: no grids, a grid that is not square or too long for the model, weights of the
-            wrong dtype, or parameters that several workers can't follow.
+        ValueError: no grids, a grid that is not square, too long for the model or of another
+            tokenizer, weights of the wrong dtype, or parameters that several workers can't follow.
         StateMismatchError: ``state_folder`` holds the state of another, unfinished run: of other
             data, parameters or code.
         FloatingPointError: a gradient is not finite; the states on disk are of the steps before.
     """
-    token_grids = [
-        grid.tokenise(tokenizer, train_on_eos=config.train_on_eos)
-        if isinstance(grid, TextGrid)
-        else grid
-        for grid in grids
-    ]
+    if not isinstance(config, SamiTrainingConfig):
+        raise ValueError(f"config: must be a SamiTrainingConfig, got {type(config).__name__}")
+    state_folder = None if state_folder is None else Path(state_folder)
+    tracker_folder = None if tracker_folder is None else Path(tracker_folder)
+    token_grids = _tokenised(grids, tokenizer, config)
     workers = current_workers()
+    device = device or model.device
+    if device.type == "meta":
+        raise ValueError("device: must be given where the model has no weights")
     _check(model, token_grids, config)
+    check_ids(computing_model(model).get_input_embeddings().weight.shape[0], token_grids)
     check_lengths(computing_model(model).config, token_grids)
     if workers.count > 1:
         check_many_workers(token_grids, config)
-    torch.manual_seed(config.seed + workers.rank)
-    run_fingerprint = (
-        {}
-        if state_folder is None
-        else fingerprint(model, token_grids, config, code_versions.of(train_sami))
-    )
+    run_fingerprint: dict[str, str] = {}
+    if state_folder is not None:
+        own = (
+            fingerprint(model, token_grids, config, code_versions.of(train_sami))
+            if workers.is_first
+            else {}
+        )
+        run_fingerprint = json.loads(workers.told(json.dumps(own)))
     batches = batch_schedule(len(token_grids), config)
-    choose_layout(model)  # tried before its weights are cast, where rounding hides the least
-    with prepared(model, config) as reference, _trackers(config, tracker_folder) as log:
-        layout, reason = choose_layout(model)
+    agree_on_layout(model)  # tried before its weights are cast, where rounding hides the least
+    with (
+        seeded(config.seed + workers.rank, device),
+        prepared(model, config) as reference,
+        _trackers(config, tracker_folder) as log,
+        StateWriter() as writer,
+    ):
+        layout, reason = agree_on_layout(model)
         logger.info("Rows are laid out as %s: %s", layout, reason)
         if workers.count > 1:
             for part in [model, *([] if reference is None else [reference.model])]:
-                shard(part, device or model.device)
+                shard(part, device)
         optimiser = build_optimiser(model, config)
         start, history = 0, []
         if state_folder is not None:
@@ -162,6 +178,7 @@ def train_sami(
             disable=not (progress and workers.is_first),
             file=sys.stderr,
         )
+        saved_at = time.monotonic()
         for step in range(start, len(batches)):
             batch = [token_grids[index] for index in batches[step]]
             started = time.perf_counter()
@@ -176,16 +193,26 @@ def train_sami(
             )
             bar.update()
             done, last = step + 1, step + 1 == len(batches)
-            if (
-                state_folder
-                and config.save_state_every
-                and (last or done % config.save_state_every == 0)
+            if state_folder is not None and (
+                (last and config.saves_states) or _state_is_due(config, done, saved_at)
             ):
                 save_state(
-                    state_folder, done, model, optimiser, history, run_fingerprint, finished=last
-                )
+                    state_folder, done, model, optimiser, history, run_fingerprint,
+                    finished=last, writer=writer,
+                )  # fmt: skip
+                saved_at = time.monotonic()
         bar.close()
     return TrainingResult(model=model, history=pd.DataFrame(history))
+
+
+def _state_is_due(config: SamiTrainingConfig, steps_done: int, saved_at: float) -> bool:
+    if config.save_state_every and steps_done % config.save_state_every == 0:
+        return True
+    if config.save_state_minutes is None:
+        return False
+    # By the slowest clock, so that all workers come to the same.
+    passed = current_workers().largest(time.monotonic() - saved_at)
+    return passed >= 60 * config.save_state_minutes
 
 
 def _take_step(
@@ -226,22 +253,33 @@ def _take_step(
 
 
 @contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw torch's random numbers from a seed, and leave its generators as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def prepared(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[Reference | None]:
     """Make the model ready to be trained, yield what it is kept close to, and undo it all."""
     reference = None
     if config.lora is not None:
         adapted = add_adapters(model, config.lora, config.seed)
         reference = Reference(model, lambda: without_adapters(model))
+        if config.lora.frozen_weights == "bfloat16":
+            full = [p for p in model.parameters() if p.dtype == torch.float32]
+            cast_weights((p for p in full if not p.requires_grad), torch.bfloat16)
     elif config.kl_beta:
         initial = copy.deepcopy(model).requires_grad_(False).eval()
         if config.weights != "float32":  # it computes as the model does, so that KL begins at 0
-            _cast_weights(initial.parameters(), torch.bfloat16)
+            cast_weights(initial.parameters(), torch.bfloat16)
         take_over_traits(model, initial)
         reference = Reference(initial)
     if config.weights != "float32":
         # The optimiser takes trainable ones apart itself where it keeps their remainder.
         whole = config.weights == "bfloat16"
-        _cast_weights(
+        cast_weights(
             (p for p in model.parameters() if whole or not p.requires_grad), torch.bfloat16
         )
     attention = model.config._attn_implementation
@@ -266,6 +304,9 @@ def prepared(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[Ref
         if attention != model.config._attn_implementation:
             model.set_attn_implementation(attention)
         if config.lora is not None:
+            if config.lora.frozen_weights == "bfloat16":
+                # What the adapters have learnt is smaller than a bf16 weight can take.
+                cast_weights(full, torch.float32)
             merge_adapters(model, adapted)
 
 
@@ -280,8 +321,14 @@ def accumulate_gradients(
     The loss of a grid is ``sami_loss + kl_beta · (mean of the KL over its cells)``.
     """
     workers = current_workers()
-    rows, row_weights = [], []
-    for micro_batch in workers.micro_batches(batch, config.grids_per_micro_batch):
+    rows: list[Tensor] = []
+    row_weights: list[float] = []
+    micro_batches = workers.micro_batches(batch, config.grids_per_micro_batch)
+    for number, micro_batch in enumerate(micro_batches, start=1):
+        # The last reduces what the others have added up, too.
+        reduce_gradients(
+            model, config.reduce_every == "micro_batch" or number == len(micro_batches)
+        )
         # The workers' gradients are averaged; the batch's mean wants their sum.
         shares = [weight * workers.count for _, weight in micro_batch]
         grids = [grid for grid, _ in micro_batch]
@@ -302,12 +349,13 @@ def accumulate_gradients(
             ]
             (torch.stack(losses).sum() / len(batch)).backward()
         for (grid, weight), result in zip(micro_batch, results, strict=True):
-            rows.append(grid_metrics(grid, result, config.length_normalise))
+            rows.append(_metric_values(grid, result, config.length_normalise))
             row_weights.append(weight)
-    names = list(rows[0])
-    table = np.array([[row[name] for name in names] for row in rows])
+    # Read once, so that a GPU is not waited for after every grid.
+    values = torch.stack(rows).cpu().flatten()
+    table = np.array([value.item() for value in values]).reshape(len(rows), len(METRICS))
     sums = workers.sums((table * np.array(row_weights)[:, None]).sum(axis=0))
-    return {name: value / len(batch) for name, value in zip(names, sums, strict=True)}
+    return {name: value / len(batch) for name, value in zip(METRICS, sums, strict=True)}
 
 
 def _logprobs(
@@ -361,7 +409,7 @@ def _two_pass(
 @torch.no_grad()
 def evaluate_grids(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     grids: Sequence[Grid | TextGrid],
     config: SamiTrainingConfig,
     *,
@@ -385,9 +433,7 @@ def evaluate_grids(
         file=sys.stderr,
     ):
         # All compute as often: the last ones, where grids have run out, compute one again.
-        grid = grids[min(first + workers.rank, len(grids) - 1)]
-        if isinstance(grid, TextGrid):
-            grid = grid.tokenise(tokenizer, train_on_eos=config.train_on_eos)
+        (grid,) = _tokenised([grids[min(first + workers.rank, len(grids) - 1)]], tokenizer, config)
         result = batched_grid_logprobs(model, [grid])[0]
         row = grid_metrics(grid, result, config.length_normalise)
         rows += workers.gathered(row)
@@ -397,16 +443,21 @@ def evaluate_grids(
 
 def grid_metrics(grid: Grid, result: GridLogprobs, length_normalise: bool) -> dict[str, float]:
     """Return the loss, accuracies, MI bound and mean response length of one grid."""
+    values = _metric_values(grid, result, length_normalise).tolist()
+    return dict(zip(METRICS, values, strict=True))
+
+
+def _metric_values(grid: Grid, result: GridLogprobs, length_normalise: bool) -> Tensor:
+    """Return the ``METRICS`` of one grid, fp64, on the model's device."""
     logprobs = result.normalised(length_normalise).detach()
-    accuracy = grid_accuracy(logprobs)
-    return {
-        "loss": sami_loss(logprobs).item(),
-        "row_accuracy": accuracy.row,
-        "column_accuracy": accuracy.column,
-        "mi_lower_bound": mi_lower_bound(result.sums.detach()).item(),
-        "kl": 0.0 if result.kl is None else result.kl.mean().item(),
-        "response_tokens": grid.response_tokens / grid.shape[1],
-    }
+    values = [
+        sami_loss(logprobs),
+        *matching_shares(logprobs),
+        mi_lower_bound(result.sums.detach()),
+        logprobs.new_zeros(()) if result.kl is None else result.kl.detach().mean(),
+        logprobs.new_full((), grid.response_tokens / grid.shape[1], dtype=torch.float64),
+    ]
+    return torch.stack([value.double() for value in values])
 
 
 def batch_schedule(number_of_grids: int, config: SamiTrainingConfig) -> list[list[int]]:
@@ -436,6 +487,25 @@ def learning_rate_at(step: int, total_steps: int, config: SamiTrainingConfig) ->
         "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
     }[config.schedule]
     return config.learning_rate * factor
+
+
+def _tokenised(
+    grids: Sequence[Grid | TextGrid],
+    tokenizer: PreTrainedTokenizerBase | None,
+    config: SamiTrainingConfig,
+) -> list[Grid]:
+    result = []
+    for index, grid in enumerate(grids):
+        if isinstance(grid, TextGrid):
+            if tokenizer is None:
+                raise ValueError(f"tokenizer: grids[{index}] is text, so the model's is needed")
+            grid = grid.tokenise(tokenizer, train_on_eos=config.train_on_eos)
+        elif not isinstance(grid, Grid):
+            raise ValueError(
+                f"grids[{index}]: must be a Grid or a TextGrid, got {type(grid).__name__}"
+            )
+        result.append(grid)
+    return result
 
 
 def _check(model: PreTrainedModel, grids: Sequence[Grid], config: SamiTrainingConfig) -> None:
@@ -490,7 +560,7 @@ def _trackers(
             raise ValueError(f"trackers: the package of {name!r} is not installed")
     settings = {
         name: value if isinstance(value, bool | int | float) else str(value)
-        for name, value in asdict(config).items()
+        for name, value in config.model_dump().items()
     }
     accelerator.init_trackers("sami", settings)
     try:
@@ -503,7 +573,7 @@ def _trackers(
             tracker.finish()
 
 
-def _cast_weights(parameters: Iterable[torch.nn.Parameter], dtype: torch.dtype) -> None:
+def cast_weights(parameters: Iterable[torch.nn.Parameter], dtype: torch.dtype) -> None:
     """Cast weights and leave buffers alone: the rotary frequencies need fp32."""
     for parameter in parameters:
         parameter.data = parameter.data.to(dtype)

@@ -22,7 +22,7 @@ from sami_pipeline.models.tokens import TextEncoder, end_token_ids
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PROVENANCE_FILE = "provenance.json"
 _HUB_NAME = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*(@[\w][\w./-]*)?$", re.ASCII)
@@ -56,6 +56,12 @@ class Checkpoint:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return model.to(device)
+
+    def load_config(self) -> PretrainedConfig:
+        """Return the model's configuration."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer."""

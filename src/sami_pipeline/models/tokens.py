@@ -139,6 +139,9 @@ class TextEncoder:
             end_token: what ended it when it was generated, if that is known. It counts where the
                 model ends its own responses with it; else the token does with which the chat
                 template ends a turn, and behind a plain prompt the end-of-sequence token.
+
+        Raises:
+            InputError: the tokenizer has none.
         """
         if not ended:
             return []
@@ -146,7 +149,12 @@ class TextEncoder:
         if known not in self._own_ends:
             known = self.turn_end if prompt.chat else None
         end = self.tokenizer.eos_token_id if known is None else known
-        return [] if end is None else [end]
+        if end is None:
+            raise InputError(
+                "tokenizer: has no end-of-sequence token, so the end of a response can't be "
+                "trained; set its eos_token, or train_on_eos to false"
+            )
+        return [end]
 
     @cached_property
     def turn_end(self) -> int | None:

@@ -66,28 +66,62 @@ def select_grids(
         encoder: the student's.
         train_on_eos: a response that ended by itself ends with a token; see ``_end_token``.
     """
-    from sami_pipeline.core.grid import Grid
-
     rows = responses[(responses["status"] == USABLE) & (responses["split"] == split)]
     grids, named, parted = [], 0, 0
     for _, group in rows.sort_values(["query_id", "constitution_index"]).groupby(
         ["query_id", "grid"]
     ):
-        prompts = [encoder.encode(Prompt.from_json(text)) for text in group["training_prompt"]]
-        named += sum(prompt.control_strings > 0 for prompt in prompts)
-        response_ids = []
-        for prompt, row in zip(prompts, group.itertuples(index=False), strict=True):
-            text = _as_it_follows(prompt, row.response)
-            parted += text != row.response
-            ended = train_on_eos and row.finish_reason == "stop"
-            end = encoder.end_ids(prompt, ended, _end_token(row))
-            response_ids.append(encoder.encode_response(prompts, text) + end)
-        grids.append(Grid([prompt.ids for prompt in prompts], response_ids))
+        grid, with_names, without_blank = _grid(group, encoder, train_on_eos=train_on_eos)
+        grids.append(grid)
+        named += with_names
+        parted += without_blank
     if named:
         logger.warning("%d training prompts name control tokens, encoded as text", named)
     if parted:
         logger.info("%d responses: a blank that parted them from their prompt is left out", parted)
     return grids
+
+
+def _grid(
+    group: pd.DataFrame, encoder: TextEncoder, *, train_on_eos: bool
+) -> tuple[Grid, int, int]:
+    """Return a grid, its prompts that name control tokens, and responses that lost a blank."""
+    from sami_pipeline.core.grid import Grid
+
+    prompts = [encoder.encode(Prompt.from_json(text)) for text in group["training_prompt"]]
+    response_ids, parted = [], 0
+    for prompt, row in zip(prompts, group.itertuples(index=False), strict=True):
+        text = _as_it_follows(prompt, row.response)
+        parted += text != row.response
+        ended = train_on_eos and row.finish_reason == "stop"
+        end = encoder.end_ids(prompt, ended, _end_token(row))
+        response_ids.append(encoder.encode_response(prompts, text) + end)
+    named = sum(prompt.control_strings > 0 for prompt in prompts)
+    return Grid([prompt.ids for prompt in prompts], response_ids), named, parted
+
+
+def mark_too_long(responses: pd.DataFrame, student: Checkpoint) -> pd.DataFrame:
+    """Return the responses with the status "too_long_for_student" where a grid is.
+
+    Its prompt and response have more tokens than the student has positions, so no model that
+    begins with the student can be trained on it or measured with it.
+
+    Args:
+        responses: see ``schemas.Responses``.
+        student: the model to train.
+    """
+    from sami_pipeline.core.lengths import too_long
+
+    config, encoder = student.load_config(), student.load_encoder()
+    usable = responses[responses["status"] == USABLE]
+    found = {
+        key
+        for key, group in usable.sort_values("constitution_index").groupby(["query_id", "grid"])
+        if too_long(config, _grid(group, encoder, train_on_eos=True)[0])
+    }
+    keys = zip(responses["query_id"], responses["grid"], strict=True)
+    is_long = pd.Series([key in found for key in keys], index=responses.index)
+    return responses.assign(status=responses["status"].mask(is_long, "too_long_for_student"))
 
 
 def _as_it_follows(prompt: EncodedPrompt, response: str) -> str:

@@ -177,7 +177,7 @@ def write_job(
         "trust_remote_code": student.trust_remote_code,
         "state_folder": str(state_folder.resolve()),
         "tracker_folder": str(tracker_folder.resolve()),
-        "config": asdict(config),
+        "config": config.model_dump(),
         **splits,
     }
     write_json(folder / "job.json", content)
@@ -248,16 +248,22 @@ def launch_workers(folder: Path, *, is_host: bool = True) -> None:
 
 def join(folder: Path) -> None:
     """Wait for a job in a folder that all machines see, and run this machine's workers of it."""
-    ended = folder / "result.json", folder / "failed.json"
-    while not (folder / "job.json").is_file() or any(path.is_file() for path in ended):
+    from sami_pipeline.training.worker import refusals
+
+    while (
+        not (folder / "job.json").is_file()
+        or (folder / "result.json").is_file()
+        or refusals(folder)
+    ):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     launch_workers(folder, is_host=False)
 
 
 def _raise_refusal(folder: Path) -> None:
-    note = folder / "failed.json"
-    if note.is_file():
-        raise InputError(json.loads(note.read_text())["message"])
+    from sami_pipeline.training.worker import refusals
+
+    if notes := refusals(folder):
+        raise InputError(json.loads(notes[0].read_text())["message"])
 
 
 def _failure(rank: int, local_rank: int, code: int, logs: Path) -> WorkerError:

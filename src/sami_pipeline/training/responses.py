@@ -37,6 +37,8 @@ _REMEDIES = {
     "filter_word": "take words out of generation.filters.words",
     "too_short": "lower generation.filters.minimum_characters",
     "length_ratio": "lower generation.filters.minimum_length_ratio",
+    "too_long_for_student": "lower generation.max_new_tokens, or take a student with a longer "
+    "context",
     "too_similar": "lower generation.filters.minimum_edit_distance",
 }
 

@@ -2,14 +2,14 @@
 
 torch's elastic launcher starts it (``training_launch``), as often as it takes. JOB is a folder::
 
-    job.json       what to train on and how, by ``training_launch``
-    before.json    the student's measures on the held-out grids, which a restart need not take again
-    model/         the trained model, a Hugging Face folder
-    result.json    history and measures; the last to be written
-    failed.json    what the parameters or data did not allow; no restart would help
+    job.json         what to train on and how, by ``training_launch``
+    before.json      the student's measures on held-out grids, which a restart need not take again
+    model/           the trained model, a Hugging Face folder
+    result.json      history and measures; the last to be written
+    refused-0.json   what parameters or data did not allow, by worker; no restart would help
 
-The first worker writes them. All load the student, train it together (``core.train_sami``) and
-share out the held-out grids. Nothing is unpickled.
+The first worker writes the others and loads the student. All train it together
+(``core.train_sami``) and share out the held-out grids. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -41,16 +42,14 @@ def train(folder: Path, device: torch.device) -> None:
         ValueError: as ``core.train_sami``.
         FloatingPointError: as ``core.train_sami``.
     """
-    import torch
-
     from sami_pipeline.core import Grid, SamiTrainingConfig, evaluate_grids, train_sami
     from sami_pipeline.core.distributed import current_workers, shard
-    from sami_pipeline.core.probe import choose_layout
+    from sami_pipeline.core.probe import agree_on_layout
     from sami_pipeline.models.checkpoints import Checkpoint
 
     job = json.loads((folder / "job.json").read_text())
     student = Checkpoint(Path(job["student"]), job["trust_remote_code"])
-    config = SamiTrainingConfig.from_fields(job["config"])
+    config = SamiTrainingConfig(**job["config"])
     grids, held_out = ([Grid(**grid) for grid in job[split]] for split in ("train", "held_out"))
     first = current_workers().is_first
 
@@ -61,15 +60,16 @@ def train(folder: Path, device: torch.device) -> None:
         return measured.to_dict("records")
 
     if first:  # a worker alone may have left a note that a restart has overtaken
-        (folder / "failed.json").unlink(missing_ok=True)
+        for note in refusals(folder):
+            note.unlink()
     record = folder / "before.json"
     known = json.loads(record.read_text()) if record.is_file() else None
     current_workers().wait()  # all have looked before one writes
     before = known or []
     if known is None and held_out:
         # A student of its own: the one that is trained is cut into shards in its training dtype.
-        model = student.load_model(torch.float32, "cpu")
-        choose_layout(model)  # tried while its weights are whole
+        model = _opened(student)
+        agree_on_layout(model)  # tried while its weights are whole
         shard(model, device)
         before = measure(model, "before")
         del model
@@ -77,7 +77,7 @@ def train(folder: Path, device: torch.device) -> None:
             write_json(record, before)
 
     result = train_sami(
-        student.load_model(torch.float32, "cpu"),
+        _opened(student),
         None,
         grids,
         config,
@@ -91,6 +91,32 @@ def train(folder: Path, device: torch.device) -> None:
         history = result.history.to_dict("records")
         write_json(folder / "result.json", {"history": history, "before": before, "after": after})
     current_workers().wait()
+
+
+def _opened(student: Checkpoint) -> PreTrainedModel:
+    """Return the student with its weights on the first worker, and without any on the others.
+
+    Raises:
+        InputError: the first worker can't load it.
+    """
+    import torch
+
+    from sami_pipeline.core.distributed import current_workers
+    from sami_pipeline.core.memory import empty_model
+    from sami_pipeline.errors import InputError
+
+    workers, fault = current_workers(), ""
+    if workers.is_first:
+        try:
+            model = student.load_model(torch.float32, "cpu")
+        except ValueError as error:
+            fault = str(error)
+    # All come to the same error, so that none waits for another.
+    if fault := workers.told(fault):
+        raise InputError(fault)
+    if workers.is_first:
+        return model
+    return empty_model(student.load_config(), trust_remote_code=student.trust_remote_code)
 
 
 def _export(model: PreTrainedModel, student: Checkpoint, folder: Path) -> None:
@@ -142,11 +168,40 @@ def _until_refused(folder: Path, work: Callable[[], None]) -> None:
 
     All workers compute with the same parameters and come to the same errors.
     """
+    from sami_pipeline.core.distributed import current_workers
+
     try:
         work()
     except (ValueError, FloatingPointError) as error:
         traceback.print_exc()
-        write_json(folder / "failed.json", {"message": " ".join(str(error).split())})
+        message = {"message": " ".join(str(error).split())}
+        # Each its own: two that write one file at once are in each other's way.
+        write_json(_refusal(folder, current_workers().rank), message)
+        _wait_for_the_others(folder)
+
+
+def refusals(folder: Path) -> list[Path]:
+    """Return the notes of workers whose job was refused."""
+    return sorted(folder.glob("refused-*.json"))
+
+
+def _refusal(folder: Path, rank: int) -> Path:
+    return folder / f"refused-{rank}.json"
+
+
+def _wait_for_the_others(folder: Path) -> None:
+    """Wait until all workers are refused, or for ten seconds.
+
+    One that leaves at once fails those that are still in the last collective. Not by a barrier: a
+    worker that was not refused would not come there.
+    """
+    from sami_pipeline.core.distributed import current_workers
+
+    workers = current_workers()
+    notes = [_refusal(folder, rank) for rank in range(workers.count)]
+    end = time.monotonic() + 10
+    while not all(note.exists() for note in notes) and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from sami_pipeline.parameters import (
 )
 from sami_pipeline.principles.constitutions import sample_constitutions
 from sami_pipeline.training import responses
+from sami_pipeline.training.data import mark_too_long
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ def prepare_responses(
     generations: pd.DataFrame,
     principles: pd.DataFrame,
     template: dict[str, Any],
+    student: Checkpoint,
     parameters: GenerationParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the responses, marked usable or not and with their training prompts, and counts.
@@ -130,12 +132,15 @@ def prepare_responses(
     Raises:
         InputError: no training query is usable.
     """
-    marked = responses.mark_usable(generations, parameters)
-    counts = responses.count_statuses(marked)
+    prepared = responses.with_training_prompts(
+        responses.mark_usable(generations, parameters),
+        principles,
+        PromptTemplate.parse(template, "training_prompt"),
+        parameters.seed,
+    )
+    prepared = mark_too_long(prepared, student)
+    counts = responses.count_statuses(prepared)
     logger.info("Queries by status: %s", counts.groupby("status")["queries"].sum().to_dict())
     for found in responses.shortage(counts):
         logger.warning("Training responses: %s", found)
-    prepared = responses.with_training_prompts(
-        marked, principles, PromptTemplate.parse(template, "training_prompt"), parameters.seed
-    )
     return prepared, counts

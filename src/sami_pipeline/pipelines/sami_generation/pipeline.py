@@ -43,7 +43,13 @@ def create_pipeline(iteration: int = 1, *, teacher: str | None = None) -> Pipeli
             ),
             Node(
                 prepare_responses,
-                inputs=["generations", "principles", "training_prompt", "params:generation"],
+                inputs=[
+                    "generations",
+                    "principles",
+                    "training_prompt",
+                    "student_checkpoint",
+                    "params:generation",
+                ],
                 outputs=["responses", "response_counts"],
                 name="prepare_responses",
             ),

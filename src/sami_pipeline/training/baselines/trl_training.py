@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
         PreTrainedModel,
         PreTrainedTokenizerBase,
         Trainer,
+        TrainerCallback,
         TrainingArguments,
     )
 
@@ -58,6 +58,9 @@ def trainer_arguments(
         "learning_rate": learning_rate or config.learning_rate,
         "weight_decay": config.weight_decay,
         "optim": {"adamw": "adamw_torch", "rmsprop": "rmsprop"}[config.optimiser],
+        "adam_beta1": config.adamw_betas[0],
+        "adam_beta2": config.adamw_betas[1],
+        "adam_epsilon": config.adamw_epsilon,
         "max_grad_norm": config.max_gradient_norm or 0.0,
         # 16-bit weights compute as they are, as in SAMI's training.
         "bf16": config.compute_dtype == "bfloat16" and config.weights == "float32",
@@ -75,13 +78,14 @@ def trainer_arguments(
 
 def determining_settings(config: SamiTrainingConfig) -> dict[str, Any]:
     """Return the settings that a baseline takes from SAMI's."""
-    settings = asdict(config)
+    settings = config.model_dump()
     return {name: settings[name] for name in _TAKEN_FROM_SAMI}
 
 
 _TAKEN_FROM_SAMI = (
     "epochs", "max_steps", "batch_size", "grids_per_micro_batch", "optimiser", "learning_rate",
-    "weight_decay", "warmup_steps", "schedule", "max_gradient_norm", "train_on_eos",
+    "weight_decay", "adamw_betas", "adamw_epsilon", "warmup_steps", "schedule",
+    "max_gradient_norm", "train_on_eos",
     "compute_dtype", "gradient_checkpointing", "seed", "weights", "optimiser_state",
 )  # fmt: skip
 
@@ -102,7 +106,7 @@ def _samis_optimiser(
     if config.weights == "bfloat16":
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
-    return build_optimiser(model, replace(config, learning_rate=learning_rate))
+    return build_optimiser(model, config.replaced(learning_rate=learning_rate))
 
 
 def step_memory(
@@ -130,7 +134,7 @@ def step_memory(
     from sami_pipeline.core.memory import traced_step
 
     rows *= min(config.grids_per_micro_batch, config.batch_size)
-    own = replace(config, kl_beta=0.0, memory="single_pass")
+    own = config.replaced(kl_beta=0.0, memory="single_pass")
 
     def backward(model: PreTrainedModel, reference: Any) -> None:
         add_fused_lm_head(model)
@@ -233,12 +237,33 @@ def train(
     _follow_samis_schedule(trainer, config)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_quiet_progress())
+    if config.save_state_minutes is not None:
+        trainer.add_callback(_timed_saves(config.save_state_minutes))
     trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     model.eval()
     files.write_text(record, json.dumps({"finished": True, "fingerprint": wanted}))
     for older in sorted(state_folder.glob("checkpoint-*"), key=_step)[:-1]:
         shutil.rmtree(older)
     return _history(trainer.state.log_history)
+
+
+def _timed_saves(minutes: float) -> TrainerCallback:
+    """Return what lets a trainer save its state after a time, and at the end."""
+    from transformers import TrainerCallback
+
+    class TimedSaves(TrainerCallback):
+        def __init__(self) -> None:
+            self.saved_at = time.monotonic()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            passed = time.monotonic() - self.saved_at
+            if passed >= 60 * minutes or state.global_step >= state.max_steps:
+                control.should_save = True
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.saved_at = time.monotonic()
+
+    return TimedSaves()
 
 
 def _latest_whole_checkpoint(folder: Path) -> Path | None:
