@@ -1,16 +1,20 @@
-"""Tokens per second of the engines, against plain use of the libraries that they stand on.
+"""Seconds that engines take for the requests of the default experiments, on this machine.
 
-    python benchmarks/engines.py                  # this machine; writes docs/engines.md
-    python benchmarks/engines.py --questions 4 --tokens 8 --rounds 1 --no-write
+    python benchmarks/engines.py                        # after `make mt-bench math`
+    python benchmarks/engines.py --other ../before/src  # also the engine of another checkout
+    python benchmarks/engines.py --every 20 --tokens 8 --rounds 1 --no-write
 
-First turns of MT-Bench are asked as in the embedded default. Every measurement is a process of its
-own: it starts, warms up on a question that is not measured, and is timed from requests to texts.
-The ways of a comparison take turns; medians over the rounds are reported.
+The requests are a run's own: the base model's answers to MT-Bench, the responses for training, and
+attempts at problems. Every measurement is a process of its own, timed from requests to texts after
+a warm-up. The ways of a comparison take turns; medians over the rounds are reported, on a quiet
+machine and beside a process that keeps one core busy. The ceiling is what the model's matrix
+products alone would take.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -19,179 +23,185 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGE = PROJECT / "docs" / "engines.md"
-MODEL = "gguf:data/01_raw/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 VLLM_PYTHON = PROJECT / ".venv-vllm" / "bin" / "python"
-# How a response is drawn, and how many of each prompt: turn 1 of MT-Bench, attempts at problems.
-WORKLOADS = {
-    "one greedy response": {"temperature": 0.0, "samples": 1},
-    "ten sampled responses": {"temperature": 0.7, "samples": 10},
+TOKENS_READ_AT_ONCE = 1024
+NAMES = {
+    "transformers": "this project's transformers engine",
+    "other": "the transformers engine of the other checkout",
+    "plain generate": "plain padded `generate`, a batch one temperature",
+    "vllm": "this project's vllm engine",
+    "LLM.generate": "`vllm.LLM.generate`",
 }
 
 
-def ask_engine(kind: str, task: dict[str, Any], batch_size: int) -> dict[str, Any]:
-    """Time an engine of this project."""
-    import torch
+def ask_engine(kind: str, task: dict[str, Any]) -> dict[str, Any]:
+    """Time an engine of this project, or of the checkout whose ``src`` comes first in the path."""
+    import sami_pipeline  # sets what the process needs before torch
 
+    try:
+        from sami_pipeline.models.prompts import Prompt
+    except ImportError:  # before the packages had their present names
+        from sami_pipeline.prompts import Prompt
     from sami_pipeline.engines import (
         EngineParameters,
         GenerationRequest,
         SamplingParameters,
         generate,
         open_engine,
-        release,
     )
-    from sami_pipeline.models.prompts import Prompt
 
-    torch.set_num_threads(os.cpu_count() or 1)
     parameters = EngineParameters.model_validate(
-        {"kind": kind, "transformers": {"batch_size": batch_size or 1}}
+        {"kind": kind, "transformers": {"batch_size": task["batch_size"]}}
     )
-    sampling = SamplingParameters(task["tokens"], task["temperature"])
 
-    def requests(texts: list[str]) -> list[GenerationRequest]:
-        prompts = [Prompt(messages=(("user", text),)) for text in texts]
+    def requests(asked: list[dict[str, Any]]) -> list[Any]:
         return [
-            GenerationRequest(prompt, sampling, sample)
-            for prompt in prompts
-            for sample in range(task["samples"])
+            GenerationRequest(
+                Prompt.from_json(each["prompt"]),
+                SamplingParameters(each["tokens"], each["temperature"], stop=tuple(each["stop"])),
+                each["sample"],
+            )
+            for each in asked
         ]
 
+    def answer(asked: list[dict[str, Any]]) -> int:
+        completions = generate(engine, requests(asked), seed=0, description=kind)
+        return sum(each.completion_tokens for each in completions)
+
     with closing(open_engine(parameters, Path(task["folder"]))) as engine:
-        generate(engine, requests(task["warm_up"]), seed=0, description="Warm-up")
-        started = time.perf_counter()
-        completions = generate(engine, requests(task["questions"]), seed=0, description=kind)
-        seconds = time.perf_counter() - started
-    release()
-    return {"seconds": seconds, "tokens": sum(each.completion_tokens for each in completions)}
+        found = timed(answer, task)
+    if hasattr(sami_pipeline.engines, "release"):
+        sami_pipeline.engines.release()
+    return found
 
 
-def ask_plain_transformers(task: dict[str, Any], batch_size: int) -> dict[str, Any]:
-    """Time ``generate`` on padded batches, in the order of the questions."""
+def ask_plain_transformers(task: dict[str, Any]) -> dict[str, Any]:
+    """Time ``generate`` on padded batches of one temperature, in the order of the requests."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sami_pipeline.engines.transformers_engine import fastest_dtype
-
-    torch.set_num_threads(os.cpu_count() or 1)
     tokenizer = AutoTokenizer.from_pretrained(task["folder"], padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(
-        task["folder"], dtype=fastest_dtype(torch.device("cpu"))
-    )
+    model = AutoModelForCausalLM.from_pretrained(task["folder"], dtype=fastest_dtype())
 
-    def answer(questions: list[str]) -> int:
+    def answer_alike(asked: list[dict[str, Any]]) -> int:
         written = 0
-        texts = rendered(tokenizer, questions)
-        for first in range(0, len(texts), batch_size):
+        for first in range(0, len(asked), task["batch_size"]):
+            batch = asked[first : first + task["batch_size"]]
             inputs = tokenizer(
-                texts[first : first + batch_size],
+                [each["text"] for each in batch],
                 padding=True, add_special_tokens=False, return_tensors="pt",
             )  # fmt: skip
+            temperature = batch[0]["temperature"]
+            drawn = {"temperature": temperature, "top_p": 1.0, "top_k": 0} if temperature else {}
+            stop = batch[0]["stop"]
             with torch.inference_mode():
                 output = model.generate(
                     **inputs,
-                    max_new_tokens=task["tokens"],
-                    do_sample=False,
+                    max_new_tokens=batch[0]["tokens"],
+                    do_sample=temperature > 0,
                     pad_token_id=tokenizer.pad_token_id,
+                    **drawn,
+                    **({"stop_strings": stop, "tokenizer": tokenizer} if stop else {}),
                 )
             responses = output[:, inputs["input_ids"].shape[1] :]
             tokenizer.batch_decode(responses, skip_special_tokens=True)
             written += count_tokens(responses.tolist(), tokenizer)
         return written
 
-    return timed(answer, task)
-
-
-def ask_continuous_batching(task: dict[str, Any], batch_size: int) -> dict[str, Any]:
-    """Time transformers' own continuous batching: rows that end make room for others."""
-    import torch
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        ContinuousBatchingConfig,
-        GenerationConfig,
-    )
-
-    from sami_pipeline.engines.transformers_engine import fastest_dtype
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    tokenizer = AutoTokenizer.from_pretrained(task["folder"])
-    model = AutoModelForCausalLM.from_pretrained(
-        task["folder"],
-        dtype=fastest_dtype(torch.device("cpu")),
-        attn_implementation="paged|sdpa",
-    )
-    page = 32
-    generation = GenerationConfig(
-        max_new_tokens=task["tokens"],
-        do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-    def answer(questions: list[str]) -> int:
-        ids = [
-            tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in rendered(tokenizer, questions)
-        ]
-        longest = max(map(len, ids)) + task["tokens"]
-        batching = ContinuousBatchingConfig(
-            page_size=page,
-            num_blocks=batch_size * (longest // page + 1),
-            max_batch_tokens=1024,
-            max_requests_per_batch=batch_size,
-        )
-        outputs = model.generate_batch(
-            ids, generation_config=generation, continuous_batching_config=batching
-        )
-        responses = [output.generated_tokens for output in outputs.values()]
-        if len(responses) != len(questions):
-            raise SystemExit(f"{len(responses)} of {len(questions)} prompts were answered")
-        tokenizer.batch_decode(responses, skip_special_tokens=True)
-        return count_tokens(responses, tokenizer)
+    def answer(asked: list[dict[str, Any]]) -> int:
+        alike: dict[str, list[dict[str, Any]]] = {}
+        for each in asked:
+            kind = json.dumps([each["temperature"], each["tokens"], each["stop"]])
+            alike.setdefault(kind, []).append(each)
+        return sum(map(answer_alike, alike.values()))
 
     return timed(answer, task)
 
 
 def ask_plain_vllm(task: dict[str, Any]) -> dict[str, Any]:
     """Time one ``LLM.generate``; runs in vLLM's environment, without this project."""
-    import torch
     from vllm import LLM, SamplingParams
 
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     llm = LLM(
         model=task["folder"],
-        dtype="bfloat16" if native else "float32",
+        dtype=str(fastest_dtype()).removeprefix("torch."),
         enforce_eager=True,
         kv_cache_memory_bytes=2**30,
         generation_config="vllm",
     )
     tokenizer = llm.get_tokenizer()
-    sampling = SamplingParams(
-        n=task["samples"], max_tokens=task["tokens"], temperature=task["temperature"]
-    )
 
-    def answer(questions: list[str]) -> int:
-        outputs = llm.generate(rendered(tokenizer, questions), sampling)
+    def answer(asked: list[dict[str, Any]]) -> int:
+        samplings = [
+            SamplingParams(
+                max_tokens=each["tokens"], temperature=each["temperature"], stop=each["stop"]
+            )
+            for each in asked
+        ]
+        outputs = llm.generate([each["text"] for each in asked], samplings)
         ids = [response.token_ids for output in outputs for response in output.outputs]
         return count_tokens(ids, tokenizer)
 
     return timed(answer, task)
 
 
-def rendered(tokenizer: Any, questions: list[str]) -> list[str]:
-    """Return the text before each answer."""
-    return [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-        )
-        for text in questions
-    ]
+def multiply_alone(task: dict[str, Any]) -> dict[str, Any]:
+    """Time the model's linear layers, and nothing else, as often as the requests need them.
+
+    Every token that is written takes its share of a step of ``batch_size`` rows; what prompts
+    share counts once, and is read ``TOKENS_READ_AT_ONCE`` at a time.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from sami_pipeline.engines.rows import shared_length
+
+    dtype = fastest_dtype()
+    model = AutoModelForCausalLM.from_pretrained(task["folder"], dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(task["folder"])
+    layers = [each for each in model.modules() if isinstance(each, torch.nn.Linear)]
+    head = model.get_output_embeddings()
+
+    def seconds(rows: int, chosen: list[Any]) -> float:
+        inputs = {
+            each.in_features: torch.randn(rows, each.in_features).to(dtype) for each in layers
+        }
+        taken = []
+        for _ in range(7):
+            started = time.perf_counter()
+            with torch.inference_mode():
+                for layer in chosen:
+                    layer(inputs[layer.in_features])
+            taken.append(time.perf_counter() - started)
+        return statistics.median(taken)
+
+    ids = sorted(
+        tokenizer(each["text"], add_special_tokens=False)["input_ids"] for each in task["requests"]
+    )
+    read = len(ids[0]) + sum(
+        len(there) - shared_length(here, there) for here, there in pairwise(ids)
+    )
+    body = [layer for layer in layers if layer is not head]
+    step, chunk = seconds(task["batch_size"], layers), seconds(TOKENS_READ_AT_ONCE, body)
+    written = task["written"]
+    whole = written / task["batch_size"] * step + read / TOKENS_READ_AT_ONCE * chunk
+    return {"seconds": whole, "tokens": written}
+
+
+def fastest_dtype() -> Any:
+    """Return bfloat16 where the CPU multiplies it natively, else float32."""
+    import torch
+
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
 
 
 def count_tokens(responses: list[list[int]], tokenizer: Any) -> int:
@@ -203,34 +213,61 @@ def count_tokens(responses: list[list[int]], tokenizer: Any) -> int:
 
 
 def timed(answer: Any, task: dict[str, Any]) -> dict[str, Any]:
-    """Return the seconds and tokens of answering the questions, after a warm-up."""
-    answer(task["warm_up"])
+    """Return the seconds and tokens of answering the requests, after a warm-up."""
+    answer([task["requests"][-1] | {"tokens": 4}])
     started = time.perf_counter()
-    tokens = answer(task["questions"])
+    tokens = answer(task["requests"])
     return {"seconds": time.perf_counter() - started, "tokens": tokens}
 
 
 WAYS = {
-    "vllm": lambda task, size: ask_engine("vllm", task, size),
-    "transformers": lambda task, size: ask_engine("transformers", task, size),
+    "transformers": lambda task: ask_engine("transformers", task),
+    "other": lambda task: ask_engine("transformers", task),
+    "vllm": lambda task: ask_engine("vllm", task),
     "plain generate": ask_plain_transformers,
-    "continuous batching": ask_continuous_batching,
-    "LLM.generate": lambda task, size: ask_plain_vllm(task),
+    "LLM.generate": ask_plain_vllm,
+    "ceiling": multiply_alone,
 }
 
 
-def in_own_process(way: str, task: dict[str, Any], size: int) -> dict[str, Any]:
-    """Run one measurement and return what it found."""
+@contextlib.contextmanager
+def neighbour(wanted: bool) -> Iterator[None]:
+    """Keep one core busy meanwhile."""
+    if not wanted:
+        yield
+        return
+    loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        loop.kill()
+        loop.wait()
+
+
+def in_own_process(way: str, task: dict[str, Any], source: str = "") -> dict[str, Any]:
+    """Run one measurement and return what it found.
+
+    Args:
+        way: one of ``WAYS``.
+        task: ``folder, batch_size, requests``; for the ceiling also ``written``.
+        source: the folder ``src`` of the checkout that is measured; this one's unless named.
+    """
     python = str(VLLM_PYTHON) if way == "LLM.generate" else sys.executable
-    # What this project's processes set for themselves; plain use of the libraries gets it too.
-    kept = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-    kept["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
-    quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {
+        "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"
+    }  # fmt: skip
+    environment.pop("PYTHONPATH", None)
+    if way != "transformers":
+        # What this project's processes set for themselves; others get the best of it too.
+        environment |= {
+            "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)
+        }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder) / "found.json"
+        found, asked = Path(folder) / "found.json", Path(folder) / "task.json"
+        asked.write_text(json.dumps(task))
         done = subprocess.run(
-            [python, __file__, "--measure", way, json.dumps(task), str(size), str(found)],
-            capture_output=True, text=True, env=os.environ | kept | quiet,
+            [python, __file__, "--measure", way, str(asked), str(found), source],
+            capture_output=True, text=True, env=environment,
         )  # fmt: skip
         if not found.is_file():
             raise SystemExit(f"{way}: {done.stderr[-3000:]}")
@@ -238,14 +275,14 @@ def in_own_process(way: str, task: dict[str, Any], size: int) -> dict[str, Any]:
 
 
 def compare(
-    ways: list[tuple[str, int]], task: dict[str, Any], rounds: int
-) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """Return the measurements of each (way, batch size), which take turns."""
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {way: [] for way in ways}
+    ways: list[str], task: dict[str, Any], rounds: int, other: str = ""
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the measurements of each way, which take turns."""
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for number in range(rounds):
-        for way, size in ways:
-            found[way, size].append(in_own_process(way, task, size))
-            print(f"round {number + 1}  {way} {size or ''}: {found[way, size][-1]}", flush=True)
+        for way in ways:
+            found[way].append(in_own_process(way, task, other if way == "other" else ""))
+            print(f"round {number + 1}  {way}: {found[way][-1]}", flush=True)
     return found
 
 
@@ -254,22 +291,22 @@ def rate(measured: list[dict[str, Any]]) -> float:
     return statistics.median(each["tokens"] / each["seconds"] for each in measured)
 
 
-def table(
-    found: dict[tuple[str, int], list[dict[str, Any]]], reference: tuple[str, int], names: dict
-) -> str:
-    """Return measurements as a Markdown table; times of the reference are 1."""
+def table(found: dict[str, list[dict[str, Any]]], ceiling: dict[str, Any]) -> str:
+    """Return measurements as a Markdown table; rates are compared with the first way's."""
+    first = next(iter(found))
+    highest = ceiling["tokens"] / ceiling["seconds"]
     lines = [
-        "| | prompts at a time | seconds, median [min, max] | tokens | tokens/s | of the rate of "
-        f"{names[reference[0]]} |",
+        "| | seconds, median [min, max] | tokens | tokens/s | of the first row's rate "
+        "| of what matrix products alone allow |",
         "|---|---|---|---|---|---|",
     ]
-    for (way, size), measured in found.items():
+    for way, measured in found.items():
         seconds = [each["seconds"] for each in measured]
         lines.append(
-            f"| {names[way]} | {size or 'its own'} "
-            f"| {statistics.median(seconds):.2f} [{min(seconds):.2f}, {max(seconds):.2f}] "
+            f"| {NAMES[way]} "
+            f"| {statistics.median(seconds):.1f} [{min(seconds):.1f}, {max(seconds):.1f}] "
             f"| {measured[0]['tokens']} | {rate(measured):.0f} "
-            f"| {rate(measured) / rate(found[reference]):.2f} |"
+            f"| {rate(measured) / rate(found[first]):.2f} | {rate(measured) / highest:.0%} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -309,66 +346,145 @@ def save_model(folder: Path) -> None:
     from sami_pipeline.datasets import CheckpointDataset
     from sami_pipeline.models.checkpoints import ModelSource, import_model
 
-    source = ModelSource.model_validate(MODEL)
+    source = ModelSource.model_validate("gguf:data/01_raw/models/SmolLM2-135M-Instruct.Q4_1.gguf")
     CheckpointDataset(filepath=str(folder)).save(import_model(source, PROJECT))
+
+
+def requests_of(run: str, every: int, tokens: int | None) -> dict[str, list[dict[str, Any]]]:
+    """Return what a run of the default experiments asked, by workload.
+
+    Args:
+        run: name of a run of mt_bench and math.
+        every: take one of so many questions, queries and problems.
+        tokens: limit of a response instead of the run's.
+
+    Raises:
+        SystemExit: a table of the run is missing.
+    """
+    import pandas as pd
+    from kedro.framework.session import KedroSession
+    from kedro.framework.startup import bootstrap_project
+
+    bootstrap_project(PROJECT)
+    with KedroSession.create(project_path=PROJECT) as session:
+        parameters = session.load_context().params
+    mt_bench, math = parameters["mt_bench"], parameters["math"]
+
+    def read(place: str, columns: list[str]) -> pd.DataFrame:
+        path = PROJECT / "data" / place.format(run)
+        if not path.is_file():
+            raise SystemExit(f"{path} is missing: run `make mt-bench math` first")
+        return pd.read_parquet(path)[columns]
+
+    def request(
+        prompt: str, parameters: Any, temperature: float, sample: int = 0
+    ) -> dict[str, Any]:
+        stop = ["\n### User", "\n### Assistant"] if "text" in json.loads(prompt) else []
+        return {
+            "prompt": prompt, "sample": sample, "temperature": temperature, "stop": stop,
+            "tokens": tokens or parameters["max_new_tokens"],
+        }  # fmt: skip
+
+    evaluation, generation, accuracy = (
+        mt_bench["evaluation"], mt_bench["generation"], math["accuracy"],
+    )  # fmt: skip
+    answers = read(
+        "07_model_output/{}/mt_bench/answers.parquet",
+        ["model", "question_id", "category", "turn", "prompt"],
+    )
+    answers = answers[answers["model"] == mt_bench["models"]["student"]]
+    answers = answers[answers["question_id"].isin(answers["question_id"].unique()[::every])]
+    responses = read("04_feature/{}/mt_bench/generations.parquet", ["query_id", "prompt"])
+    responses = responses[responses["query_id"].isin(responses["query_id"].unique()[::every])]
+    attempts = read(
+        "07_model_output/{}/math/attempts.parquet", ["model", "problem_id", "attempt", "prompt"]
+    )
+    attempts = attempts[attempts["model"] == math["models"]["student"]]
+    attempts = attempts[attempts["problem_id"].isin(attempts["problem_id"].unique()[::every])]
+    temperatures = evaluation["temperatures"]
+    return {
+        "answers to MT-Bench": [
+            request(prompt, evaluation, temperatures.get(category, 0.0))
+            for category, prompt in zip(answers["category"], answers["prompt"], strict=True)
+        ],
+        "responses for training": [
+            request(prompt, generation, generation.get("temperature", 0.0))
+            for prompt in responses["prompt"]
+        ],
+        "attempts at problems": [
+            request(prompt, accuracy, accuracy["temperature"] if attempt else 0.0, attempt)
+            for prompt, attempt in zip(attempts["prompt"], attempts["attempt"], strict=True)
+        ],
+    }
+
+
+def with_texts(requests: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Return requests with the text that each prompt is, for plain use of the libraries."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def text(prompt: str) -> str:
+        value = json.loads(prompt)
+        return value.get("text") or tokenizer.apply_chat_template(
+            value["messages"], add_generation_prompt=True, tokenize=False
+        )
+
+    return [each | {"text": text(each["prompt"])} for each in requests]
 
 
 def main() -> None:
     """Measure and report."""
     if sys.argv[1:2] == ["--measure"]:
-        way, task, size, found = sys.argv[2:]
+        way, task, found, source = sys.argv[2:]
         if way != "LLM.generate":
-            sys.path.insert(0, str(PROJECT / "src"))
-        Path(found).write_text(json.dumps(WAYS[way](json.loads(task), int(size))))
+            sys.path.insert(0, source or str(PROJECT / "src"))
+        Path(found).write_text(json.dumps(WAYS[way](json.loads(Path(task).read_text()))))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--questions", type=int, default=79, help="of MT-Bench; one warms up")
-    parser.add_argument("--tokens", type=int, default=96, help="at most, of each response")
+    parser.add_argument("--run", default="default", help="whose requests are measured")
+    parser.add_argument("--every", type=int, default=1, help="one of so many questions")
+    parser.add_argument("--tokens", type=int, help="limit of a response instead of the run's")
+    parser.add_argument("--batch-size", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[16, 40, 80], help="of batches")
+    parser.add_argument("--other", default="", help="folder src of another checkout")
+    parser.add_argument("--workloads", nargs="+", help="the ones whose names contain these words")
+    parser.add_argument(
+        "--ways", nargs="+", choices=list(NAMES),
+        default=["transformers", "plain generate", "vllm", "LLM.generate"],
+    )  # fmt: skip
     parser.add_argument("--no-write", action="store_true", help=f"leave {PAGE.name} alone")
     arguments = parser.parse_args()
 
     sys.path.insert(0, str(PROJECT / "src"))
-    lines = (PROJECT / "data/01_raw/mt_bench/question.jsonl").read_text().splitlines()
-    questions = [json.loads(line)["turns"][0] for line in lines]
+    ways = [*arguments.ways, *(["other"] if arguments.other else [])]
+    command = " ".join(["python benchmarks/engines.py", *sys.argv[1:]])
+    sections = [
+        f"{time.strftime('%Y-%m-%d')}, {machine()}; the embedded SmolLM2-135M-Instruct, batches of "
+        f"{arguments.batch_size}, {arguments.rounds} rounds; `{command}`.\n"
+    ]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         save_model(folder)
-        task = {
-            "folder": str(folder),
-            "tokens": arguments.tokens,
-            "warm_up": questions[-1:],
-            "questions": questions[: arguments.questions],
-        }
-        sections = [
-            f"{time.strftime('%Y-%m-%d')}, {machine()}; SmolLM2-135M-Instruct, "
-            f"{len(task['questions'])} first questions of MT-Bench, at most {arguments.tokens} "
-            f"tokens a response, {arguments.rounds} rounds; measured with "
-            f"`python benchmarks/engines.py {' '.join(sys.argv[1:])}`.\n".replace(" `.", "`.")
-        ]
-        names = {"vllm": "this project's vllm engine", "LLM.generate": "`vllm.LLM.generate`"}
-        for workload, drawn in WORKLOADS.items():
-            share = task["questions"][:: drawn["samples"]]
-            found = compare(
-                [("LLM.generate", 0), ("vllm", 0)],
-                task | drawn | {"questions": share},
-                arguments.rounds,
-            )
-            sections.append(
-                f"### vLLM: {workload} to each of {len(share)} prompts\n\n"
-                + table(found, ("LLM.generate", 0), names)
-            )
-        names = {
-            "transformers": "this project's transformers engine",
-            "plain generate": "plain padded `generate`",
-            "continuous batching": "continuous batching, `generate_batch`",
-        }
-        ways = [(way, size) for way in names for size in arguments.sizes]
-        found = compare(ways, task | WORKLOADS["one greedy response"], arguments.rounds)
-        plain = [way for way in ways if way[0] == "plain generate"]
-        best = max(plain, key=lambda way: rate(found[way]))
-        sections.append("### transformers: one greedy response\n\n" + table(found, best, names))
+        workloads = requests_of(arguments.run, arguments.every, arguments.tokens)
+        for workload, asked in workloads.items():
+            wanted = arguments.workloads or [""]
+            if not any(word in workload for word in wanted):
+                continue
+            task = {
+                "folder": str(folder),
+                "batch_size": arguments.batch_size,
+                "requests": with_texts(asked, folder),
+            }
+            for busy in (False, True):
+                with neighbour(busy):
+                    chosen = [way for way in ways if not busy or way in ("transformers", "other")]
+                    found = compare(chosen, task, arguments.rounds, arguments.other)
+                    if not busy:
+                        written = found[chosen[0]][0]["tokens"]
+                        ceiling = in_own_process("ceiling", task | {"written": written})
+                where = "one core kept busy by another process" if busy else "a quiet machine"
+                sections.append(f"### {len(asked)} {workload}: {where}\n\n" + table(found, ceiling))
     text = "\n".join(sections)
     print(text)
     if not arguments.no_write:

@@ -85,11 +85,13 @@ class Environment:
         self.written = set().union(*(pipeline.all_outputs() for _, pipeline in self.pipelines))
 
     def judged_by_a_model(self) -> tuple[str, Pipeline]:
-        """Return the experiment with all nodes that a judge beside the checklist adds."""
+        """Return the experiment with all nodes that a judge, and further questions, add."""
         values = self.parameters[JUDGED]
         judge = {"kind": "single", "model": values["models"]["student"]}
         experiment = EXPERIMENTS[JUDGED]
-        parameters = experiment.parameters.model_validate(values | {"judge": judge})
+        asked = values["evaluation"] | {"contrasting": True, "trained_wording": True}
+        changes = {"judge": judge, "evaluation": asked}
+        parameters = experiment.parameters.model_validate(values | changes)
         return JUDGED, experiment.pipeline(parameters)
 
     def written_by_a_model(self) -> tuple[str, Pipeline]:

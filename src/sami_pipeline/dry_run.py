@@ -337,8 +337,9 @@ class _Plan:
     opened: Mapping[str, Architecture]
     outcome: DryRun
     workload: Workload
-    # SAMI after SFT takes the step that SAMI takes.
+    # SAMI after SFT takes the step that SAMI takes, and DPO after SFT that of DPO.
     sami_step: StepMemory | None = None
+    baseline_steps: dict[tuple[str, int], StepMemory] = field(default_factory=dict)
 
     def check_tokenizer(self, model: Architecture) -> None:
         """Note what is wrong with a model's tokenizer."""
@@ -534,10 +535,12 @@ class _Plan:
         baseline = baselines().get(name)
         if baseline is not None and not baseline.is_sami:
             rows = baseline.rows(baseline.settings_in(self.experiment.training), shape.n)
-            step_memory = function(baseline.step_memory)
-            memory = step_memory(
-                student.config, config, rows, shape.prompt, shape.response, device=device
-            )
+            step = (baseline.step_memory, rows)
+            if step not in self.baseline_steps:
+                self.baseline_steps[step] = function(baseline.step_memory)(
+                    student.config, config, rows, shape.prompt, shape.response, device=device
+                )
+            memory = self.baseline_steps[step]
             tokens = rows * (shape.prompt + shape.response)
             processes, passes = 1, baseline.passes
             what = f"{rows} rows of {shape.prompt} + {shape.response} tokens a query"

@@ -281,7 +281,19 @@ class ConstitutionsParameters(Settings):
     pairs_per_query: _Count = Field(
         2, description="Grids of each query with contrast: pairs; published is 2."
     )
+    pairs_differ_in: str | None = Field(
+        None,
+        description="With contrast: pairs, a principle on which the two constitutions of a pair "
+        "take different stances, published for math as the one that asks for steps; null draws "
+        "from all pairs.",
+    )
     seed: Seed = Field(0, description="Decides the contrasts and the order of the statements.")
+
+    @model_validator(mode="after")
+    def _pairs_alone_differ_in_one(self) -> ConstitutionsParameters:
+        if self.pairs_differ_in is not None and self.contrast != "pairs":
+            raise ValueError("pairs_differ_in: goes together with contrast: pairs")
+        return self
 
 
 class FiltersParameters(Settings):
@@ -482,6 +494,12 @@ class EvaluationParameters(Settings):
     )
     without_constitution: bool = Field(
         False, description="Also answer all turns without any constitution."
+    )
+    trained_wording: bool = Field(
+        False,
+        description="Also ask the first turn under the desired constitution in the words that were "
+        "trained on, where principles have others for evaluation: what is followed beyond the "
+        "words that were seen.",
     )
     contrast: Contrast = Field(
         "opposite", description="Which contrasting constitution the first turn is asked under."
@@ -688,6 +706,11 @@ class AccuracyParameters(Settings):
         "as its greatest and reports accuracy with each of these numbers alone.",
     )
     temperature: PositiveFloat = Field(0.7, description="Of the samples; one more is greedy.")
+    under_constitution: bool = Field(
+        True,
+        description="Ask under the desired constitution; false asks under none, as arXiv "
+        "2410.01704 does for math.",
+    )
     top_p: float = Field(
         1.0, gt=0, le=1, description="Nucleus sampling; 1 keeps the whole distribution."
     )

@@ -15,6 +15,7 @@ from sami_pipeline.evaluation import judge_quality, length_control
 from sami_pipeline.evaluation.math_accuracy import JUDGED_READINGS, METRICS
 from sami_pipeline.evaluation.math_readings import READINGS
 from sami_pipeline.evaluation.statistics import BOTH_TURNS, OUTCOMES
+from sami_pipeline.principles.constitutions import TRAINED_WORDING
 from sami_pipeline.tables import StoredTable
 
 _SPLITS = ["train", "held_out"]
@@ -33,7 +34,7 @@ _STATUSES = [
     "too_long_for_student",
 ]
 _FINISH_REASONS = ["stop", "length", "prompt_too_long", "failed"]
-_CONSTITUTIONS = ["desired", "contrasting", "none"]
+_CONSTITUTIONS = ["desired", "contrasting", TRAINED_WORDING, "none"]
 _STANCES = ["principle", "antithesis"]
 
 
@@ -170,13 +171,17 @@ class PrincipleWriting(_Table):
 
 
 class Constitutions(_Table):
-    """One row is one constitution of a grid for one query (or question)."""
+    """One row is one constitution of a grid for one query (or question).
+
+    Questions may also be asked under "desired_trained_wording", the desired constitution in words
+    that were trained on.
+    """
 
     query_id: Series[str]
     category: Series[str] = pa.Field(str_length={"min_value": 1})
     grid: Series[int] = pa.Field(ge=0)
     constitution_index: Series[int] = pa.Field(ge=0)
-    constitution: Series[str] = pa.Field(isin=["desired", "contrasting"])
+    constitution: Series[str] = pa.Field(isin=["desired", "contrasting", TRAINED_WORDING])
     stances: Series[str]
     text: Series[str] = pa.Field(str_length={"min_value": 1})
 

@@ -361,7 +361,7 @@ class TestEngine:
         name = "sami_pipeline.engines.transformers_engine.use_row_attention"
         monkeypatch.setattr(name, lambda model: "for the test")
         engine = TransformersEngine(folder, dtype="float32", batch_size=4)
-        assert engine.rows is None
+        assert engine.lanes == []
         assert "plain generate is used" in caplog.text
         assert self.ask(engine, requests) == expected
 

@@ -138,7 +138,7 @@ class TestPlan:
         assert chosen["category"].tolist() == list(MT_BENCH_CATEGORIES)
 
     def test_every_category_is_sampled_at_its_own_temperature(self, questions):
-        table = questions.assign(text=None)
+        table = questions.assign(text=None, stances="[]")
         _, requests = turn_requests(
             table[table["turn"] == 1],
             PromptTemplate.model_validate(CHAT),

@@ -53,13 +53,26 @@ def planned_answers(parameters, asked: pd.DataFrame, principles, model: str) -> 
     )
 
 
+def with_other_words_in_evaluation(principles: pd.DataFrame) -> pd.DataFrame:
+    wordings = [json.loads(text) for text in principles["wordings"]]
+    for wording in wordings:
+        wording["principle"]["evaluation"] = ["Do it in other words."]
+    return principles.assign(wordings=[json.dumps(wording) for wording in wordings])
+
+
 @pytest.mark.parametrize("turns", [1, 2])
 @pytest.mark.parametrize(
     ("kind", "orders"),
     [("pairwise", "both"), ("constitution", "random"), ("single", "both"), ("single", "random")],
 )
 @pytest.mark.parametrize(
-    "evaluation", [{}, {"without_constitution": True, "turns": 1}, {"contrasting": False}]
+    "evaluation",
+    [
+        {},
+        {"without_constitution": True, "turns": 1},
+        {"contrasting": False},
+        {"trained_wording": True},
+    ],
 )
 def test_answers_and_judgements_are_counted_as_they_are_planned(
     turns, kind, orders, evaluation, principles
@@ -68,6 +81,7 @@ def test_answers_and_judgements_are_counted_as_they_are_planned(
     judge = {"kind": kind, "model": "base", "orders": orders}
     judge |= {"repeats": repeats, "temperature": 0.5}
     parameters = changed("mt_bench", evaluation=evaluation, judge=judge)
+    principles = with_other_words_in_evaluation(principles)
     asked = questions(turns)
     count = asked["question_id"].nunique()
     workload = judged(parameters, train=8, held_out=0, questions=count, turns=turns)

@@ -241,6 +241,9 @@ def test_each_test_problem_is_asked_once_greedily_and_n_times_sampled(generated)
     assert len({request.prompt for request in first}) == 1
     question = generated.loc[generated["split"] == "test", "question"].iloc[0]
     assert first[0].prompt.text == f"{question} / Show steps.:"
+    bare = AccuracyParameters(attempts=3, temperature=0.5, under_constitution=False)
+    _, requests = math_attempts.attempt_requests(generated, PRINCIPLES, TEMPLATE, bare)
+    assert requests[0].prompt.text == question
 
 
 def test_attempts_are_judged_by_a_careful_reading_with_the_others_beside_it():

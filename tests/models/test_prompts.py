@@ -44,6 +44,16 @@ def test_chat_prompt_is_one_user_message():
     assert prompt == Prompt(messages=(("user", "Why?\n\nRules:\n1. Be brief."),))
 
 
+def test_answer_begins_as_the_constitutions_stance_has_it():
+    begins = {"steps": {"principle": " Step by step:", "antithesis": " It is"}}
+    template = PLAIN.model_copy(update={"answer_begins": begins})
+    for stance, begin in begins["steps"].items():
+        taken = [("latex", "principle"), ("steps", stance)]
+        text = template.build(["Why?"], constitution="C", stances=taken).text
+        assert text.removeprefix(PLAIN.build(["Why?"], constitution="C").text) == begin
+    assert template.build(["Why?"]).text == PLAIN.build(["Why?"]).text
+
+
 def test_system_message_comes_first_and_once():
     template = CHAT.model_copy(update={"system": "You help."})
     prompt = template.build(["Why?", "And?"], ["So."], constitution="Short.")

@@ -10,7 +10,7 @@ from sami_pipeline import dry_run
 from sami_pipeline.errors import InputError
 from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.models.checkpoints import ModelSource
-from sami_pipeline.parameters import DryRunParameters, MathParameters, MtBenchParameters
+from sami_pipeline.parameters import DryRunParameters, MtBenchParameters
 from sami_pipeline.settings import CONFIG_LOADER_ARGS
 
 PROJECT = Path(__file__).parents[2]
@@ -45,12 +45,18 @@ def test_every_hub_model_of_conf_paper_is_shipped():
             assert any(source == f"hub:{p.parent.parent.name}/{p.parent.name}" for p in SHIPPED)
 
 
-@pytest.mark.parametrize("environment", ["paper"])
-def test_paper_fits_one_80_gb_gpu_and_nothing_is_made(kedro_run, environment):
+@pytest.mark.parametrize(
+    ("experiment", "parts"),
+    [
+        ("mt_bench", ("training (sft_sami)", "training (sft_dpo)", "8.03e9 parameters")),
+        ("math", ("training (sft_sami)", "7.24e9 parameters")),
+    ],
+)
+def test_paper_fits_one_80_gb_gpu_and_nothing_is_made(kedro_run, experiment, parts):
     before = set((PROJECT / "data").rglob("paper"))
-    run = kedro_run("--env", environment, "--params", "dry_run=true")
+    run = kedro_run("--env", "paper", "--params", "dry_run=true", pipeline=experiment)
     assert run.returncode == 0, run.stderr[-2000:]
-    for part in ("training (sami)", "training (dpo)", "8.03e9 parameters", "NOT CHECKED"):
+    for part in (*parts, "NOT CHECKED"):
         assert part in run.stdout
     assert set((PROJECT / "data").rglob("paper")) == before
 
@@ -151,9 +157,3 @@ def test_dry_run_must_be_true_or_false(kedro_run):
     run = kedro_run("--env", "test", "--params", "dry_run=perhaps")
     assert run.returncode != 0
     assert "dry_run: must be true or false" in run.stderr
-
-
-def test_math_of_conf_paper_is_valid():
-    math = MathParameters.model_validate(parameters_of("paper")["math"])
-    assert math.training.sami.weights == "bfloat16_remainder"
-    assert math.training.sami.optimiser == "adamw"  # published for mistral-7b

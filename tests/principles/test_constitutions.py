@@ -9,6 +9,7 @@ import pytest
 
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
+from sami_pipeline.parameters import ConstitutionsParameters
 from sami_pipeline.principles.checks import parse_check
 from sami_pipeline.principles.constitutions import (
     CONTRASTING,
@@ -167,6 +168,16 @@ class TestPairs:
         all_taken = ["antithesis" not in text for text in table["stances"]]
         assert ((table["constitution"] == DESIRED) == all_taken).all()
         assert sum(all_taken) == 3 * len(QUERIES)
+
+    def test_pairs_may_have_to_differ_in_one_principle(self):
+        table = self.drawn(pairs_per_query=6, pairs_differ_in="b")
+        for _, group in table.groupby(["query_id", "grid"]):
+            assert {stances(row)["b"] for row in group.itertuples()} == {"principle", "antithesis"}
+        assert len(table) == 4 * 2 * len(QUERIES), "four of the six pairs do"
+        with pytest.raises(InputError, match="writing has no principle 'z'; known: a, b"):
+            self.drawn(pairs_differ_in="z")
+        with pytest.raises(ValueError, match="pairs_differ_in: goes together with contrast: pairs"):
+            ConstitutionsParameters(pairs_differ_in="a")
 
     def test_there_are_no_more_pairs_than_there_are(self):
         assert len(self.drawn(pairs_per_query=50)) == 12 * len(QUERIES)

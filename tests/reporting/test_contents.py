@@ -17,7 +17,9 @@ TABLES = {part.name: part for part in CONTENTS if isinstance(part, Table) and pa
 def made() -> set[str]:
     """Names of all that the two experiments make, without the experiment's."""
     parameters = experiment_parameters("mt_bench")
-    rated = parameters.model_copy(update={"judge": JudgeParameters(kind="single", model="base")})
+    evaluation = parameters.evaluation.model_copy(update={"trained_wording": True})
+    judge = JudgeParameters(kind="single", model="base")
+    rated = parameters.model_copy(update={"judge": judge, "evaluation": evaluation})
     graphs = [
         experiments()["mt_bench"].pipeline(rated),
         experiments()["math"].pipeline(experiment_parameters("math")),

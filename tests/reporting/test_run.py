@@ -7,7 +7,7 @@ from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.parameters import MtBenchParameters
 from sami_pipeline.reporting import RunDescription, describe_models
 from sami_pipeline.reporting.record import Attempt, NodeRecord, environment
-from sami_pipeline.reporting.run import duration, flattened, tokens
+from sami_pipeline.reporting.run import data, duration, flattened, tokens
 from sami_pipeline.session.experiments import experiment_parameters
 
 SERVER = {"base_url": "https://example.org/v1", "model": "large"}
@@ -53,6 +53,18 @@ def test_judgements_of_a_server_cost_their_tokens_times_its_prices(prices, cost)
     assert rows["Judgements"]["cost"] == cost
     (row,) = tokens(description, {"answers": answers})
     assert (row["served"], row["cost"]) == (False, None), "models under test run here"
+
+
+def test_report_says_where_test_problems_are_from_and_when_that_is_a_training_split(math_tables):
+    subject = experiments()["math"].subject
+    said = dict(data(subject, math_tables))
+    assert said["Test problems by source"] == "3 (sums-test 3)"
+    problems = math_tables["problems"]
+    tested = problems.assign(problem_id=[f"gsm8k-train-{n}" for n in range(3)])
+    said = dict(data(subject, math_tables | {"problems": tested}))
+    assert said["Test problems by source"] == (
+        "3 (gsm8k-train 3), which models may have been trained on"
+    )
 
 
 def test_responses_count_for_the_teacher_of_their_iteration():

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.checklist import judge_checklist
 from sami_pipeline.evaluation.length_control import length_controlled
 from sami_pipeline.evaluation.statistics import (
@@ -19,8 +20,9 @@ from sami_pipeline.pipelines.mt_bench_eval.nodes import constitute_questions
 from sami_pipeline.principles.constitutions import tabulate_principles
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.reporting.outcome import outcome
-from sami_pipeline.result_tables import controls, steerability
+from sami_pipeline.result_tables import compliance_by_wording, controls, steerability
 from sami_pipeline.result_tables.registry import RESULT_TABLES
+from sami_pipeline.schemas import Constitutions
 from sami_pipeline.session.experiments import experiment_parameters
 
 QUESTIONS = 24
@@ -285,3 +287,73 @@ def test_without_the_contrasting_constitution_no_question_is_asked_under_it():
     graph = mt_bench_eval.create_pipeline(parameters.model_copy(update={"evaluation": evaluation}))
     assert "steerability" not in graph.all_outputs() and "controls" in graph.all_outputs()
     assert "steerability" in mt_bench_eval.create_pipeline(parameters).all_outputs()
+
+
+# compliance by wording
+
+
+def in_both_wordings(**texts) -> pd.DataFrame:
+    """Answers whose contrasting constitution is the desired one in its training words instead."""
+    given = answers(**texts)
+    trained = given["constitution"] == "contrasting"
+    desired = json.dumps([["list", "principle"], ["long", "principle"]])
+    given.loc[trained, "stances"] = desired
+    given.loc[trained, "constitution"] = "desired_trained_wording"
+    return given
+
+
+def test_who_follows_the_trained_words_alone_is_told_from_who_follows_both():
+    def words_alone(question: int, turn: int, constitution: str) -> str:
+        return (LIST if constitution == "contrasting" else PROSE).format(question)
+
+    given = in_both_wordings(base=always_a_list, sami=words_alone)
+    table = compliance_by_wording.compliance_by_wording(check_answers(given, PRINCIPLES))
+    compliance_by_wording.Contract.validate(table)
+    rows = overall(table).set_index(["model", "wording"])
+    assert rows["compliance"].to_dict() == {
+        ("base", "trained"): 1.0, ("base", "unseen"): 1.0, ("base", "trained - unseen"): 0.0,
+        ("sami", "trained"): 1.0, ("sami", "unseen"): 0.0, ("sami", "trained - unseen"): 1.0,
+    }  # fmt: skip
+    assert rows.loc[("sami", "trained - unseen"), ["n", "rows"]].tolist() == [24, 48]
+    assert rows.loc[("sami", "trained - unseen"), "p_holm"] < 0.001
+    assert rows.loc[("base", "trained - unseen"), "p_holm"] == 1
+    said = outcome({"compliance_by_wording": table})
+    assert "unseen ones (no difference can be seen, 0.0 points" in said
+    assert "unseen ones (+" not in said
+    assert "in trained words, 0.0 % [" in said
+    assert said.count("(no difference") == 1, "of base alone"
+
+
+def test_answers_without_checks_give_an_empty_table():
+    unchecked = PRINCIPLES.assign(check="", antithesis_check="")
+    table = compliance_by_wording.compliance_by_wording(
+        check_answers(in_both_wordings(sami=obeys), unchecked)
+    )
+    compliance_by_wording.Contract.validate(table)
+    assert table.empty
+
+
+def test_questions_are_asked_in_the_training_words_where_evaluation_has_others():
+    own = {"id": "a", "principle": "Surely do.", "antithesis": "Never do."}
+    other = own | {"evaluation": {"principle": "Do."}}
+    principles = tabulate_principles(
+        {
+            "math.yml": {"category": "math", "principles": [other]},
+            "stem.yml": {"category": "stem", "principles": [own]},
+        }
+    )
+    questions = pd.DataFrame(
+        {"question_id": ["1", "2"], "category": ["math", "stem"], "turn": 1, "question": "?"}
+    )
+    evaluation = experiment_parameters("mt_bench").evaluation
+    asked = evaluation.model_copy(update={"trained_wording": True, "contrasting": False})
+    table = constitute_questions(questions, principles, asked)
+    Constitutions.validate(table)
+    words = table.set_index(["query_id", "constitution"])["text"].to_dict()
+    assert words == {
+        ("1", "desired"): "Do.",
+        ("1", "desired_trained_wording"): "Surely do.",
+        ("2", "desired"): "Surely do.",
+    }
+    with pytest.raises(InputError, match="trained_wording: no principle is worded differently"):
+        constitute_questions(questions[1:], principles, asked)

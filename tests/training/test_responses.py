@@ -325,6 +325,24 @@ def prepared(template=TEMPLATE, seed=0) -> pd.DataFrame:
     return responses.with_training_prompts(rows, PRINCIPLES, template, seed)
 
 
+def test_answers_begin_as_the_stance_has_it_where_they_are_written_and_trained():
+    plain = {"kind": "plain", "turn": "{constitution}: {query}"}
+    begins = {"yes": {"principle": " Yes,", "antithesis": " No,"}}
+    template = PromptTemplate.model_validate(plain | {"answer_begins": begins})
+    table = prepared(template)
+    asked, _ = responses.generation_requests(
+        query_table(), table[["query_id", "category", "stances", "text"]], template,
+        SamplingParameters(5),
+    )  # fmt: skip
+    for row in [*table.itertuples(), *asked.itertuples()]:
+        prompt = getattr(row, "training_prompt", row.prompt)
+        begin = begins["yes"].get(dict(json.loads(row.stances)).get("yes"), "")
+        text = Prompt.from_json(prompt).text
+        assert text.partition(row.query)[2] == begin
+    with pytest.raises(InputError, match="answer_begins: 'other' is no principle"):
+        prepared(PromptTemplate.model_validate(plain | {"answer_begins": {"other": {}}}))
+
+
 def topics(prompt: str) -> list[str]:
     """Return what the statements of a prompt are about, in their order."""
     statements = Prompt.from_json(prompt).messages[0][1].split("\n\n")[1]

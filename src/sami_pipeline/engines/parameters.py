@@ -125,6 +125,11 @@ class TransformersParameters(Settings):
     batch_size: BatchSize = Field(
         64, description="Responses written together; more is faster and takes more memory."
     )
+    lanes: PositiveInt = Field(
+        2,
+        description="On a CPU so many threads write a part of the batch each, none waiting for "
+        "another, with their share of the cores; a GPU has one.",
+    )
     kept_gib: NonNegativeFloat = Field(
         1.0,
         description="Memory for keys and values of responses that have ended, in GiB: the next "

@@ -24,6 +24,7 @@ def _open_transformers(settings: TransformersParameters, folder: Path, **options
         folder,
         dtype=settings.dtype,
         batch_size=settings.batch_size,
+        lanes=settings.lanes,
         kept_gib=settings.kept_gib,
         **options,
     )

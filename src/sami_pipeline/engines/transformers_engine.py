@@ -11,8 +11,10 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +32,7 @@ from transformers import (
 from sami_pipeline.engines import row_cache
 from sami_pipeline.engines.base import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.engines.generation import model_fingerprint
+from sami_pipeline.engines.lanes import may_run_side_by_side, share_out, side_by_side
 from sami_pipeline.engines.rows import Row, Rows
 from sami_pipeline.engines.sampling import draw_tokens, uniform_numbers
 from sami_pipeline.engines.tokens import encode_prompts, read_completion, split_too_long
@@ -45,6 +48,8 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 SECONDS_BETWEEN_PIECES = 0.5
 # Prompts are read when this share of the batch is free: reading one at a time is slow.
 _SHARE_FREE = 1 / 8
+# Reading a token of a prompt takes about this part of the time of writing one.
+_READING = 1 / 4
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
@@ -63,6 +68,7 @@ class TransformersEngine:
         model_folder: a Hugging Face folder with safetensors weights.
         dtype: "auto" takes bfloat16 where the hardware has it.
         batch_size: responses written together. A larger batch is faster and takes more memory.
+        lanes: on a CPU the batch is divided by as many threads, which don't wait for each other.
         kept_gib: memory for keys and values of rows that have ended, in GiB: a prompt that begins
             with a row's prompt and response is read from there on.
         trust_remote_code: let Python code run that the folder brings.
@@ -75,6 +81,7 @@ class TransformersEngine:
         *,
         dtype: Dtype = "auto",
         batch_size: int = 64,
+        lanes: int = 2,
         kept_gib: float = 1.0,
         trust_remote_code: bool = False,
         chat: ChatParameters | None = None,
@@ -104,9 +111,13 @@ class TransformersEngine:
                 type(self.model).__name__,
                 reason,
             )
-        self.rows = (
-            None if reason else Rows(self.model, batch_size, kept_bytes=int(kept_gib * 2**30))
-        )
+        if reason or trust_remote_code or not may_run_side_by_side(self.model):
+            lanes = 1
+        lanes = min(lanes, batch_size)
+        self.lanes = [
+            Rows(self.model, -(-batch_size // lanes), kept_bytes=int(kept_gib * 2**30 / lanes))
+            for _ in range(0 if reason else lanes)
+        ]
 
     def stream(
         self, requests: Sequence[GenerationRequest], *, seed: int
@@ -127,15 +138,15 @@ class TransformersEngine:
                 yield {index: self._choose(prompts[index], request.sampling)}
             else:
                 waiting.append(self._row(index, encoded[index], request, seed))
-        if self.rows is None:
-            yield from self._write_in_batches(waiting)
+        if self.lanes:
+            yield from self._write(waiting)
         else:
-            yield from self._write(self.rows, waiting)
+            yield from self._write_in_batches(waiting)
 
     def close(self) -> None:
         """Give the model's memory back."""
         del self.model
-        self.rows = None
+        self.lanes = []
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -149,14 +160,38 @@ class TransformersEngine:
         )
         return Row(index, prompt, sampling, uniforms)
 
+    def _write(self, waiting: Sequence[Row]) -> Iterator[dict[int, Completion]]:
+        """Write rows in lanes; see ``lanes``."""
+        prompts = [row.prompt for row in waiting]
+        shares = share_out(
+            prompts,
+            [row.sampling.max_new_tokens + _READING * len(row.prompt) for row in waiting],
+            [self._home(prompt) for prompt in prompts],
+            len(self.lanes),
+        )
+        writers = [
+            partial(self._write_lane, lane, [waiting[i] for i in share])
+            for lane, share in zip(self.lanes, shares, strict=True)
+            if share
+        ]
+        for ended in side_by_side(writers, torch.get_num_threads()):
+            yield {row.index: self._completion(row) for row in ended}
+
+    def _home(self, prompt: Sequence[int]) -> int | None:
+        """Return the lane that has read most of a prompt, if one has."""
+        known = [lane.kept.find(prompt[:-1])[0] for lane in self.lanes]
+        return known.index(max(known)) if 2 * max(known) >= len(prompt) else None
+
     @torch.inference_mode()
-    def _write(self, rows: Rows, waiting: list[Row]) -> Iterator[dict[int, Completion]]:
+    def _write_lane(
+        self, rows: Rows, waiting: list[Row], stop: threading.Event
+    ) -> Iterator[list[Row]]:
         """Write rows together; those that wait take the places of those that end."""
         rows.clear()  # a call before may have been left in the middle
         waiting = waiting[::-1]
-        done: dict[int, Completion] = {}
+        done: list[Row] = []
         last_piece = time.monotonic()
-        while waiting or rows.active:
+        while (waiting or rows.active) and not stop.is_set():
             free = rows.slots - len(rows.active)
             if waiting and free >= min(len(waiting), max(1, _SHARE_FREE * rows.slots)):
                 arriving = [waiting.pop() for _ in range(min(free, len(waiting)))]
@@ -166,13 +201,11 @@ class TransformersEngine:
                 first = 0
                 logits = rows.step()
             ended = self._extend(rows.active[first:], logits)
-            for place in ended:
-                row = rows.active[first + place]
-                done[row.index] = self._completion(row)
+            done += [rows.active[first + place] for place in ended]
             rows.leave([first + place for place in ended])
             if done and time.monotonic() - last_piece > SECONDS_BETWEEN_PIECES:
                 yield done
-                done, last_piece = {}, time.monotonic()
+                done, last_piece = [], time.monotonic()
         if done:
             yield done
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
@@ -25,15 +27,18 @@ def attempt_requests(
 ) -> tuple[pd.DataFrame, list[GenerationRequest]]:
     """Return one row and one request for each attempt at each test problem.
 
-    Every model is asked alike, zero-shot, under the desired constitution. Attempt 0 is greedy,
-    1 … n are sampled.
+    Every model is asked alike, zero-shot, under the desired constitution or under none. Attempt 0
+    is greedy, 1 … n are sampled.
     """
     test = problems[problems["split"] == "test"]
     desired = [(name, "principle") for name in principles["principle"]]
-    constitution = format_constitution(desired, principles, "evaluation")
+    asked: dict[str, Any] = {}
+    if parameters.under_constitution:
+        text = format_constitution(desired, principles, "evaluation")
+        asked = {"constitution": text, "stances": desired}
     rows, requests = [], []
     for problem in test.itertuples(index=False):
-        prompt = template.build([problem.question], constitution=constitution)
+        prompt = template.build([problem.question], **asked)
         for attempt in range(parameters.samples + 1):
             rows.append(
                 {

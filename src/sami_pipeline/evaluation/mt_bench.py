@@ -82,7 +82,8 @@ def requests_per_question(parameters: EvaluationParameters, turns: int) -> int:
         turns: of the question, 1 or 2.
     """
     bare = int(parameters.without_constitution)
-    return 1 + int(parameters.contrasting) + bare + (turns - 1) * (1 + bare)
+    first_alone = int(parameters.contrasting) + int(parameters.trained_wording)
+    return 1 + first_alone + bare + (turns - 1) * (1 + bare)
 
 
 def answer_questions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pandas as pd
@@ -49,11 +50,10 @@ def turn_requests(
 
 def _prompt(template: PromptTemplate, row: Any) -> Prompt:
     constitution = row.text if isinstance(row.text, str) else None
+    asked = {"constitution": constitution, "stances": json.loads(row.stances)}
     if row.turn == 1:
-        return template.build([row.question], constitution=constitution)
-    return template.build(
-        [row.first_question, row.question], [row.first_answer], constitution=constitution
-    )
+        return template.build([row.question], **asked)
+    return template.build([row.first_question, row.question], [row.first_answer], **asked)
 
 
 def held_out_requests(

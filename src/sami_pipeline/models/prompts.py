@@ -262,6 +262,11 @@ class PromptTemplate(BaseModel):
     turn_without_constitution: str = Field("{query}", description="One user turn under none.")
     answer_end: str = Field("\n\n", description="What follows an earlier answer in a plain prompt.")
     stop: tuple[str, ...] = Field((), description="Strings that end a response.")
+    answer_begins: dict[str, dict[Literal["principle", "antithesis"], str]] = Field(
+        {},
+        description="How a response to a plain prompt begins, by the principle that its "
+        "constitution takes a stance on; the model goes on from there.",
+    )
 
     @model_validator(mode="after")
     def _placeholders(self) -> PromptTemplate:
@@ -281,6 +286,8 @@ class PromptTemplate(BaseModel):
             raise ValueError("preamble: only a plain template has one")
         if self.kind == "plain" and self.system is not None:
             raise ValueError("system: only a chat template has one")
+        if self.kind == "chat" and self.answer_begins:
+            raise ValueError("answer_begins: only a plain template has it")
         return self
 
     @classmethod
@@ -304,6 +311,7 @@ class PromptTemplate(BaseModel):
         queries: Sequence[str],
         answers: Sequence[str] = (),
         constitution: str | None = None,
+        stances: Sequence[tuple[str, str]] = (),
     ) -> Prompt:
         """Return the prompt for the last of ``queries``, after the earlier turns.
 
@@ -311,6 +319,8 @@ class PromptTemplate(BaseModel):
             queries: the user's turns so far, at least one.
             answers: the model's answers to all turns but the last.
             constitution: formatted statements, or None to ask without any.
+            stances: the constitution's (principle, "principle" | "antithesis") pairs; they choose
+                among ``answer_begins``.
         """
         if len(answers) != len(queries) - 1:
             raise ValueError(f"{len(queries)} queries need {len(queries) - 1} earlier answers")
@@ -325,6 +335,10 @@ class PromptTemplate(BaseModel):
             if number < len(answers):
                 parts.add(answers[number], quoted=True)
                 parts.add(self.answer_end)
+        for principle, begins in self.answer_begins.items():
+            for name, stance in stances:
+                if name == principle:
+                    parts.add(begins.get(stance, ""))
         return Prompt(text=parts.text, quoted=tuple(parts.quoted))
 
     def _turn(self, query: str, constitution: str | None) -> str:

@@ -27,6 +27,8 @@ from sami_pipeline.principles.checks import parse_check
 
 DESIRED = "desired"
 CONTRASTING = "contrasting"
+# The desired constitution in evaluation, in the words that were trained on.
+TRAINED_WORDING = "desired_trained_wording"
 
 Contrast = Literal["sampled", "opposite"]
 # How the constitutions that train are drawn; pairs gives grids without the desired one too.
@@ -233,6 +235,7 @@ def sample_constitutions(
     seed: int,
     contrast: TrainingContrast = "sampled",
     pairs_per_query: int = 1,
+    pairs_differ_in: str | None = None,
     use: Use = "training",
 ) -> pd.DataFrame:
     """Return contrasting constitutions for every query.
@@ -253,6 +256,7 @@ def sample_constitutions(
         contrast: see above.
         pairs_per_query: grids of a query with ``contrast="pairs"``; where there are fewer pairs,
             all are taken.
+        pairs_differ_in: a principle on which the constitutions of a pair must differ.
         use: whose wordings are taken.
 
     Returns:
@@ -262,8 +266,8 @@ def sample_constitutions(
         ``grid`` counts a query's grids from 0; the index goes through all of them.
 
     Raises:
-        InputError: fewer than 2 constitutions, more than there are, other than 2 for pairs, or a
-            category without principles.
+        InputError: fewer than 2 constitutions, more than there are, other than 2 for pairs, a
+            category without principles, or one without the principle to differ in.
     """
     if n_constitutions < 2:
         raise InputError(
@@ -287,7 +291,8 @@ def sample_constitutions(
         order = generator.sample(range(count), count)
         chosen_words = choose_wordings(words[category], f"{seed}/{query_id}")
         if contrast == "pairs":
-            drawn = _choose_pairs(count, pairs_per_query, generator)
+            apart = _position(names[category], pairs_differ_in, category)
+            drawn = _choose_pairs(count, pairs_per_query, apart, generator)
         else:
             drawn = [_choose_stances(count, n_constitutions, contrast, generator, category)]
         for index, (grid, takes) in enumerate(
@@ -310,6 +315,40 @@ def sample_constitutions(
     return pd.DataFrame(rows)
 
 
+def desired_in_trained_wording(
+    queries: pd.DataFrame, principles: pd.DataFrame, *, seed: int
+) -> pd.DataFrame:
+    """Return the desired constitution in its training wording, where evaluation has another one.
+
+    Args:
+        queries: ``query_id, category``.
+        principles: as from ``tabulate_principles``.
+        seed: as for ``sample_constitutions``; statements stand in the same order.
+
+    Returns:
+        As from ``sample_constitutions``, one row for each query whose category words its
+        principles differently in evaluation; its ``constitution`` is ``TRAINED_WORDING``.
+    """
+    apart = {
+        category
+        for category, rows in principles.groupby("category")
+        if any(
+            set(words["principle"]["training"]) != set(words["principle"]["evaluation"])
+            for words in map(json.loads, rows["wordings"])
+        )
+    }
+    asked = queries[queries["category"].isin(apart)]
+    if asked.empty:
+        raise InputError(
+            "evaluation.trained_wording: no principle is worded differently in evaluation; give "
+            "principles an evaluation wording, or set it to false"
+        )
+    made = sample_constitutions(asked, principles, n_constitutions=2, seed=seed, use="training")
+    made = made[made["constitution"] == DESIRED]
+    # After the desired and the contrasting one.
+    return made.assign(constitution=TRAINED_WORDING, constitution_index=2).reset_index(drop=True)
+
+
 def _choose_stances(
     count: int, wanted: int, contrast: TrainingContrast, generator: random.Random, category: str
 ) -> list[tuple[bool, ...]]:
@@ -327,14 +366,29 @@ def _choose_stances(
 
 
 def _choose_pairs(
-    count: int, wanted: int, generator: random.Random
+    count: int, wanted: int, apart: int | None, generator: random.Random
 ) -> list[tuple[tuple[bool, ...], tuple[bool, ...]]]:
     constitutions = list(itertools.product((True, False), repeat=count))
     generator.shuffle(constitutions)
     # A stable sort: of two with equally many principles either may come first.
     constitutions.sort(key=sum, reverse=True)
-    pairs = list(itertools.combinations(constitutions, 2))
+    pairs = [
+        (one, other)
+        for one, other in itertools.combinations(constitutions, 2)
+        if apart is None or one[apart] != other[apart]
+    ]
     return generator.sample(pairs, min(wanted, len(pairs)))
+
+
+def _position(names: Sequence[str], principle: str | None, category: str) -> int | None:
+    if principle is None:
+        return None
+    if principle not in names:
+        raise InputError(
+            f"constitutions.pairs_differ_in: category {category} has no principle {principle!r}; "
+            f"known: {', '.join(names)}"
+        )
+    return names.index(principle)
 
 
 def format_constitution(

@@ -39,6 +39,7 @@ _FINISHED = {
 _CONSTITUTIONS = {
     "desired": "under the desired constitution",
     "contrasting": "under the contrasting constitution",
+    "desired_trained_wording": "under the desired constitution in its training words",
     "none": "without a constitution",
 }
 # What a judge was shown, and in which order.

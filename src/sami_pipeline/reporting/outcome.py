@@ -15,6 +15,7 @@ The rules, so that no sentence is contradicted by taking a table apart:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import pandas as pd
 
@@ -28,6 +29,7 @@ from sami_pipeline.evaluation.statistics import (
     OVERALL,
     OVERALL_PAPER,
 )
+from sami_pipeline.principles.constitutions import TRAINED_WORDING
 from sami_pipeline.reporting.contents import CONTENTS
 from sami_pipeline.result_tables.shown import Estimate, Table, decided
 from sami_pipeline.training.responses import shortage
@@ -120,6 +122,8 @@ def _matches(
 def _asked_under(constitution: str) -> str:
     if constitution == "none":
         return "Asked without a constitution"
+    if constitution == TRAINED_WORDING:
+        return "Asked under the desired constitution in its training words"
     return f"Asked under the {constitution} constitution"
 
 
@@ -224,6 +228,26 @@ def _steerability(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
             f"Steerability, which is how much more often {_STANCES[stance]} are followed where "
             f"they are asked for than where their opposites are: {_listed([*found, *compared])}."
         )
+
+
+def _wordings(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    """Say of each model what is followed in either wording, and whether the two differ."""
+    table, estimate = tables["compliance_by_wording"], _ESTIMATES["compliance_by_wording"]
+    overall = table[(table["category"] == OVERALL) & (table["principle"] == ALL_PRINCIPLES)]
+    found = []
+    for model, rows in overall.groupby("model", sort=False):
+        trained, unseen, change = rows.to_dict("records")
+        apart = _written(change, estimate, " points")
+        if not decided(change, replace(estimate, parity=0.0)):
+            apart = f"{NO_DIFFERENCE}, {apart}"
+        found.append(
+            f"{model} {_written(trained, estimate, ' %')} in trained words, "
+            f"{_written(unseen, estimate, ' %')} in unseen ones ({apart})"
+        )
+    yield (
+        "Of the principles that have another wording than that of training, at the first turn and "
+        f"on the same questions, are followed by {_listed(found)}."
+    )
 
 
 def _degeneration(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
@@ -350,6 +374,7 @@ _SENTENCES = {
     "win_rates": _win_rates,
     "compliance_difference": _compliance_difference,
     "steerability": _steerability,
+    "compliance_by_wording": _wordings,
     "accuracy": _accuracy,
     "degeneration": _degeneration,
 }

@@ -265,7 +265,11 @@ def data(subject: Subject, tables: Mapping[str, pd.DataFrame]) -> list[tuple[str
         asked = tables["answers"].drop_duplicates("question_id")
         rows.append((subject.questions, _counts(asked["category"])))
     if "problems" in tables:
-        rows.append(("Problems", _counts(tables["problems"]["split"])))
+        problems = tables["problems"]
+        rows.append(("Problems", _counts(problems["split"])))
+        tested = problems.loc[problems["split"] == "test", "problem_id"].str.rpartition("-")[0]
+        seen = ", which models may have been trained on" if "gsm8k-train" in set(tested) else ""
+        rows.append(("Test problems by source", _counts(tested) + seen))
     if "generations" in tables:
         queries = tables["generations"].drop_duplicates("query_id")
         rows.append(("Training queries by split", _counts(queries["split"])))

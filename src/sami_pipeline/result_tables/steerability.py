@@ -26,6 +26,7 @@ from sami_pipeline.evaluation.statistics import (
     with_clusters,
     with_corrected_p,
 )
+from sami_pipeline.principles.constitutions import TRAINED_WORDING
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.result_tables.record import ResultTable
 from sami_pipeline.result_tables.shown import Estimate, Table
@@ -87,7 +88,7 @@ def paired_statements(
     """
     columns = ["model", *ANSWER_KEY, "category", "stances", "answer", "finish_reason", "degenerate"]
     first = columns_of(answers, columns)
-    first = first[first["turn"] == 1]
+    first = first[(first["turn"] == 1) & (first["constitution"] != TRAINED_WORDING)]
     swapped = first.assign(
         stances=[
             json.dumps([[principle, _OPPOSITE[stance]] for principle, stance in json.loads(each)])

@@ -142,7 +142,7 @@ def _asked(
     if isinstance(parameters, MathParameters) and problems is not None and evaluated is not None:
         test = problems[problems["split"] == "test"].rename(columns={"question": "text"})
         rules = None
-        if principles is not None:
+        if principles is not None and parameters.accuracy.under_constitution:
             stances = [(name, "principle") for name in principles["principle"]]
             rules = format_constitution(stances, principles)
         prompts = [

@@ -88,9 +88,10 @@ def generation_requests(
 ) -> tuple[pd.DataFrame, list[GenerationRequest]]:
     """Return the (query, constitution) rows with their prompts, and the requests to send."""
     rows = queries.merge(constitutions.drop(columns="category"), on="query_id", validate="1:m")
+    stances = _stances(rows, template, "generation_prompt")
     prompts = [
-        template.build([query], constitution=text)
-        for query, text in zip(rows["query"], rows["text"], strict=True)
+        template.build([query], constitution=text, stances=taken)
+        for query, text, taken in zip(rows["query"], rows["text"], stances, strict=True)
     ]
     rows = rows.assign(prompt=[prompt.to_json() for prompt in prompts])
     return rows, [GenerationRequest(prompt, sampling) for prompt in prompts]
@@ -274,12 +275,32 @@ def with_training_prompts(
     """
     by_category = {name: wording(table) for name, table in principles.groupby("category")}
     prompts = []
-    for row in rows.itertuples(index=False):
+    stances = _stances(rows, template, "training_prompt")
+    for row, taken in zip(rows.itertuples(index=False), stances, strict=True):
         key = f"{seed}/training/{row.query_id}"
         text = format_statements(
-            json.loads(row.stances),
+            taken,
             choose_wordings(by_category[row.category], key),
             random.Random(key),
         )
-        prompts.append(template.build([row.query], constitution=text).to_json())
+        prompt = template.build([row.query], constitution=text, stances=taken)
+        prompts.append(prompt.to_json())
     return rows.assign(training_prompt=prompts)
+
+
+def _stances(
+    rows: pd.DataFrame, template: PromptTemplate, name: str
+) -> list[list[tuple[str, str]]]:
+    """Return each row's (principle, stance) pairs.
+
+    Raises:
+        InputError: the template begins answers by a principle that no constitution has.
+    """
+    stances = [[(each, stance) for each, stance in json.loads(text)] for text in rows["stances"]]
+    known = {principle for taken in stances for principle, _ in taken}
+    if unknown := sorted(template.answer_begins.keys() - known):
+        raise InputError(
+            f"prompt template {name}: answer_begins: {unknown[0]!r} is no principle of these "
+            f"constitutions; known: {', '.join(sorted(known))}"
+        )
+    return stances

@@ -34,7 +34,10 @@ from sami_pipeline.parameters import (
     ModelJudgeParameters,
     ModelsParameters,
 )
-from sami_pipeline.principles.constitutions import sample_constitutions
+from sami_pipeline.principles.constitutions import (
+    desired_in_trained_wording,
+    sample_constitutions,
+)
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.tables import StoredTable
 from sami_pipeline.training.responses import with_completions
@@ -43,7 +46,7 @@ from sami_pipeline.training.responses import with_completions
 def constitute_questions(
     questions: pd.DataFrame, principles: pd.DataFrame, parameters: EvaluationParameters
 ) -> pd.DataFrame:
-    """Return the constitutions that questions are asked under: desired and, if so, contrasting."""
+    """Return the constitutions that questions are asked under: desired and, if so, others."""
     asked = mt_bench.asked_questions(questions, parameters)
     first_turns = asked[asked["turn"] == 1].rename(columns={"question_id": "query_id"})
     constitutions = sample_constitutions(
@@ -54,9 +57,12 @@ def constitute_questions(
         contrast=parameters.contrast,
         use="evaluation",
     )
-    if parameters.contrasting:
-        return constitutions
-    return constitutions[constitutions["constitution"] == DESIRED].reset_index(drop=True)
+    if not parameters.contrasting:
+        constitutions = constitutions[constitutions["constitution"] == DESIRED]
+    if parameters.trained_wording:
+        trained = desired_in_trained_wording(first_turns, principles, seed=parameters.seed)
+        constitutions = pd.concat([constitutions, trained])
+    return constitutions.reset_index(drop=True)
 
 
 def answer_as(model: str) -> Callable[..., pd.DataFrame]:

@@ -37,6 +37,7 @@ def constitute_queries(
         seed=parameters.seed,
         contrast=parameters.contrast,
         pairs_per_query=parameters.pairs_per_query,
+        pairs_differ_in=parameters.pairs_differ_in,
     )
 
 
