@@ -45,6 +45,7 @@ from sami_pipeline.evaluation.intervals import (
     mean_interval,
 )
 from sami_pipeline.evaluation.length_control import with_lengths
+from sami_pipeline.evaluation.seeds import labelled
 from sami_pipeline.evaluation.statistics import (
     COMPARISON_KEY,
     by_category,
@@ -99,7 +100,9 @@ def judge_quality(
         ValueError: If a table is incomplete, or an answer is missing.
     """
     require_verdicts(verdicts)
-    rows = with_lengths(verdicts, answers)
+    # Every comparison of replicates is one of the judge's, whatever the models' seeds.
+    rows = labelled(with_lengths(verdicts, answers))
+    judgements = None if judgements is None else labelled(judgements)
     judges = sorted(rows["judge"].unique(), key=lambda judge: judge != CHECKLIST)
     records = []
     for judge, own in rows.groupby("judge", sort=False):
@@ -143,7 +146,7 @@ def cohen_kappa(first: ArrayLike, second: ArrayLike, clusters: ArrayLike) -> Int
     Everitt 1969, "Large sample standard errors of kappa and weighted kappa", for clusters), to
     which two imagined clusters of mean size are added, as in `mean_interval`: one in which both
     judges agree and one in which they never do, each outcome as likely as any other. A simulation
-    chose it (`tests/evaluation/test_judge_quality.py`; 5 to 80 clusters, kappa 0 to 0.95, even and
+    chose it (`tests/evaluation/test_coverage.py`; 5 to 80 clusters, kappa 0 to 0.95, even and
     uneven outcomes): it holds the truth in 92 % of draws at the worst point, the percentile
     bootstrap in 72 %.
 

@@ -9,6 +9,13 @@ import pandas as pd
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.evaluation import judges, mt_bench
 from sami_pipeline.evaluation.judge_kinds import judge_kind
+from sami_pipeline.evaluation.seeds import (
+    Lineage,
+    labelled,
+    labelled_pairs,
+    seed_columns,
+    unlabelled,
+)
 from sami_pipeline.evaluation.verdict_parser import CONTRADICTORY, INVALID, NO_VERDICT, TIE
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.parameters import JudgeParameters, ModelJudgeParameters
@@ -95,20 +102,24 @@ def tabulate_judgements(
         logger.warning("Judge: %d calls gave two different verdicts", contradictory.sum())
     for reason, count in unread.loc[~contradictory, "finish_reason"].value_counts().items():
         logger.warning("Judge: %d calls without a verdict ended with %r", count, reason)
-    return table[list(JUDGEMENT_COLUMNS)]
+    return table[[*JUDGEMENT_COLUMNS, *seed_columns(table)]]
 
 
 def decide_verdicts(
-    judgements: pd.DataFrame, parameters: JudgeParameters, pairs: list[tuple[str, str]]
+    judgements: pd.DataFrame,
+    parameters: JudgeParameters,
+    pairs: list[tuple[str, str]],
+    lineage: Lineage | None = None,
 ) -> pd.DataFrame:
     """Return each judge's verdict on every pair of answers that its judgements amount to.
 
-    Of a call's repeats the majority counts, and a call without a verdict as the parameters say.
+    Where they name training seeds, on every pair of replicates that are compared (``seeds``). Of a
+    call's repeats the majority counts, and a call without a verdict as the parameters say.
     """
     decided = []
     for judge in parameters.by_place.values():
         own = judgements[judgements["judge"] == judge.judge_name]
-        decided.append(_decide(own.reset_index(drop=True), judge, pairs))
+        decided.append(_decide(own.reset_index(drop=True), judge, pairs, lineage or {}))
     return pd.concat(decided, ignore_index=True)
 
 
@@ -123,10 +134,17 @@ def ratings(judgements: pd.DataFrame, parameters: JudgeParameters) -> pd.DataFra
 
 
 def _decide(
-    judgements: pd.DataFrame, parameters: ModelJudgeParameters, pairs: list[tuple[str, str]]
+    judgements: pd.DataFrame,
+    parameters: ModelJudgeParameters,
+    pairs: list[tuple[str, str]],
+    lineage: Lineage,
 ) -> pd.DataFrame:
     judgements = judges.combine_repeats(judgements, parameters.kind)
     if parameters.no_verdict == "tie":
         verdicts = judgements["verdict"]
         judgements = judgements.assign(verdict=verdicts.mask(verdicts.isin(NO_VERDICT), TIE))
-    return judge_kind(parameters.kind).decide(judgements, pairs)
+    decide = judge_kind(parameters.kind).decide
+    if not seed_columns(judgements):
+        return decide(judgements, pairs)
+    replicates = labelled_pairs(judgements, pairs, lineage)
+    return unlabelled(decide(labelled(judgements), replicates))

@@ -81,7 +81,8 @@ def judged(
         turns: that each question has, of which no more are asked than ``evaluation.turns``.
     """
     settings, generation = parameters.evaluation, parameters.generation
-    models, turns = parameters.models.tested_checkpoints, min(turns, settings.turns)
+    files, turns = parameters.models.answer_files, min(turns, settings.turns)
+    models = [name for name in parameters.replicates_under_test() if name not in files]
     per_question = requests_per_question(settings, turns)
     writings = []
     for model in models:
@@ -104,7 +105,7 @@ def judged(
         kind = judge_kind(judge.kind)
         # A judge that sees the constitution is not asked about answers under none.
         bare = turns if kind.sees_constitution and settings.without_constitution else 0
-        calls = kind.calls_an_answer(parameters.models.pairs(), judge.orders) * judge.repeats
+        calls = kind.calls_an_answer(parameters.replicate_pairs(), judge.orders) * judge.repeats
         writings.append(
             Writing(
                 "judge" if place == "judge" else "second judge",
@@ -130,6 +131,6 @@ def attempted(parameters: MathParameters) -> Workload:
                 problems * requests_per_problem(settings), settings.max_new_tokens,
                 "evaluation_prompt",
             )
-            for model in parameters.models.under_test
+            for model in parameters.replicates_under_test()
         ),
     )  # fmt: skip

@@ -6,20 +6,20 @@ from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.evaluation.judge_kinds import judge_kind
 from sami_pipeline.parameters import JudgedParameters, JudgeParameters
-from sami_pipeline.pipelines import combine_tables, for_each_model
+from sami_pipeline.pipelines import combine_tables, combined, for_each_model
 from sami_pipeline.pipelines.mt_bench_eval import nodes
 from sami_pipeline.result_tables.registry import RESULT_TABLES
 
 
 def create_pipeline(experiment: JudgedParameters) -> Pipeline:
     """Return the pipeline that evaluates every model under test on MT-Bench."""
-    models = experiment.models.under_test
-    checkpoints, files = experiment.models.tested_checkpoints, experiment.models.answer_files
+    replicates, files = experiment.replicates_under_test(), experiment.models.answer_files
+    checkpoints = {name: of for name, of in replicates.items() if name not in files}
     checklist_alone = experiment.judge.kind == "checklist"
     return Pipeline(
         [
             *for_each_model(
-                checkpoints,
+                list(checkpoints),
                 nodes.respond_as,
                 inputs=[
                     "responses",
@@ -31,8 +31,8 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 output="held_out_responses",
             ),
             Node(
-                nodes.tabulate_held_out_lengths,
-                inputs=[f"{model}_held_out_responses" for model in checkpoints],
+                nodes.tabulate_held_out_lengths(checkpoints),
+                inputs=[f"{name}_held_out_responses" for name in checkpoints],
                 outputs="held_out_lengths",
                 name="tabulate_held_out_lengths",
             ),
@@ -55,11 +55,11 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                     outputs=f"{model}_answers",
                     name=f"read_answers_of_{model}",
                 )
-                for model in models
+                for model in replicates
                 if model in files
             ),
             *for_each_model(
-                checkpoints,
+                list(checkpoints),
                 nodes.answer_as,
                 inputs=[
                     "questions",
@@ -70,12 +70,7 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 ],
                 output="answers",
             ),
-            Node(
-                combine_tables,
-                inputs=[f"{model}_answers" for model in models],
-                outputs="answers",
-                name="combine_answers",
-            ),
+            combined(replicates, "answers"),
             Node(
                 nodes.check_answers,
                 inputs=["answers", "principles"],
