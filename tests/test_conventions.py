@@ -82,6 +82,7 @@ class Environment:
             for name, experiment in EXPERIMENTS.items()
         ]
         self.pipelines += [self.judged_by_a_model(), self.written_by_a_model()]
+        self.pipelines += [self.with_several_seeds(name) for name in EXPERIMENTS]
         self.written = set().union(*(pipeline.all_outputs() for _, pipeline in self.pipelines))
 
     def judged_by_a_model(self) -> tuple[str, Pipeline]:
@@ -93,6 +94,12 @@ class Environment:
         changes = {"judge": judge, "evaluation": asked}
         parameters = experiment.parameters.model_validate(values | changes)
         return JUDGED, experiment.pipeline(parameters)
+
+    def with_several_seeds(self, name: str) -> tuple[str, Pipeline]:
+        """Return an experiment with the nodes and tables that further training seeds add."""
+        experiment = EXPERIMENTS[name]
+        parameters = experiment.parameters.model_validate(self.parameters[name] | {"seeds": 2})
+        return name, experiment.pipeline(parameters)
 
     def written_by_a_model(self) -> tuple[str, Pipeline]:
         name = write_principles.NAME

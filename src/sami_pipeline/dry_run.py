@@ -516,11 +516,14 @@ class _Plan:
         steps = math.ceil(grids / config.batch_size) * config.epochs
         steps = min(steps, config.max_steps or steps)
         for name in self.experiment.trained_models():
-            self._training(name, student, config, shape, steps, processes)
+            for replicate, seed in self.experiment.replicates(name).items():
+                settings = config.replaced(seed=seed)
+                self._training(name, replicate, student, settings, shape, steps, processes)
 
     def _training(
         self,
         name: str,
+        replicate: str,
         student: Architecture,
         config: Any,
         shape: _Shape,
@@ -556,6 +559,7 @@ class _Plan:
                 f"{shape.response}, {shape.packed} tokens packed, {len(grids)} at once"
             )
         passes += config.gradient_checkpointing
+        seed = f", seed {config.seed}" if self.experiment.seeds > 1 else ""
         size = self.outcome.sizes[student.name]
         rate = self.assumptions.teraflops * 1e12 * self.assumptions.utilisation * processes
         seconds = 2 * passes * size * tokens * steps * config.batch_size / rate
@@ -565,12 +569,12 @@ class _Plan:
         is_sami = baseline is None or baseline.is_sami
         if device == "cpu" and is_sami and processes == 1:
             parts["copy"] = state  # that is written while the training goes on
-        trained = self.experiment.iterations.count if name == "sami" else 1
+        trained = self.experiment.iterations.count if replicate == "sami" else 1
         bytes_a_weight = 4 if config.weights == "float32" else 2
         self.outcome.stages.append(
             Stage(
-                f"training ({name})", parts, seconds,
-                f"{steps} steps of {config.batch_size} queries; {what}",
+                f"training ({replicate})", parts, seconds,
+                f"{steps} steps of {config.batch_size} queries{seed}; {what}",
                 self._training_remedy(name, config, size, memory, processes), processes,
                 states=state, kept=bytes_a_weight * size * trained,
             )

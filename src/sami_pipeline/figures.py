@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
+from sami_pipeline.evaluation.seeds import labelled, seed_columns
 from sami_pipeline.evaluation.statistics import BOTH_TURNS, DESIRED, FIRST_TURN
 from sami_pipeline.parameters import PublishedDifference, PublishedRate
 
@@ -189,7 +190,10 @@ def _headline_first(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[key.sort_values(kind="stable").index]
 
 
-_OVER_QUESTIONS = "95 % intervals over questions"
+def _over(table: pd.DataFrame, what: str = "questions") -> str:
+    """Return in words what the intervals of a table are over."""
+    seeds = int(table["seeds"].max()) if "seeds" in table and len(table) else 0
+    return f"95 % intervals over {what}" + (f" and {seeds} training seeds" if seeds > 1 else "")
 
 
 def win_rates(
@@ -223,7 +227,7 @@ def win_rates(
     figure.update_layout(
         title={
             "text": f"Win rate by category, judged by: {judges}<br><sup>a tie counts half; "
-            f"{_OVER_QUESTIONS}; dashed: parity</sup>"
+            f"{_over(table)}; dashed: parity</sup>"
         }
     )
     return figure
@@ -284,7 +288,7 @@ def compliance(table: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         title={
             "text": "Statements followed, by principle<br><sup>first turn; share of the answers "
-            f"that were asked for it; {_OVER_QUESTIONS}</sup>"
+            f"that were asked for it; {_over(table)}</sup>"
         }
     )
     return figure
@@ -307,7 +311,7 @@ def lengths(table: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title="tokens", range=[0, 1.05 * longest])
     figure.update_layout(
         showlegend=False,
-        title={"text": f"Length of answers<br><sup>mean; {_OVER_QUESTIONS}</sup>"},
+        title={"text": f"Length of answers<br><sup>mean; {_over(table)}</sup>"},
     )
     return figure
 
@@ -322,6 +326,7 @@ def paired_questions(verdicts: pd.DataFrame) -> go.Figure:
         verdicts: of any judges; those of the checklist are drawn.
     """
     rows = verdicts[(verdicts["turn"] == 1) & (verdicts["judge"] == CHECKLIST)]
+    what = "comparisons of replicates" if seed_columns(verdicts) else "questions"
     matches = list(rows[["model", "opponent"]].drop_duplicates().itertuples(index=False, name=None))
     constitutions = rows["constitution"].unique().tolist()
     constitutions.sort(key=lambda name: name != DESIRED)
@@ -356,8 +361,7 @@ def paired_questions(verdicts: pd.DataFrame) -> go.Figure:
                     "color": colours[model],
                     "size": (9 + 4 * counts["questions"] ** 0.5).tolist(),
                 },
-                hovertemplate=f"{opponent} %{{x}}, {model} %{{y}}: %{{text}} questions"
-                "<extra></extra>",
+                hovertemplate=f"{opponent} %{{x}}, {model} %{{y}}: %{{text}} {what}<extra></extra>",
             )
             figure.update_xaxes(
                 title=f"{opponent}, statements followed", row=line, col=place,
@@ -369,7 +373,7 @@ def paired_questions(verdicts: pd.DataFrame) -> go.Figure:
         height=160 + 260 * max(1, len(constitutions)),
         title={
             "text": "The same questions, answered by two models<br><sup>first turn; numbers count "
-            "questions; above the dashed line the model at the left follows more</sup>"
+            f"{what}; above the dashed line the model at the left follows more</sup>"
         },
     )
     return figure
@@ -398,7 +402,7 @@ def accuracy(table: pd.DataFrame, published: Sequence[PublishedDifference] = ())
     _add_published(figure, table, for_one, lambda gain: label(gain.model))
     figure.update_layout(
         **_LAYOUT,
-        title={"text": "Math problems solved<br><sup>95 % intervals over problems</sup>"},
+        title={"text": f"Math problems solved<br><sup>{_over(table, 'problems')}</sup>"},
         yaxis={"title": "accuracy, %", "rangemode": "tozero"},
     )
     return figure
@@ -464,7 +468,7 @@ def accuracy_by_attempts(
         **{**_LAYOUT, "legend": {"orientation": "h", "y": -0.2, "x": 0}},
         title={
             "text": "Math problems solved by number of attempts<br>"
-            "<sup>bands: 95 % intervals over problems</sup>"
+            f"<sup>bands: {_over(table, 'problems')}</sup>"
         },
         xaxis={
             "title": "attempts k",
@@ -491,8 +495,9 @@ def learning_curve(history: pd.DataFrame) -> go.Figure:
         ("mi_lower_bound", 3, "MI lower bound", "solid"),
     )
     colours = model_colours(history["model"])
-    for model, steps in history.groupby("model", sort=False):
-        colour = colours[model]
+    named = labelled(history, ", seed ").assign(colour=history["model"].map(colours))
+    for model, steps in named.groupby("model", sort=False):
+        colour = steps["colour"].iloc[0]
         for column, panel, name, dash in curves:
             if steps[column].isna().all():
                 continue

@@ -25,6 +25,7 @@ from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.engines import EngineParameters, SamplingParameters
 from sami_pipeline.engines.parameters import OpenSettings, Seed, Settings, Tokens
 from sami_pipeline.errors import one_line
+from sami_pipeline.evaluation.seeds import NO_SEED, share_training
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.checkpoints import ModelSource
 from sami_pipeline.models.prompts import ChatParameters
@@ -108,6 +109,12 @@ class RunParameters(HousekeepingParameters):
     """Names of runs, which become names of folders, and what belongs to a run as a whole."""
 
     run_name: RunName = Field(description="Part of every path that a run writes.")
+    seeds: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="Short for the parameter seeds of every experiment: --params seeds=3.",
+    )
     completions_of: RunName | None = Field(
         None, description="The run whose stored completions are taken up; null takes its own."
     )
@@ -140,7 +147,8 @@ class ModelsParameters(Settings):
     def _names_are_known(self) -> ModelsParameters:
         for name in self.sources:
             special = (*trained_models(), WORKED_SOLUTIONS, HOSTED)
-            if name in special or name.startswith(ITERATION_MODEL):
+            replicate = re.fullmatch(rf"({'|'.join(trained_models())})_seed_\d+", name)
+            if name in special or name.startswith(ITERATION_MODEL) or replicate:
                 raise ValueError(f"sources: {name!r} has a meaning of its own; choose another name")
         for name in self.trust_remote_code:
             if name not in self.sources:
@@ -162,6 +170,11 @@ class ModelsParameters(Settings):
         if self.baseline not in self.under_test:
             raise ValueError(f"baseline: {self.baseline!r} must be one of under_test")
         return self
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """The trained model that a trained model goes on with, by its name."""
+        return {name: known.starts_from for name, known in baselines().items() if known.starts_from}
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return (model, opponent) for every pair under test: against the baseline, then the later.
@@ -695,6 +708,11 @@ class ReportParameters(Settings):
     )
 
 
+def replicate_name(model: str, first_seed: int, number: int) -> str:
+    """Return the name of a training of a model, from number 0, which has the model's own."""
+    return f"{model}_seed_{first_seed + number}" if number else model
+
+
 class ExperimentParameters(Settings):
     """What every experiment has: models, and how they are trained."""
 
@@ -707,6 +725,20 @@ class ExperimentParameters(Settings):
     iterations: IterationsParameters = IterationsParameters()
     training: TrainingParameters
     report: ReportParameters = ReportParameters()
+    seeds: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="How often SAMI and every baseline are trained, on the same responses: with "
+        "training.sami.seed and the seeds that follow it. Their results are taken together, with "
+        "intervals over questions (or problems) and training seeds.",
+    )
+
+    @model_validator(mode="after")
+    def _every_seed_is_one(self) -> ExperimentParameters:
+        if self.training.sami.seed + self.seeds > 2**32:
+            raise ValueError("seeds: too many; with training.sami.seed they must stay below 2**32")
+        return self
 
     @model_validator(mode="after")
     def _models_under_test_are_made(self) -> ExperimentParameters:
@@ -772,6 +804,37 @@ class ExperimentParameters(Settings):
             if name in wanted and known[name].starts_from:
                 wanted.add(known[name].starts_from)
         return tuple(name for name in trained_models() if name in wanted)
+
+    def replicates(self, model: str) -> dict[str, int]:
+        """Return the trainings of a model by the name of the checkpoint, each with its seed.
+
+        The first has the model's own name, so that it is the one that a run with one seed makes. A
+        model that the last iteration does not train has one, without a seed.
+        """
+        if model not in self.trained_models():
+            return {model: NO_SEED}
+        first = self.training.sami.seed
+        return {
+            replicate_name(model, first, number): first + number for number in range(self.seeds)
+        }
+
+    def replicates_under_test(self) -> dict[str, tuple[str, int]]:
+        """Return the model and the seed of every checkpoint that is tested, by its name."""
+        return {
+            name: (model, seed)
+            for model in self.models.under_test
+            for name, seed in self.replicates(model).items()
+        }
+
+    def replicate_pairs(self) -> list[tuple[str, str]]:
+        """Return which checkpoints are compared; see ``evaluation.seeds``."""
+        return [
+            (name, other_name)
+            for model, other in self.models.pairs()
+            for name, seed in self.replicates(model).items()
+            for other_name, other_seed in self.replicates(other).items()
+            if seed == other_seed or not share_training(model, other, self.models.lineage)
+        ]
 
     def earlier_models(self) -> dict[str, str]:
         """Return the checkpoints of the iterations before the last, by the model's name."""
@@ -979,8 +1042,13 @@ class CompareRunsParameters(Settings):
     runs: tuple[str, ...] | None = Field(
         None, description="Names of runs in their order; null compares all that have results."
     )
+    pooled: tuple[str, ...] = Field(
+        (),
+        description="Names of runs that differ in training.sami.seed alone; they are compared as "
+        "one run more, called pooled, with intervals over questions and training seeds.",
+    )
 
-    @field_validator("runs", mode="before")
+    @field_validator("runs", "pooled", mode="before")
     @classmethod
     def _from_the_command_line(cls, value: Any) -> Any:
         # kedro run --params separates parameters by commas, so names are separated by spaces.

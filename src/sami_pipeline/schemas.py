@@ -5,6 +5,7 @@ Kedro checks a table against its contract when it is saved and when it is loaded
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from pandera.typing import Series
 from sami_pipeline.evaluation import judge_quality, length_control
 from sami_pipeline.evaluation.math_accuracy import JUDGED_READINGS, METRICS
 from sami_pipeline.evaluation.math_readings import READINGS
+from sami_pipeline.evaluation.seeds import NO_SEED, SEED_COLUMNS
 from sami_pipeline.evaluation.statistics import BOTH_TURNS, OUTCOMES
 from sami_pipeline.principles.constitutions import TRAINED_WORDING
 from sami_pipeline.tables import StoredTable
@@ -46,14 +48,33 @@ class _Table(pa.DataFrameModel):
 
     @classmethod
     def validate(cls, check_obj: pd.DataFrame | StoredTable, *args: Any, **options: Any) -> Any:
-        """Return the table if it keeps the contract; one that is stored is read part by part."""
+        """Return the table if it keeps the contract; one that is stored is read part by part.
+
+        Training seeds, where a table has them, are a part of what names a row.
+        """
+        key = list(getattr(cls.Config, "unique", ()))
+        if seeds := [name for name in SEED_COLUMNS if key and name in check_obj.columns]:
+            return cls._validate_with(seeds, check_obj, *args, **options)
         if not isinstance(check_obj, StoredTable):
             return super().validate(check_obj, *args, **options)
         for part in check_obj.parts():
             super().validate(part, *args, **options)
-        if key := list(getattr(cls.Config, "unique", ())):
+        if key:
             names = cls.to_schema().select_columns(key)
             names.validate(check_obj.read(key), *args, **options)
+        return check_obj
+
+    @classmethod
+    def _validate_with(
+        cls, seeds: list[str], check_obj: pd.DataFrame | StoredTable, *args: Any, **options: Any
+    ) -> Any:
+        schema = deepcopy(cls.to_schema())
+        schema.unique = key = [*schema.unique, *seeds]
+        if not isinstance(check_obj, StoredTable):
+            return schema.validate(check_obj, *args, **options)
+        for part in check_obj.parts():
+            schema.validate(part, *args, **options)
+        schema.select_columns(key).validate(check_obj.read(key), *args, **options)
         return check_obj
 
 
@@ -65,6 +86,8 @@ class _OnATurn(_Table):
     category: Series[str] = pa.Field(str_length={"min_value": 1})
     turn: Series[int] = pa.Field(isin=[1, 2])
     constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
+    # Of the model's training, where models were trained with several; -1 of one that was not.
+    seed: Series[int] | None = pa.Field(ge=NO_SEED)
 
 
 class _Completed(_Table):
@@ -254,6 +277,7 @@ class History(_Table):
     """
 
     model: Series[str]
+    seed: Series[int] | None = pa.Field(ge=0)
     step: Series[int] = pa.Field(ge=1)
     loss: Series[float]
     gradient_norm: Series[float] = pa.Field(ge=0)
@@ -282,6 +306,7 @@ class HeldOut(_Table):
     """
 
     model: Series[str]
+    seed: Series[int] | None = pa.Field(ge=0)
     stage: Series[str] = pa.Field(isin=["before", "after", "difference"])
     metric: Series[str]
     n: Series[int] = pa.Field(ge=1)
@@ -317,6 +342,7 @@ class HeldOutLengths(_Lengths):
     constitution: Series[str] = pa.Field(isin=["desired", "contrasting"])
     n: Series[int] = pa.Field(ge=1)
     rows: Series[int] = pa.Field(ge=1)
+    seeds: Series[int] | None = pa.Field(ge=0)
 
     class Config(_Table.Config):
         """Together these name a row."""
@@ -388,6 +414,7 @@ class Judgements(_OnATurn):
     judge: Series[str] = pa.Field(str_length={"min_value": 1})
     judge_model: Series[str]
     opponent: Series[str]
+    opponent_seed: Series[int] | None = pa.Field(ge=NO_SEED)
     order: Series[str] = pa.Field(isin=["model_first", "opponent_first", "single"])
     sample: Series[int] = pa.Field(ge=0)
     prompt: Series[str]
@@ -412,6 +439,7 @@ class Verdicts(_OnATurn):
     """
 
     opponent: Series[str]
+    opponent_seed: Series[int] | None = pa.Field(ge=NO_SEED)
     model_score: Series[float] = pa.Field(ge=0, nullable=True)
     opponent_score: Series[float] = pa.Field(ge=0, nullable=True)
     winner: Series[str] = pa.Field(isin=list(OUTCOMES))
@@ -427,6 +455,8 @@ class _Asked(_Table):
     """What a row of results is about: a constitution, a turn (or both) and a category (or all).
 
     ``n`` counts the questions, which is what intervals are over; ``rows`` what the mean is over.
+    ``seeds`` counts the training seeds, over which intervals are too, where there are several; 0 is
+    that of a model that was not trained.
     """
 
     constitution: Series[str] = pa.Field(isin=_CONSTITUTIONS)
@@ -434,6 +464,7 @@ class _Asked(_Table):
     category: Series[str] = pa.Field(str_length={"min_value": 1})
     n: Series[int] = pa.Field(ge=0)
     rows: Series[int] = pa.Field(ge=0)
+    seeds: Series[int] | None = pa.Field(ge=0)
 
 
 class _Tested(_Table):
@@ -494,6 +525,7 @@ class LengthControlled(_Table):
     method: Series[str] = pa.Field(isin=list(length_control.METHODS))
     n: Series[int] = pa.Field(ge=0)
     rows: Series[int] = pa.Field(ge=0)
+    seeds: Series[int] | None = pa.Field(ge=0)
     n_longer: Series[int] = pa.Field(ge=0)
     win_rate: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
@@ -618,6 +650,7 @@ class Attempts(_Completed):
     """
 
     model: Series[str]
+    seed: Series[int] | None = pa.Field(ge=NO_SEED)
     problem_id: Series[str]
     attempt: Series[int] = pa.Field(ge=0)
     text: Series[str]
@@ -645,6 +678,7 @@ class Accuracy(_Table):
     metric: Series[str] = pa.Field(isin=list(METRICS))
     k: Series[int] = pa.Field(ge=1)
     n: Series[int] = pa.Field(ge=1)
+    seeds: Series[int] | None = pa.Field(ge=0)
     value: Series[float] = pa.Field(ge=0)
     ci_low: Series[float] = pa.Field(nullable=True)
     ci_high: Series[float] = pa.Field(nullable=True)
@@ -663,6 +697,7 @@ class AccuracyBreakdown(_Table):
     metric: Series[str] = pa.Field(isin=["greedy", "pass_at_k", "maj_at_k"])
     k: Series[int] = pa.Field(ge=1)
     n: Series[int] = pa.Field(ge=1)
+    seeds: Series[int] | None = pa.Field(ge=0)
     value: Series[float] = pa.Field(ge=0, le=1)
     ci_low: Series[float] = pa.Field(nullable=True)
     ci_high: Series[float] = pa.Field(nullable=True)
@@ -673,6 +708,30 @@ class AccuracyBreakdown(_Table):
         unique = ("model", "reading", "family", "metric", "k")
 
 
+class AccuracyBySeed(_Table):
+    """One row is one metric of one training of a model, for k attempts.
+
+    The interval is over problems alone; ``mean`` is that of the model's seeds, ``spread`` the
+    standard deviation between them.
+    """
+
+    model: Series[str]
+    seed: Series[int] = pa.Field(ge=0)
+    metric: Series[str] = pa.Field(isin=list(METRICS))
+    k: Series[int] = pa.Field(ge=1)
+    n: Series[int] = pa.Field(ge=1)
+    value: Series[float] = pa.Field(ge=0)
+    ci_low: Series[float] = pa.Field(nullable=True)
+    ci_high: Series[float] = pa.Field(nullable=True)
+    mean: Series[float] = pa.Field(ge=0)
+    spread: Series[float] = pa.Field(ge=0)
+
+    class Config(_Table.Config):
+        """Together these name a row."""
+
+        unique = ("model", "seed", "metric", "k")
+
+
 class AccuracyDifference(_Tested):
     """One row is a model's paired difference from the baseline in one metric."""
 
@@ -681,6 +740,7 @@ class AccuracyDifference(_Tested):
     metric: Series[str] = pa.Field(isin=list(METRICS))
     k: Series[int] = pa.Field(ge=1)
     n: Series[int] = pa.Field(ge=1)
+    seeds: Series[int] | None = pa.Field(ge=0)
     difference: Series[float]
     detectable: Series[float] = pa.Field(ge=0, nullable=True)
     ci_low: Series[float] = pa.Field(nullable=True)
@@ -703,3 +763,45 @@ class Comparison(_Table):
         """Together these name a row."""
 
         unique = ("run", "experiment", "model", "metric")
+
+
+class ParameterDifferences(_Table):
+    """One row is the value of a parameter in one run, of those in which compared runs differ.
+
+    ``value`` is JSON, "" where the run was made by a version without the parameter.
+    """
+
+    experiment: Series[str] = pa.Field(str_length={"min_value": 1})
+    parameter: Series[str] = pa.Field(str_length={"min_value": 1})
+    run: Series[str] = pa.Field(str_length={"min_value": 1})
+    value: Series[str]
+
+    class Config(_Table.Config):
+        """Together these name a row."""
+
+        unique = ("experiment", "parameter", "run")
+
+
+class RunDifferences(_Table):
+    """One row is what a model does more in a run than in the first of the compared ones.
+
+    Paired on what both runs asked, the first turn of questions or the problems; ``n`` counts these,
+    ``rows`` pairs. The p-value is that of the paired difference.
+    """
+
+    experiment: Series[str] = pa.Field(str_length={"min_value": 1})
+    run: Series[str]
+    other_run: Series[str]
+    model: Series[str]
+    metric: Series[str]
+    n: Series[int] = pa.Field(ge=1)
+    rows: Series[int] = pa.Field(ge=1)
+    difference: Series[float] = pa.Field(ge=-1, le=1)
+    ci_low: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
+    ci_high: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
+    p_value: Series[float] = pa.Field(gt=0, le=1, nullable=True)
+
+    class Config(_Table.Config):
+        """Together these name a row."""
+
+        unique = ("experiment", "run", "other_run", "model", "metric")

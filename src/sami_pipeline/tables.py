@@ -6,7 +6,8 @@ part after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -26,13 +27,33 @@ class StoredTable:
 
     Args:
         paths: of the files, whose rows follow each other.
+        constants: of each file, columns that have one value throughout it; they take the place of
+            its own or are added at the end. None leaves the files as they are.
     """
 
-    def __init__(self, *paths: Path | str) -> None:
+    def __init__(
+        self,
+        *paths: Path | str,
+        constants: Sequence[Mapping[str, str | int]] | None = None,
+    ) -> None:
         self.paths = tuple(map(Path, paths))
+        self._constants = None if constants is None else tuple(constants)
+
+    def with_constants(self, constants: Mapping[str, str | int]) -> StoredTable:
+        """Return the same table with columns that have one value throughout."""
+        return StoredTable(*self.paths, constants=[constants] * len(self.paths))
+
+    def __add__(self, other: StoredTable) -> StoredTable:
+        """Return the rows of both tables, of which nothing is read."""
+        constants = None
+        if self._constants is not None and other._constants is not None:
+            constants = self._constants + other._constants
+        return StoredTable(*self.paths, *other.paths, constants=constants)
 
     def read(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Return the whole table, or some of its columns."""
+        if self._constants is not None:
+            return pd.concat(self.parts(columns, _ROWS_IN_A_GROUP), ignore_index=True)
         names = None if columns is None else list(columns)
         return pd.concat(
             [pd.read_parquet(path, columns=names) for path in self.paths], ignore_index=True
@@ -49,7 +70,7 @@ class StoredTable:
         """Write the rows of all files into one, a part at a time."""
         import pyarrow.parquet as pq
 
-        with pq.ParquetWriter(file, pq.read_schema(self.paths[0])) as writer:
+        with pq.ParquetWriter(file, self._schema()) as writer:
             for batch in self._batches(None, _ROWS_IN_A_GROUP):
                 writer.write_batch(batch)
 
@@ -57,10 +78,20 @@ class StoredTable:
         import pyarrow.parquet as pq
 
         names = None if columns is None else list(columns)
-        for path in self.paths:
+        for path, constants in zip(self.paths, self._constants or repeat({}), strict=False):
+            own = names if names is None else [name for name in names if name not in constants]
             # Without a buffer a whole column of a row group is in memory.
             with pq.ParquetFile(path, buffer_size=_BYTES_AT_ONCE) as file:
-                yield from file.iter_batches(rows, columns=names)
+                for batch in file.iter_batches(rows, columns=own):
+                    yield _with_constants(batch, constants, names)
+
+    def _schema(self) -> pyarrow.Schema:
+        import pyarrow.parquet as pq
+
+        schema = pq.read_schema(self.paths[0])
+        if self._constants is None:
+            return schema
+        return _with_constants(_no_rows(schema), self._constants[0], None).schema
 
     def __len__(self) -> int:
         import pyarrow.parquet as pq
@@ -70,9 +101,32 @@ class StoredTable:
     @property
     def columns(self) -> list[str]:
         """Names of the columns."""
-        import pyarrow.parquet as pq
+        return self._schema().names
 
-        return pq.read_schema(self.paths[0]).names
+
+def _no_rows(schema: pyarrow.Schema) -> pyarrow.RecordBatch:
+    import pyarrow as pa
+
+    return pa.RecordBatch.from_pylist([], schema)
+
+
+def _with_constants(
+    batch: pyarrow.RecordBatch,
+    constants: Mapping[str, str | int],
+    columns: Sequence[str] | None,
+) -> pyarrow.RecordBatch:
+    """Return rows with constant columns in the place of their own or after them."""
+    import pyarrow as pa
+
+    for name, value in constants.items():
+        if columns is not None and name not in columns:
+            continue
+        column = pa.repeat(pa.scalar(value), batch.num_rows)
+        if name in (names := batch.schema.names):
+            batch = batch.set_column(names.index(name), name, column)
+        else:
+            batch = batch.append_column(name, column)
+    return batch if not constants or columns is None else batch.select(list(columns))
 
 
 def columns_of(table: pd.DataFrame | StoredTable, columns: Sequence[str]) -> pd.DataFrame:

@@ -183,10 +183,8 @@ def test_chat_prompt_for_a_tokenizer_without_template_is_a_clear_error(bare_toke
 
 
 def test_shipped_templates_ask_what_they_are_given(templates):
-    assert {name: template.kind for name, template in templates.items()} == {
-        "chat": "chat",
-        "plain": "plain",
-    }
+    for name, template in templates.items():
+        assert template.kind == ("chat" if name.startswith("chat") else "plain"), name
     for template in templates.values():
         prompt = template.build(["A QUERY", "ANOTHER"], ["AN ANSWER"], constitution="SOME RULES")
         text = prompt.text or "\n".join(content for _, content in prompt.messages)

@@ -428,3 +428,41 @@ def test_iterations_train_the_initial_student_on_the_last_models_responses(
     request = GenerationRequest(Prompt.from_json(row["prompt"]), SamplingParameters(12))
     again = generate(engine, [request], seed=0, description="once more")
     assert again[0].text == row["response"]
+
+
+def test_more_seeds_go_on_with_what_one_seed_has_made(runs, kedro_run):
+    """The first seed's models and answers stay; the others are trained, asked and pooled."""
+    run = runs.second
+    kept = ["sami_history", "dpo_history", "sami/answers", "dpo/answers", "base/answers"]
+    written = {name: run.table_paths()[name].stat().st_mtime_ns for name in kept}
+    one_seed = run.table("sami/answers")
+    finished = kedro_run(
+        "--env", "test", "--only-missing-outputs", "--params", f"run_name={run.name},seeds=2"
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    for name in kept:
+        assert run.table_paths()[name].stat().st_mtime_ns == written[name], name
+    answers = run.table("answers")
+    own = answers[(answers["model"] == "sami") & (answers["seed"] == 0)]
+    pd.testing.assert_frame_equal(own.drop(columns="seed").reset_index(drop=True), one_seed)
+    asked = answers.groupby(["model", "seed"]).size()
+    assert asked.nunique() == 1
+    assert set(asked.index) == {
+        ("base", -1), ("sami", 0), ("sami", 1), ("dpo", 0), ("dpo", 1),
+    }  # fmt: skip
+    weights = [
+        load_file(run.path("06_models", name, "model.safetensors"))
+        for name in ("sami", "sami_seed_1")
+    ]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    table = run.table("win_rates")
+    overall = table[(table["category"] == "overall") & (table["turn"] == "1")]
+    assert (overall["seeds"] == 2).all()
+    assert (overall["n"] == 8).all()
+    rows = overall.groupby(["model", "opponent"])["rows"].first()
+    assert rows.to_dict() == {("sami", "base"): 16, ("dpo", "base"): 16, ("sami", "dpo"): 32}
+    assert set(run.table("by_seed")["seed"]) == {0, 1}
+    page = run.path("08_reporting", "report.html").read_text("utf-8")
+    assert "over questions and 2 training seeds" in page
+    assert "training seeds 0, 1" in page
+    assert "2 trainings with different seeds" in finished.stdout

@@ -7,8 +7,13 @@ from sami_pipeline import figures
 from sami_pipeline.errors import InputError
 from sami_pipeline.experiments.registry import headlines
 from sami_pipeline.parameters import CompareRunsParameters
-from sami_pipeline.reporting.comparison import compare_runs
-from sami_pipeline.schemas import Comparison
+from sami_pipeline.reporting.comparison import (
+    compare_runs,
+    parameter_differences,
+    pooled_results,
+    run_differences,
+)
+from sami_pipeline.schemas import Comparison, ParameterDifferences, RunDifferences
 
 INTERVAL = {"ci_low": 0.1, "ci_high": 0.9}
 
@@ -134,3 +139,143 @@ def test_figure_has_a_panel_for_each_metric_and_one_colour_for_each_run():
     assert [trace.name for trace in figure.data if trace.showlegend] == ["one", "two"]
     drawn = sorted(y for trace in figure.data for y in trace.y)
     assert drawn == sorted(100 * table["value"])
+
+
+def record(**parameters):
+    return lambda: {"run": "not read", "parameters": {"models": {"student": "base"}, **parameters}}
+
+
+def test_what_differs_between_the_parameters_of_runs_is_told_and_nothing_else():
+    records = {
+        "b/math/": record(training={"sami": {"learning_rate": 1e-5, "seed": 0}}, seeds=1),
+        "a/math/": record(training={"sami": {"learning_rate": 2e-5, "seed": 0}}),
+        "c/math/": record(training={"sami": {"learning_rate": 9.0, "seed": 0}}, seeds=1),
+        "a/mt_bench/": record(seeds=3),
+    }
+    table = parameter_differences(records, ["b", "a"])
+    ParameterDifferences.validate(table)
+    assert table.to_numpy().tolist() == [
+        ["math", "training.sami.learning_rate", "b", "1e-05"],
+        ["math", "training.sami.learning_rate", "a", "2e-05"],
+        ["math", "seeds", "b", "1"],
+        ["math", "seeds", "a", ""],
+    ]
+    assert set(parameter_differences(records)["run"]) == {"a", "b", "c"}
+    alone = parameter_differences(records, ["c"])
+    ParameterDifferences.validate(alone)
+    assert alone.empty
+
+
+def test_a_run_of_before_the_bounds_of_invalid_verdicts_ends_in_one_line():
+    before = win_rates().drop(columns=["if_invalid_lost", "if_invalid_won"])
+    with pytest.raises(InputError) as found:
+        compare_runs({"old/mt_bench/win_rates": lambda: before}, headlines())
+    message = str(found.value)
+    assert "\n" not in message
+    assert message.startswith("data/08_reporting/old/mt_bench/win_rates.parquet: was made by")
+    assert "if_invalid_lost" in message
+    assert "repeat the run, or leave it out with compare_runs.runs" in message
+
+
+def test_a_run_with_several_seeds_is_compared_like_any_other():
+    table = win_rates().assign(seeds=3)
+    made = compare_runs({"three/mt_bench/win_rates": lambda: table}, headlines())
+    Comparison.validate(made)
+    assert len(made) == len(compare_runs({"one/mt_bench/win_rates": win_rates}, headlines()))
+
+
+def checked(followed: str, model: str = "sami", questions: int = 0) -> pd.DataFrame:
+    """Statements of one model; each letter says of a question whether it was followed (x)."""
+    rows = [
+        {
+            "model": model, "question_id": str(questions + number), "category": "math", "turn": 1,
+            "constitution": "desired", "principle": "short", "stance": "principle",
+            "check": "c", "asked": "a", "evidence": "e", "passed": mark == "x",
+            "degenerate": False,
+        }
+        for number, mark in enumerate(followed)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def attempts(right: str, model: str) -> pd.DataFrame:
+    answers = ["7" if mark == "x" else "8" for mark in right]
+    rows = {
+        "model": model, "problem_id": [f"p{n}" for n in range(len(right))], "attempt": 0,
+        "answer": answers, "correct": [answer == "7" for answer in answers], "text": "",
+        "prompt": "{}", "completion_tokens": 3,
+    }  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def of(**tables):
+    return {name.replace("__", "/"): (lambda table=table: table) for name, table in tables.items()}
+
+
+def test_runs_are_paired_on_the_questions_that_they_share():
+    base = checked("x.x.x.x.", "base")
+    outputs = of(
+        a__mt_bench__checked=pd.concat([base, checked("x.......")]),
+        b__mt_bench__checked=pd.concat([base, checked("xxxx....")]),
+        # Six of eight questions are the same.
+        c__mt_bench__checked=checked("xxxxxxxx", questions=2),
+        a__math__attempts=attempts("x...", "sft"),
+        b__math__attempts=attempts("xxx.", "sft"),
+    )
+    table = run_differences(outputs, ["a", "b", "c"])
+    RunDifferences.validate(table)
+    rows = table.set_index(["experiment", "run", "model", "metric"])
+    assert (table["other_run"] == "a").all()
+    judged = "compliance, desired principle"
+    assert rows.loc[("mt_bench", "b", "sami", judged), "difference"] == pytest.approx(3 / 8)
+    assert rows.loc[("mt_bench", "b", "base", judged), "difference"] == 0
+    assert rows.loc[("mt_bench", "c", "sami", judged), "n"] == 6
+    assert rows.loc[("mt_bench", "c", "sami", judged), "difference"] == 1
+    assert ("mt_bench", "c", "base", judged) not in rows.index
+    greedy = rows.loc[("math", "b", "sft", "greedy")]
+    assert (greedy["n"], greedy["difference"]) == (4, pytest.approx(0.5))
+    assert run_differences(outputs, ["a"]).empty
+
+
+def of_seed(seed: int, **more):
+    training = {"sami": {"seed": seed, "learning_rate": 1e-5}}
+    models = {"sources": {"base": "random:0"}, "baseline": "base"}
+    return lambda: {"parameters": {"training": training, "models": models, "seeds": 1, **more}}
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_with_several_seeds():
+    base = checked("x.x.x.x.", "base")
+    outputs = of(
+        a__mt_bench__checked=pd.concat([base, checked("xx......")]),
+        b__mt_bench__checked=pd.concat([base, checked("xxxx....")]),
+        c__mt_bench__checked=pd.concat([base, checked("xxxxxx..")]),
+        a__math__attempts=pd.concat([attempts("x...", "base"), attempts("x...", "sft")]),
+    )
+    records = {f"{run}/mt_bench/": of_seed(seed) for seed, run in enumerate("abc")}
+    results, made = pooled_results(outputs, records, ["a", "b", "c"])
+    table = results["pooled/mt_bench/compliance"]()
+    table = table[(table["category"] == "overall") & (table["principle"] == "all")]
+    own = table[(table["model"] == "sami") & (table["turn"] == "1")].iloc[0]
+    assert (own["n"], own["rows"], own["seeds"]) == (8, 24, 3)
+    assert own["compliance"] == pytest.approx(0.5)
+    untrained = table[(table["model"] == "base") & (table["turn"] == "1")].iloc[0]
+    assert (untrained["rows"], untrained["seeds"]) == (8, 0)
+    compared = compare_runs(results, headlines())
+    assert set(compared["run"]) == {"pooled"}
+    paired = run_differences(outputs | made, ["a", "pooled"])
+    assert paired.set_index("model")["difference"]["sami"] == pytest.approx(0.25)
+    assert paired.set_index("model")["rows"]["sami"] == 24
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"generation": {"temperature": 1.0}}, "a, b differ in generation.temperature, not in"),
+        ({"seeds": 3}, "a, b differ in seeds"),
+        ({"training": {"sami": {"seed": 0, "learning_rate": 1e-5}}}, "'b' has several seeds, or"),
+    ],
+)
+def test_runs_that_differ_in_more_are_not_taken_together(changes, message):
+    records = {"a/mt_bench/": of_seed(0), "b/mt_bench/": of_seed(1, **changes)}
+    with pytest.raises(InputError, match=message):
+        pooled_results({}, records, ["a", "b"])

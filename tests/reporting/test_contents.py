@@ -19,11 +19,9 @@ def made() -> set[str]:
     parameters = experiment_parameters("mt_bench")
     evaluation = parameters.evaluation.model_copy(update={"trained_wording": True})
     judge = JudgeParameters(kind="single", model="base")
-    rated = parameters.model_copy(update={"judge": judge, "evaluation": evaluation})
-    graphs = [
-        experiments()["mt_bench"].pipeline(rated),
-        experiments()["math"].pipeline(experiment_parameters("math")),
-    ]
+    rated = parameters.model_copy(update={"judge": judge, "evaluation": evaluation, "seeds": 2})
+    math = experiment_parameters("math").model_copy(update={"seeds": 2})
+    graphs = [experiments()["mt_bench"].pipeline(rated), experiments()["math"].pipeline(math)]
     return {name.partition(".")[2] for graph in graphs for name in graph.all_outputs()}
 
 

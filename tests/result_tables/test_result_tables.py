@@ -202,12 +202,30 @@ def test_a_text_repeats_another_if_it_holds_little_else(text, source, expected):
 
 def test_an_honest_win_is_called_one():
     def half(question, turn, constitution):
+        """Half of the answers are prose, of these half shorter than SAMI's list, half longer."""
+        if question % 2 == 0:
+            return obeys(question, turn, constitution)
+        return PROSE.format(question) if question % 4 == 1 else f"{question} " + 60 * "is a number "
+
+    given = answers(base=half, sami=obeys)
+    # By a judge that meaningless texts were not put to.
+    said = outcome(tables_of(given, lambda verdicts, _: verdicts.assign(judge="pairwise")))
+    assert "under the desired constitution, at the first turn" in said
+    assert "sami beats base (75.0 %" in said
+    # The checklist gives as much to a constant text.
+    said = outcome(tables_of(given))
+    assert "sami beats base" not in said
+    assert "which is no win: a constant text wins against base as often" in said
+
+
+def test_a_win_by_the_longer_answers_alone_is_doubted():
+    def half(question, turn, constitution):
         return PROSE.format(question) if question % 2 else obeys(question, turn, constitution)
 
     said = outcome(tables_of(answers(base=half, sami=obeys)))
-    assert "under the desired constitution, at the first turn" in said
-    # Half of base's answers are short prose, SAMI's lists are longer: length can't be told apart.
-    assert "which is no win" in said or "sami beats base" in said
+    assert "sami beats base" not in said
+    assert "sami is preferred to base" in said
+    assert "which is no win" in said
 
 
 @pytest.mark.parametrize("base", [obeys, always_a_list])

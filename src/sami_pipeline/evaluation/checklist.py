@@ -8,12 +8,15 @@ another judge.
 import numpy as np
 import pandas as pd
 
+from sami_pipeline.evaluation.seeds import Lineage, seed_columns
 from sami_pipeline.evaluation.statistics import ANSWER_KEY, pair_statements
 
 JUDGE_NAME = "checklist"
 
 
-def judge_checklist(checked: pd.DataFrame, model: str, opponent: str) -> pd.DataFrame:
+def judge_checklist(
+    checked: pd.DataFrame, model: str, opponent: str, lineage: Lineage | None = None
+) -> pd.DataFrame:
     """Judge a model's answers against an opponent's to the same question and constitution.
 
     Args:
@@ -21,9 +24,11 @@ def judge_checklist(checked: pd.DataFrame, model: str, opponent: str) -> pd.Data
             degenerate answer follows no statement (`statistics.complies`).
         model: Name of the model.
         opponent: Name of the model to compare with.
+        lineage: See `seeds`.
 
     Returns:
-        One row per (question_id, turn, constitution), sorted by them: `model`, `opponent`,
+        One row per (question_id, turn, constitution), and per pair of replicates where there are
+        training seeds, sorted by them: `model`, `opponent`,
         `question_id`, `category`, `turn`, `constitution`, the floats `model_score` and
         `opponent_score` (statements followed), `winner` ("model", "opponent" or, with equal scores,
         "tie") and `judge`. `statistics.win_rates` takes these rows.
@@ -32,8 +37,8 @@ def judge_checklist(checked: pd.DataFrame, model: str, opponent: str) -> pd.Data
         ValueError: If one of the two did not answer under the same statements
             (`statistics.pair_statements`), or an answer has statements of two categories.
     """
-    pairs = pair_statements(checked, model, opponent)
-    answers = pairs.groupby(ANSWER_KEY, sort=True)
+    pairs = pair_statements(checked, model, opponent, lineage or {})
+    answers = pairs.groupby([*ANSWER_KEY, *seed_columns(pairs)], sort=True)
     if (answers["category"].nunique() > 1).any():
         raise ValueError("an answer's statements must all have the answer's category")
     verdicts = answers.agg(
@@ -60,5 +65,6 @@ def judge_checklist(checked: pd.DataFrame, model: str, opponent: str) -> pd.Data
             "opponent_score",
             "winner",
             "judge",
+            *seed_columns(pairs),
         ]
     ]

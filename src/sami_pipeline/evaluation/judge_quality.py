@@ -45,6 +45,7 @@ from sami_pipeline.evaluation.intervals import (
     mean_interval,
 )
 from sami_pipeline.evaluation.length_control import with_lengths
+from sami_pipeline.evaluation.seeds import labelled
 from sami_pipeline.evaluation.statistics import (
     COMPARISON_KEY,
     by_category,
@@ -107,7 +108,9 @@ def judge_quality(
     """
     require_verdicts(verdicts)
     options = {"resamples": resamples, "level": level, "seed": seed}
-    rows = with_lengths(verdicts, answers)
+    # Every comparison of replicates is one of the judge's, whatever the models' seeds.
+    rows = labelled(with_lengths(verdicts, answers))
+    judgements = None if judgements is None else labelled(judgements)
     records = []
     for judge, own in rows.groupby("judge", sort=False):
         measures = [*_of_verdicts(own)]

@@ -9,6 +9,13 @@ import pandas as pd
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.evaluation import judges, mt_bench
 from sami_pipeline.evaluation.judge_kinds import judge_kind
+from sami_pipeline.evaluation.seeds import (
+    Lineage,
+    labelled,
+    labelled_pairs,
+    seed_columns,
+    unlabelled,
+)
 from sami_pipeline.evaluation.verdict_parser import CONTRADICTORY, INVALID, NO_VERDICT, TIE
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.parameters import JudgeParameters
@@ -94,18 +101,26 @@ def tabulate_judgements(
         logger.warning("Judge: %d calls gave two different verdicts", contradictory.sum())
     for reason, count in unread.loc[~contradictory, "finish_reason"].value_counts().items():
         logger.warning("Judge: %d calls without a verdict ended with %r", count, reason)
-    return table[list(JUDGEMENT_COLUMNS)]
+    return table[[*JUDGEMENT_COLUMNS, *seed_columns(table)]]
 
 
 def decide_verdicts(
-    judgements: pd.DataFrame, parameters: JudgeParameters, pairs: list[tuple[str, str]]
+    judgements: pd.DataFrame,
+    parameters: JudgeParameters,
+    pairs: list[tuple[str, str]],
+    lineage: Lineage | None = None,
 ) -> pd.DataFrame:
     """Return the verdict on every pair of answers that the judgements amount to.
 
-    Of a call's repeats the majority counts, and a call without a verdict as the parameters say.
+    Where they name training seeds, on every pair of replicates that are compared (``seeds``). Of a
+    call's repeats the majority counts, and a call without a verdict as the parameters say.
     """
     judgements = judges.combine_repeats(judgements, parameters.kind)
     if parameters.no_verdict == "tie":
         verdicts = judgements["verdict"]
         judgements = judgements.assign(verdict=verdicts.mask(verdicts.isin(NO_VERDICT), TIE))
-    return judge_kind(parameters.kind).decide(judgements, pairs)
+    decide = judge_kind(parameters.kind).decide
+    if not seed_columns(judgements):
+        return decide(judgements, pairs)
+    replicates = labelled_pairs(judgements, pairs, lineage or {})
+    return unlabelled(decide(labelled(judgements), replicates))

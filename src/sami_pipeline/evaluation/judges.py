@@ -19,6 +19,18 @@ from sami_pipeline.evaluation.intervals import NO_ROWS, mean_interval
 from sami_pipeline.evaluation.judge_kinds import judge_kind
 from sami_pipeline.evaluation.judge_kinds.base import JudgeKind, Orders, drawn_order, rated
 from sami_pipeline.evaluation.mt_bench import WRONG_REFERENCES
+from sami_pipeline.evaluation.seeds import (
+    OPPONENT_SEED,
+    SEED,
+    Lineage,
+    labelled,
+    labelled_pairs,
+    model_of,
+    seed_columns,
+    seeds_in,
+    unlabelled,
+    with_seeds,
+)
 from sami_pipeline.evaluation.statistics import (
     ANSWER_KEY,
     by_category,
@@ -62,6 +74,7 @@ def plan_judgements(
     orders: Orders = "both",
     seed: int = 0,
     repeats: int = 1,
+    lineage: Lineage | None = None,
 ) -> pd.DataFrame:
     """Return what a judge is asked: every comparison in both orders or one, or every answer once.
 
@@ -81,6 +94,7 @@ def plan_judgements(
         orders: "random" asks each comparison in one order, see ``drawn_order``.
         seed: of the orders that are drawn.
         repeats: how often each call is asked.
+        lineage: see ``seeds``; where answers name training seeds, replicates are compared.
 
     Returns:
         One row per call: ``judge, model, opponent, question_id, turn, constitution, category,
@@ -93,8 +107,11 @@ def plan_judgements(
             category has no reference answer.
         ValueError: two models did not answer the same.
     """
-    answers = columns_of(answers, ["model", *ANSWER_KEY, "category", "answer"])
+    answers = columns_of(answers, ["model", *ANSWER_KEY, "category", "answer", SEED])
     own = judge_kind(kind)
+    if replicated := SEED in answers:
+        pairs = labelled_pairs(answers, pairs, lineage or {})
+        answers = labelled(answers)
     if own.sees_constitution:
         answers = answers[answers["constitution"] != "none"]
     texts = _Texts(answers, questions, constitutions)
@@ -113,7 +130,7 @@ def plan_judgements(
         for key in texts.answered(set(sides.values())):
             question_id, turn, _ = key
             if orders == "random" and order != drawn_order(
-                ways, seed, model, opponent, question_id
+                ways, seed, model_of(model), model_of(opponent), question_id
             ):
                 continue
             category = texts.categories[question_id]
@@ -125,7 +142,8 @@ def plan_judgements(
             answered = any(texts.answers[side][key].strip() for side in sides.values())
             call = (kind, model, opponent, *key, category, order)
             rows += [(*call, sample, prompt.to_json(), answered) for sample in range(repeats)]
-    return pd.DataFrame(rows, columns=_PLANNED_COLUMNS)
+    planned = pd.DataFrame(rows, columns=_PLANNED_COLUMNS)
+    return unlabelled(planned) if replicated else planned
 
 
 def check_prompts(kind: str, prompts: pd.DataFrame, questions: pd.DataFrame) -> None:
@@ -316,7 +334,7 @@ def combine_repeats(judgements: pd.DataFrame, kind: str) -> pd.DataFrame:
     """
     if not (judgements["sample"] > 0).any():
         return judgements
-    key = ["judge", "model", "opponent", *ANSWER_KEY, "order"]
+    key = ["judge", "model", "opponent", *ANSWER_KEY, "order", *seed_columns(judgements)]
     verdicts = judgements.groupby(key, sort=False)["verdict"].agg(list)
     combined = verdicts.map(judge_kind(kind).combine)
     first = judgements[judgements["sample"] == 0]
@@ -351,8 +369,10 @@ def ratings(judgements: pd.DataFrame) -> pd.DataFrame:
                         valid["rating"],
                         valid["question_id"],
                         limits=(LOWEST_RATING, HIGHEST_RATING),
+                        seeds=seeds_in(valid.drop(columns=OPPONENT_SEED, errors="ignore")),
                     )
-                counts = (*mean.counts, len(rows) - len(valid))
+                counts = (*mean.counts, mean.seeds, len(rows) - len(valid))
                 records.append((model, constitution, category, turn, *counts, *mean.bounds))
-    columns = ["model", "constitution", "category", "turn", "n", "rows", "invalid", "rating"]
-    return pd.DataFrame(records, columns=[*columns, "ci_low", "ci_high"])
+    columns = ["model", "constitution", "category", "turn", "n", "rows", "seeds", "invalid"]
+    table = pd.DataFrame(records, columns=[*columns, "rating", "ci_low", "ci_high"])
+    return with_seeds(judgements, table)

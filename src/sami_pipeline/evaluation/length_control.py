@@ -23,7 +23,7 @@ Where brevity is itself a principle, length is part of what is judged (arXiv 240
 correction out there): read these figures beside the plain win rates, not in their place.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,10 +32,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from sami_pipeline.evaluation.intervals import (
     NO_ROWS,
+    SHARE,
     Interval,
     bootstrap_statistic,
     mean_interval,
+    widened,
 )
+from sami_pipeline.evaluation.seeds import NO_SEED, OPPONENT_SEED, SEED, seeds_in, with_seeds
 from sami_pipeline.evaluation.statistics import (
     ANSWER_KEY,
     COMPARISON_KEY,
@@ -73,7 +76,7 @@ def with_lengths(verdicts: pd.DataFrame, answers: pd.DataFrame | StoredTable) ->
     Raises:
         ValueError: If an answer is missing or there twice.
     """
-    key = ["model", *ANSWER_KEY]
+    key = ["model", *ANSWER_KEY, *([SEED] if SEED in answers.columns else [])]
     parts = [
         part.assign(answer=part["answer"].str.len()) if "answer" in part else part
         for part in parts_of(answers, [*key, "answer"])
@@ -81,9 +84,11 @@ def with_lengths(verdicts: pd.DataFrame, answers: pd.DataFrame | StoredTable) ->
     known = pd.concat(parts, ignore_index=True) if parts else columns_of(answers, key)
     require_rows(known, key, ["answer"])
     lengths = known.set_index(key)["answer"]
-    columns = {}
-    for side in ("model", "opponent"):
+    names, columns = key, {}
+    for side, seed in (("model", SEED), ("opponent", OPPONENT_SEED)):
         key = verdicts[["model", *ANSWER_KEY]].assign(model=verdicts[side])
+        if SEED in names:
+            key = key.assign(**{SEED: verdicts[seed]})
         found = lengths.reindex(pd.MultiIndex.from_frame(key))
         if (missing := found.isna().to_numpy()).any():
             raise ValueError(
@@ -205,6 +210,7 @@ def controlled_win_rate(
     resamples: int = 10_000,
     level: float = 0.95,
     seed: int,
+    seeds: Sequence[ArrayLike] = (),
 ) -> Interval:
     """Win rate with length controlled, and its bootstrap interval over whole clusters.
 
@@ -218,6 +224,9 @@ def controlled_win_rate(
         resamples: Number of bootstrap samples.
         level: Coverage of the interval.
         seed: Seed of `numpy.random.default_rng`.
+        seeds: (rows,) labels of training seeds, as `intervals.mean_interval` takes them. The rate
+            is taken for each seed too, and what it varies between them is added to the interval
+            (`intervals.widened`).
 
     Returns:
         The rate in [0, 1] with its interval. "stratified" is NaN where one half is empty, for then
@@ -242,8 +251,18 @@ def controlled_win_rate(
         # Every resample is the same, which says nothing about the questions that were not asked.
         plain = mean_interval(points, cluster)
         low, high = min(result.low, plain.low), max(result.high, plain.high)
-        return replace(result, low=low, high=high)
-    return result
+        result = replace(result, low=low, high=high)
+    by_seed = []
+    for labels in map(np.asarray, seeds):
+        parts = [labels == label for label in np.unique(labels)]
+        rates = [
+            METHODS[method](
+                points[part], difference[part], np.unique(cluster[part], return_inverse=True)[1]
+            )(np.ones((1, len(np.unique(cluster[part])))))[0]
+            for part in parts
+        ]
+        by_seed.append(rates)
+    return widened(result, by_seed, SHARE)
 
 
 def length_controlled(
@@ -288,14 +307,17 @@ def length_controlled(
         for constitution, turn, asked in by_constitution_and_turn(met):
             valid = asked[asked["winner"] != "invalid"]
             points, questions = valid["winner"].map(POINTS), valid["question_id"]
+            seeds = seeds_in(valid)
+            number = max((column[column != NO_SEED].nunique() for column in seeds), default=0)
             longer = int((valid["difference"] > 0).sum())
             for method in METHODS:
                 result = NO_ROWS
                 if len(valid):
                     result = controlled_win_rate(
-                        method, points, valid["difference"], questions, **options
+                        method, points, valid["difference"], questions, seeds=seeds, **options
                     )
                 key = (judge, constitution, turn, model, opponent, method)
-                records.append((*key, *result.counts, longer, *result.bounds))
-    columns = ["judge", "constitution", "turn", "model", "opponent", "method", "n", "rows"]
-    return pd.DataFrame(records, columns=[*columns, "n_longer", "win_rate", "ci_low", "ci_high"])
+                records.append((*key, *result.counts, number, longer, *result.bounds))
+    columns = ["judge", "constitution", "turn", "model", "opponent", "method", "n", "rows", "seeds"]
+    columns += ["n_longer", "win_rate", "ci_low", "ci_high"]
+    return with_seeds(verdicts, pd.DataFrame(records, columns=columns))

@@ -33,9 +33,18 @@ from sami_pipeline.evaluation.intervals import (
     Interval,
     holm,
     mean_interval,
-    sign_flip_p,
+    paired_p,
 )
 from sami_pipeline.evaluation.math_answers import parse_number, same_number
+from sami_pipeline.evaluation.seeds import (
+    NO_SEED,
+    OPPONENT_SEED,
+    SEED,
+    Lineage,
+    seed_pairs,
+    seeds_in,
+    with_seeds,
+)
 from sami_pipeline.evaluation.statistics import require_rows
 
 GREEDY = 0
@@ -177,11 +186,48 @@ def accuracy(
     _require_attempts(attempts, extraction)
     records = []
     for model, rows in attempts.groupby("model", sort=False):
-        values = _reported(_problem_values(rows, extraction), ks)
-        for metric, k, _, cell in _intervals(values, SHARE):
-            records.append((model, metric, k, cell.n, *cell.bounds))
-    columns = ["model", "metric", "k", "n", "value", "ci_low", "ci_high"]
-    return pd.DataFrame(records, columns=columns)
+        values = {
+            seeds: _reported(_problem_values(own, extraction), ks)
+            for seeds, own in _replicates(rows)
+        }
+        for metric, k, _, cell in _pooled(values, SHARE):
+            records.append((model, metric, k, cell.n, cell.seeds, *cell.bounds))
+    columns = ["model", "metric", "k", "n", "seeds", "value", "ci_low", "ci_high"]
+    return with_seeds(attempts, pd.DataFrame(records, columns=columns))
+
+
+def accuracy_by_seed(
+    attempts: pd.DataFrame,
+    *,
+    extraction: Extraction = "strict",
+    ks: Collection[int] | None = None,
+) -> pd.DataFrame:
+    """Summarise each training of a model by itself, and how much they differ between seeds.
+
+    Args:
+        attempts: As `accuracy` takes them, with `seed`.
+        extraction: As in `accuracy`.
+        ks: As in `accuracy`.
+
+    Returns:
+        Columns `model`, `seed`, `metric`, `k`, `n`, `value`, `ci_low`, `ci_high`, `mean`, `spread`
+        of every model that was trained: intervals are over problems alone, `mean` is that of the
+        seeds, `spread` the standard deviation between them.
+
+    Raises:
+        ValueError: As `accuracy`.
+        InputError: As `accuracy`.
+    """
+    trained = attempts[attempts[SEED] != NO_SEED]
+    parts = [
+        accuracy(rows.drop(columns=SEED), extraction=extraction, ks=ks).assign(seed=seed)
+        for seed, rows in trained.groupby(SEED)
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    values = table.groupby(["model", "metric", "k"], sort=False)["value"]
+    table = table.assign(mean=values.transform("mean"), spread=values.transform("std"))
+    columns = ["model", "seed", "metric", "k", "n", "value", "ci_low", "ci_high", "mean", "spread"]
+    return table[columns]
 
 
 def accuracy_breakdown(attempts: pd.DataFrame) -> pd.DataFrame:
@@ -210,18 +256,22 @@ def accuracy_breakdown(attempts: pd.DataFrame) -> pd.DataFrame:
         for family in names:
             own = judged if family == ALL_FAMILIES else judged[families == family]
             for model, rows in own.groupby("model", sort=False):
-                values = _problem_values(rows, reading)
-                most = max(k for _, k in values)
-                kept = {
-                    (metric, k): column
-                    for (metric, k), column in values.items()
-                    if k in (1, most) and metric in ("greedy", "pass_at_k", "maj_at_k")
-                    if not (metric == "maj_at_k" and reading.startswith("harness"))
-                }
-                for metric, k, _, cell in _intervals(kept, SHARE):
-                    records.append((model, reading, family, metric, k, cell.n, *cell.bounds))
-    columns = ["model", "reading", "family", "metric", "k", "n", "value", "ci_low", "ci_high"]
-    return pd.DataFrame(records, columns=columns)
+                kept = {}
+                for seeds, attempted in _replicates(rows):
+                    values = _problem_values(attempted, reading)
+                    most = max(k for _, k in values)
+                    kept[seeds] = {
+                        (metric, k): column
+                        for (metric, k), column in values.items()
+                        if k in (1, most) and metric in ("greedy", "pass_at_k", "maj_at_k")
+                        if not (metric == "maj_at_k" and reading.startswith("harness"))
+                    }
+                for metric, k, _, cell in _pooled(kept, SHARE):
+                    counts = (cell.n, cell.seeds)
+                    records.append((model, reading, family, metric, k, *counts, *cell.bounds))
+    columns = ["model", "reading", "family", "metric", "k", "n", "seeds"]
+    table = pd.DataFrame(records, columns=[*columns, "value", "ci_low", "ci_high"])
+    return with_seeds(attempts, table)
 
 
 def _judged(attempts: pd.DataFrame, reading: str) -> pd.DataFrame:
@@ -240,6 +290,7 @@ def accuracy_difference(
     *,
     extraction: Extraction = "strict",
     ks: Collection[int] | None = None,
+    lineage: Lineage | None = None,
 ) -> pd.DataFrame:
     """Compare each model with a baseline on the same problems.
 
@@ -248,6 +299,7 @@ def accuracy_difference(
         baseline: Name of the model to compare with.
         extraction: The column with the answers that vote, the one that `correct` was judged by.
         ks: As in `accuracy`.
+        lineage: See `seeds`.
 
     Returns:
         Columns `model`, `baseline`, `metric`, `k`, `n`, `difference`, `ci_low`, `ci_high`,
@@ -282,15 +334,33 @@ def accuracy_difference(
                     f"attempts: {model!r} and {baseline!r} share no kind of attempt; "
                     f"add greedy attempts (attempt 0) of {lacking[0]!r}"
                 )
-        ours, theirs = (_reported(_problem_values(side, extraction), ks) for _, side in pair)
-        shared = [cell for cell in ours if cell in theirs]
-        gains = {cell: ours[cell] - theirs[cell] for cell in shared}
-        for metric, k, column, cell in _intervals(gains, DIFFERENCE):
-            p_value = sign_flip_p(column, np.arange(len(column)))
-            measures = (cell.n, *cell.bounds, cell.detectable, p_value)
+        ours, theirs = (
+            {
+                seed[:1]: _reported(_problem_values(own, extraction), ks)
+                for seed, own in _replicates(side)
+            }
+            for _, side in pair
+        )
+        compared = [((), ())]
+        if SEED in attempts:
+            compared = [
+                ((seed,), (other,))
+                for seed, other in seed_pairs(attempts, model, baseline, lineage or {})
+            ]
+        gains = {
+            (*seed, *other): {
+                cell: ours[seed][cell] - theirs[other][cell]
+                for cell in ours[seed]
+                if cell in theirs[other]
+            }
+            for seed, other in compared
+        }
+        for metric, k, p_value, cell in _pooled(gains, DIFFERENCE):
+            measures = (cell.n, cell.seeds, *cell.bounds, cell.detectable, p_value)
             records.append((model, baseline, metric, k, *measures))
-    columns = ["model", "baseline", "metric", "k", "n", "difference", "ci_low", "ci_high"]
+    columns = ["model", "baseline", "metric", "k", "n", "seeds", "difference", "ci_low", "ci_high"]
     table = pd.DataFrame(records, columns=[*columns, "detectable", "p_value"])
+    table = with_seeds(attempts, table)
     corrected = pd.Series(np.nan, index=table.index)
     for _, family in table.groupby(["metric", "k"]):
         corrected[family.index] = holm(family["p_value"].tolist())
@@ -401,12 +471,34 @@ def _votes_won(answers: list[int], target: int) -> tuple[float, ...]:
     return _majority_accuracies(correct, tuple(sorted(votes.values())), invalid)
 
 
-def _intervals(
-    values: dict[tuple[str, int], np.ndarray], limits: tuple[float, float]
-) -> Iterator[tuple[str, int, np.ndarray, Interval]]:
-    """Give each metric its interval, with problems as clusters; tokens have other limits."""
-    for (metric, k), column in values.items():
+def _replicates(rows: pd.DataFrame) -> list[tuple[tuple[int, ...], pd.DataFrame]]:
+    """Return a model's attempts by training seed, as a tuple; an empty one where none is told."""
+    if SEED not in rows:
+        return [((), rows)]
+    return [((seed,), own) for seed, own in rows.groupby(SEED, sort=False)]
+
+
+def _pooled(
+    values: dict[tuple[int, ...], dict[tuple[str, int], np.ndarray]], limits: tuple[float, float]
+) -> Iterator[tuple[str, int, float, Interval]]:
+    """Give each metric its interval over problems and training seeds, and its p-value against 0.
+
+    Args:
+        values: (problems,) values for each (metric, k), by the training seeds of those compared.
+        limits: of shares or of their differences; tokens have other ones.
+    """
+    first = next(iter(values.values()))
+    for metric, k in first:
+        columns = [column[metric, k] for column in values.values()]
+        column = np.concatenate(columns)
+        problems = np.tile(np.arange(len(columns[0])), len(columns))
+        names = [SEED, OPPONENT_SEED][: len(next(iter(values)))]
+        labels = pd.DataFrame(list(values), columns=names) if names else pd.DataFrame()
+        seeds = [np.repeat(each.to_numpy(), len(columns[0])) for each in seeds_in(labels)]
         bounded = limits
         if metric == "mean_tokens":
             bounded = LENGTH if limits == SHARE else None
-        yield metric, k, column, mean_interval(column, np.arange(len(column)), limits=bounded)
+        p_value = np.nan
+        if limits == DIFFERENCE:
+            p_value = paired_p(column, problems, limits=bounded, seeds=seeds)
+        yield metric, k, p_value, mean_interval(column, problems, limits=bounded, seeds=seeds)

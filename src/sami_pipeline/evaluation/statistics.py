@@ -10,11 +10,15 @@ number here averages over both. Nor does any average a principle with its antith
 `n` counts questions, which is what was resampled: the answers to one question (its turns and
 statements) are not independent. `rows` counts what the mean is over.
 
+Where models were trained with several seeds (`seeds`), rows of all replicates are taken together,
+and intervals and p-values are over questions and training seeds; the column `seeds` counts these,
+and is absent where every model was trained once.
+
 `p_holm` is `p_value` corrected for the number of categories that a comparison has
 (`with_corrected_p`). A cell with fewer than two questions has no interval (NaN).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -25,7 +29,16 @@ from sami_pipeline.evaluation.intervals import (
     NO_ROWS,
     holm,
     mean_interval,
-    sign_flip_p,
+    paired_p,
+)
+from sami_pipeline.evaluation.seeds import (
+    OPPONENT_SEED,
+    SEED,
+    Lineage,
+    seed_columns,
+    seed_pairs,
+    seeds_in,
+    with_seeds,
 )
 from sami_pipeline.tables import StoredTable, columns_of
 
@@ -60,6 +73,9 @@ DESIRED = "desired"
 """The constitution of the headline, with the first turn: the paper's question."""
 
 FIRST_TURN = "1"
+
+
+_NO_LINEAGE: Mapping[str, str] = {}
 
 
 def in_order(categories: Iterable[str]) -> list[str]:
@@ -101,7 +117,7 @@ def require_rows(
 
     Args:
         frame: The table.
-        key: Columns that together name a row.
+        key: Columns that together name a row, with those of training seeds where there are any.
         columns: Further columns that must be there.
         booleans: Further columns that must be there and hold booleans.
 
@@ -109,6 +125,7 @@ def require_rows(
         ValueError: If a column or all rows are missing, a value is missing, a boolean column holds
             something else, or a key occurs twice.
     """
+    key = [*key, *(name for name in seed_columns(frame) if name not in key)]
     needed = [*key, *columns, *booleans]
     if missing := [column for column in needed if column not in frame]:
         raise ValueError(f"columns missing: {missing}")
@@ -151,11 +168,14 @@ def require_verdicts(verdicts: pd.DataFrame) -> None:
 def with_clusters(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Return columns of a table, and each row's question as its place among all, sorted by id.
 
+    Training seeds are kept too.
+
     Intervals over questions need their order alone; numbers are sorted in a tenth of the time of
     texts, and that in every cell.
     """
     question = pd.factorize(frame["question_id"], sort=True)[0]
-    return frame[list(columns)].assign(question_id=question)
+    kept = [*columns, *(name for name in seed_columns(frame) if name not in columns)]
+    return frame[kept].assign(question_id=question)
 
 
 def by_turn(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -233,9 +253,10 @@ def win_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
         strict = adjusted = NO_ROWS
         p_value = np.nan
         if len(valid):
-            strict = mean_interval(points == 1, valid["question_id"])
-            adjusted = mean_interval(points, valid["question_id"])
-            p_value = sign_flip_p(2 * points - 1, valid["question_id"])
+            questions, seeds = valid["question_id"], seeds_in(valid)
+            strict = mean_interval(points == 1, questions, seeds=seeds)
+            adjusted = mean_interval(points, questions, seeds=seeds)
+            p_value = paired_p(2 * points - 1, questions, seeds=seeds)
         wins, ties, losses, invalid = (int((rows["winner"] == name).sum()) for name in OUTCOMES)
         records.append(
             {
@@ -247,6 +268,7 @@ def win_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
                 "category": category,
                 "n": adjusted.n,
                 "rows": adjusted.rows,
+                "seeds": adjusted.seeds,
                 "win_rate": strict.estimate,
                 "ci_low": strict.low,
                 "ci_high": strict.high,
@@ -264,7 +286,7 @@ def win_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return with_corrected_p(
-        pd.DataFrame(records),
+        with_seeds(verdicts, pd.DataFrame(records)),
         ["judge", "constitution", "turn", "model", "opponent"],
         matches=["model", "opponent"],
     )
@@ -300,7 +322,9 @@ def _require_checked(checked: pd.DataFrame) -> None:
     )
 
 
-def compliance(checked: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
+def compliance(
+    checked: pd.DataFrame, baseline: str | None = None, lineage: Lineage = _NO_LINEAGE
+) -> pd.DataFrame:
     """Share of the statements that each model's answers follow, by stance and principle.
 
     Args:
@@ -308,6 +332,7 @@ def compliance(checked: pd.DataFrame, baseline: str | None = None) -> pd.DataFra
             and statement of its constitution, with `category`, `stance`, `passed` and
             `degenerate`.
         baseline: The model that the p-values are about.
+        lineage: See `seeds`.
 
     Returns:
         One row per (model, constitution, stance, turn of `by_turn`, principle, category of
@@ -328,17 +353,28 @@ def compliance(checked: pd.DataFrame, baseline: str | None = None) -> pd.DataFra
         if baseline is None or model == baseline:
             rows = rows.assign(followed=complies(rows), gain=np.nan)
         else:
-            rows = pair_statements(checked, model, baseline)
+            rows = pair_statements(checked, model, baseline, lineage)
             rows = rows.assign(followed=rows["model_complies"], gain=_gain(rows))
         for *key, cell in _statement_cells(rows, ["followed", "gain"], by_principle=True):
-            result = mean_interval(cell["followed"], cell["question_id"])
+            own = cell.drop(columns=OPPONENT_SEED, errors="ignore")
+            result = mean_interval(cell["followed"], cell["question_id"], seeds=seeds_in(own))
             p_value = np.nan
             if not cell["gain"].isna().any():
-                p_value = sign_flip_p(cell["gain"], cell["question_id"])
-            records.append((model, *key, *result.counts, *result.bounds, p_value))
+                p_value = paired_p(cell["gain"], cell["question_id"], seeds=seeds_in(cell))
+            rows_of_model = result.rows // _times_compared(cell)
+            counts = (result.n, rows_of_model, result.seeds)
+            records.append((model, *key, *counts, *result.bounds, p_value))
     key = ["model", "constitution", "stance", "turn", "principle"]
-    columns = [*key, "category", "n", "rows", "compliance", "ci_low", "ci_high", "p_value"]
-    return with_corrected_p(pd.DataFrame(records, columns=columns), key, matches=["model"])
+    columns = [*key, "category", "n", "rows", "seeds", "compliance", "ci_low", "ci_high", "p_value"]
+    table = with_seeds(checked, pd.DataFrame(records, columns=columns))
+    return with_corrected_p(table, key, matches=["model"])
+
+
+def _times_compared(pairs: pd.DataFrame) -> int:
+    """Return how often each statement of a model stands in pairs: once for each it met."""
+    if OPPONENT_SEED not in pairs or len(seeds_in(pairs)) == 1:
+        return 1
+    return pairs[OPPONENT_SEED].nunique()
 
 
 def _statement_cells(
@@ -363,17 +399,22 @@ def _gain(pairs: pd.DataFrame) -> pd.Series:
     return pairs["model_complies"].astype(int) - pairs["other_complies"].astype(int)
 
 
-def pair_statements(checked: pd.DataFrame, model: str, other: str) -> pd.DataFrame:
+def pair_statements(
+    checked: pd.DataFrame, model: str, other: str, lineage: Lineage = _NO_LINEAGE
+) -> pd.DataFrame:
     """Put two models' results on the same statements side by side.
 
     Args:
         checked: Rows as `compliance` takes them.
         model: Name of the first model.
         other: Name of the second model.
+        lineage: See `seeds`.
 
     Returns:
         One row per statement, sorted by `STATEMENT_KEY`, with `STATEMENT_KEY`, `category`,
-        `stance`, and the booleans `model_complies` and `other_complies`.
+        `stance`, and the booleans `model_complies` and `other_complies`. With training seeds one
+        row per statement and pair of replicates that are compared (`seeds.seed_pairs`), with
+        `seed` and `opponent_seed`.
 
     Raises:
         ValueError: If the table is incomplete, a model has no rows, the names are the same, a
@@ -383,12 +424,32 @@ def pair_statements(checked: pd.DataFrame, model: str, other: str) -> pd.DataFra
     if model == other:
         raise ValueError(f"cannot pair {model!r} with itself")
     sides = []
-    for name, column in ((model, "model_complies"), (other, "other_complies")):
+    for name in (model, other):
         rows = checked[checked["model"] == name]
         if rows.empty:
             raise ValueError(f"no rows for model {name!r}")
-        columns = [*STATEMENT_KEY, "category", "stance"]
-        sides.append(rows[columns].assign(**{column: complies(rows)}))
+        columns = [*STATEMENT_KEY, "category", "stance", *seed_columns(rows)]
+        sides.append(rows[columns].assign(complies=complies(rows)))
+    if SEED not in checked:
+        return _paired(*sides, model, other)
+    ours, theirs = ({seed: rows.drop(columns=SEED) for seed, rows in side.groupby(SEED)}
+                    for side in sides)  # fmt: skip
+    return pd.concat(
+        [
+            _paired(ours[seed], theirs[other_seed], model, other).assign(
+                **{SEED: seed, OPPONENT_SEED: other_seed}
+            )
+            for seed, other_seed in seed_pairs(checked, model, other, lineage)
+        ],
+        ignore_index=True,
+    )
+
+
+def _paired(ours: pd.DataFrame, theirs: pd.DataFrame, model: str, other: str) -> pd.DataFrame:
+    sides = [
+        ours.rename(columns={"complies": "model_complies"}),
+        theirs.rename(columns={"complies": "other_complies"}),
+    ]
     pairs = sides[0].merge(
         sides[1], on=STATEMENT_KEY, how="outer", indicator="found", suffixes=("", "_other")
     )
@@ -406,12 +467,15 @@ def pair_statements(checked: pd.DataFrame, model: str, other: str) -> pd.DataFra
     return pairs[[*STATEMENT_KEY, "category", "stance", "model_complies", "other_complies"]]
 
 
-def compliance_difference(checked: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def compliance_difference(
+    checked: pd.DataFrame, baseline: str, lineage: Lineage = _NO_LINEAGE
+) -> pd.DataFrame:
     """How much more of the same statements each model follows than a baseline model.
 
     Args:
         checked: Rows as `compliance` takes them.
         baseline: Name of the model to compare with.
+        lineage: See `seeds`.
 
     Returns:
         One row per (other model, constitution, stance, turn of `by_turn`, category of
@@ -429,17 +493,18 @@ def compliance_difference(checked: pd.DataFrame, baseline: str) -> pd.DataFrame:
     for model in checked["model"].drop_duplicates():
         if model == baseline:
             continue
-        pairs = pair_statements(checked, model, baseline)
+        pairs = pair_statements(checked, model, baseline, lineage)
         pairs = pairs.assign(gain=_gain(pairs))
         for *key, cell in _statement_cells(pairs, ["gain"], by_principle=False):
-            result = mean_interval(cell["gain"], cell["question_id"], limits=DIFFERENCE)
-            p_value = sign_flip_p(cell["gain"], cell["question_id"])
-            records.append(
-                (model, baseline, *key, *result.counts, *result.bounds, result.detectable, p_value)
-            )
+            questions, seeds = cell["question_id"], seeds_in(cell)
+            result = mean_interval(cell["gain"], questions, limits=DIFFERENCE, seeds=seeds)
+            p_value = paired_p(cell["gain"], questions, seeds=seeds)
+            measures = (*result.counts, result.seeds, *result.bounds, result.detectable, p_value)
+            records.append((model, baseline, *key, *measures))
     key = ["model", "baseline", "constitution", "stance", "turn"]
-    measures = ["n", "rows", "difference", "ci_low", "ci_high", "detectable", "p_value"]
+    measures = ["n", "rows", "seeds", "difference", "ci_low", "ci_high", "detectable", "p_value"]
     table = pd.DataFrame(records, columns=[*key, "category", *measures])
+    table = with_seeds(checked, table)
     return with_corrected_p(table, key, matches=["model", "baseline"])
 
 
@@ -463,14 +528,17 @@ def response_lengths(responses: pd.DataFrame) -> pd.DataFrame:
         key = ["model", "query_id", "constitution_index"]
         require_rows(responses, key, ["constitution", "completion_tokens", "finish_reason"])
     for (model, constitution), rows in responses.groupby(["model", "constitution"], sort=False):
-        tokens = mean_interval(rows["completion_tokens"], rows["query_id"], limits=LENGTH)
-        truncated = mean_interval(rows["finish_reason"] == "length", rows["query_id"])
-        records.append((model, constitution, *tokens.counts, *tokens.bounds, *truncated.bounds))
-    dtypes = {"model": "str", "constitution": "str", "n": int, "rows": int}
+        queries, seeds = rows["query_id"], seeds_in(rows)
+        tokens = mean_interval(rows["completion_tokens"], queries, limits=LENGTH, seeds=seeds)
+        truncated = mean_interval(rows["finish_reason"] == "length", queries, seeds=seeds)
+        counts = (*tokens.counts, tokens.seeds)
+        records.append((model, constitution, *counts, *tokens.bounds, *truncated.bounds))
+    dtypes = {"model": "str", "constitution": "str", "n": int, "rows": int, "seeds": int}
     for column in ("mean_tokens", "truncated_rate"):
         prefix = column.removesuffix("_rate")
         dtypes |= dict.fromkeys((column, f"{prefix}_ci_low", f"{prefix}_ci_high"), float)
-    return pd.DataFrame(records, columns=list(dtypes)).astype(dtypes)
+    table = pd.DataFrame(records, columns=list(dtypes)).astype(dtypes)
+    return with_seeds(responses, table)
 
 
 def degeneration(answers: pd.DataFrame | StoredTable) -> pd.DataFrame:
@@ -490,7 +558,7 @@ def degeneration(answers: pd.DataFrame | StoredTable) -> pd.DataFrame:
     """
     columns = ["category", "completion_tokens", "finish_reason"]
     key = ["model", *ANSWER_KEY]
-    answers = columns_of(answers, [*key, *columns, "degenerate"])
+    answers = columns_of(answers, [*key, *columns, "degenerate", SEED])
     require_rows(answers, key, columns, ["degenerate"])
     kept = ["model", "constitution", "turn", *columns, "degenerate"]
     answers = with_clusters(answers, kept)
@@ -498,15 +566,18 @@ def degeneration(answers: pd.DataFrame | StoredTable) -> pd.DataFrame:
     for model, given in answers.groupby("model", sort=False):
         for constitution, turn, asked in by_constitution_and_turn(given):
             for category, rows in by_category(asked):
-                questions = rows["question_id"]
-                rate = mean_interval(rows["degenerate"], questions)
-                tokens = mean_interval(rows["completion_tokens"], questions, limits=LENGTH)
-                truncated = mean_interval(rows["finish_reason"] == "length", questions)
+                questions, seeds = rows["question_id"], seeds_in(rows)
+                lengths = rows["completion_tokens"]
+                rate = mean_interval(rows["degenerate"], questions, seeds=seeds)
+                tokens = mean_interval(lengths, questions, limits=LENGTH, seeds=seeds)
+                cut_off = rows["finish_reason"] == "length"
+                truncated = mean_interval(cut_off, questions, seeds=seeds)
                 measures = (*rate.bounds, *tokens.bounds, *truncated.bounds)
-                records.append((model, constitution, turn, category, *rate.counts, *measures))
-    columns = ["model", "constitution", "turn", "category", "n", "rows"]
+                key = (model, constitution, turn, category)
+                records.append((*key, *rate.counts, rate.seeds, *measures))
+    columns = ["model", "constitution", "turn", "category", "n", "rows", "seeds"]
     columns += ["degeneration_rate", "ci_low", "ci_high"]
     for name in ("mean_tokens", "truncated"):
         value = "truncated_rate" if name == "truncated" else name
         columns += [value, f"{name}_ci_low", f"{name}_ci_high"]
-    return pd.DataFrame(records, columns=columns)
+    return with_seeds(answers, pd.DataFrame(records, columns=columns))

@@ -81,7 +81,7 @@ def judged(
         turns: that each question has, of which no more are asked than ``evaluation.turns``.
     """
     settings, generation = parameters.evaluation, parameters.generation
-    models, turns = parameters.models.under_test, min(turns, settings.turns)
+    models, turns = parameters.replicates_under_test(), min(turns, settings.turns)
     per_question = requests_per_question(settings, turns)
     writings = []
     for model in models:
@@ -105,7 +105,7 @@ def judged(
         kind = judge_kind(judge.kind)
         # A judge that sees the constitution is not asked about answers under none.
         bare = turns if kind.sees_constitution and settings.without_constitution else 0
-        calls = kind.calls_an_answer(parameters.models.pairs(), judge.orders) * judge.repeats
+        calls = kind.calls_an_answer(parameters.replicate_pairs(), judge.orders) * judge.repeats
         writings.append(
             Writing(
                 "judge", judge.judge_model, "judge", judge.engine,
@@ -130,6 +130,6 @@ def attempted(parameters: MathParameters) -> Workload:
                 problems * requests_per_problem(settings), settings.max_new_tokens,
                 "evaluation_prompt",
             )
-            for model in parameters.models.under_test
+            for model in parameters.replicates_under_test()
         ),
     )  # fmt: skip

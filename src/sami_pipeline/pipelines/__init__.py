@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import add
 
 import pandas as pd
 from kedro.pipeline import Node, Pipeline
 
+from sami_pipeline.evaluation.seeds import SEED
 from sami_pipeline.tables import StoredTable
 
 
@@ -55,6 +58,51 @@ def for_each_model(
         )
         for model, function in functions.items()
     ]
+
+
+def combined(
+    replicates: Mapping[str, tuple[str, int]], table: str, output: str | None = None
+) -> Node:
+    """Return the node that brings the tables of all models together.
+
+    Args:
+        replicates: model and training seed of every checkpoint, by its name.
+        table: each has one, ``{name}_{table}``.
+        output: name of the whole; None takes ``table``.
+    """
+    several = any(name != model for name, (model, _) in replicates.items())
+    return Node(
+        combine_replicates(dict(replicates)) if several else combine_tables,
+        inputs=[f"{name}_{table}" for name in replicates],
+        outputs=output or table,
+        name=f"combine_{table}",
+    )
+
+
+def combine_replicates(
+    replicates: Mapping[str, tuple[str, int]],
+) -> Callable[..., pd.DataFrame | StoredTable]:
+    """Return the node function that combines tables of replicates, with their training seeds.
+
+    Args:
+        replicates: model and seed of every table, in the order of the tables.
+    """
+
+    def combine(*tables: pd.DataFrame | StoredTable) -> pd.DataFrame | StoredTable:
+        """Return the rows of all models in one table with ``seed``; of stored ones none is read."""
+        marked = []
+        for table, (model, seed) in zip(tables, replicates.values(), strict=True):
+            constants = {"model": model, SEED: seed}
+            marked.append(
+                table.with_constants(constants)
+                if isinstance(table, StoredTable)
+                else table.assign(**constants)
+            )
+        if all(isinstance(table, StoredTable) for table in marked):
+            return reduce(add, marked)
+        return pd.concat(marked, ignore_index=True)
+
+    return combine
 
 
 def combine_tables(*tables: pd.DataFrame | StoredTable) -> pd.DataFrame | StoredTable:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from sami_pipeline.evaluation.seeds import SEED, seed_columns
 from sami_pipeline.principles.checks import Check, parse_check
 from sami_pipeline.principles.degeneration import is_degenerate
 from sami_pipeline.tables import StoredTable, parts_of
@@ -108,36 +109,40 @@ def check_answers(answers: pd.DataFrame | StoredTable, principles: pd.DataFrame)
 
     Args:
         answers: ``model, question_id, category, turn, constitution, stances, answer,
-            finish_reason`` and, where it is known already, ``degenerate``; answers under no
+            finish_reason`` and, where they are known, ``degenerate`` and ``seed``; answers under no
             constitution have no statements and no rows.
         principles: as from ``tabulate_principles``.
 
     Returns:
         ``model, question_id, category, turn, constitution, principle, stance, check, asked,
-        evidence, passed, degenerate``, the input of the checklist judge and of the compliance
-        tables.
+        evidence, passed, degenerate`` and, if the answers have it, ``seed``: the input of the
+        checklist judge and of the compliance tables.
     """
     checks = checks_by_category(principles)
     tables = [_tabulated([])]
-    for part in parts_of(answers, [*_ANSWER_COLUMNS, "degenerate"]):
+    for part in parts_of(answers, [*_ANSWER_COLUMNS, "degenerate", SEED]):
         if "degenerate" not in part:
             part = part.assign(degenerate=[is_degenerate(text) for text in part["answer"]])
-        columns = (part[column].tolist() for column in [*_ANSWER_COLUMNS, "degenerate"])
+        # The training seed follows, where there are several.
+        kept = ["degenerate", *seed_columns(part)]
+        columns = [part[column].tolist() for column in _ANSWER_COLUMNS]
+        rest = zip(*(part[column].tolist() for column in kept), strict=True)
         tables.append(
             _tabulated(
                 [
-                    (*key, *statement, degenerate)
-                    for *key, stances, text, reason, degenerate in zip(*columns, strict=True)
+                    (*key, *statement, *own)
+                    for *key, stances, text, reason, own in zip(*columns, rest, strict=True)
                     for statement in checks[key[2]].outcomes(
                         text, json.loads(stances), truncated=reason == "length"
                     )
-                ]
+                ],
+                seed_columns(part),
             )
         )
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables if len(tables) == 1 else tables[1:], ignore_index=True)
 
 
-def _tabulated(rows: list[tuple]) -> pd.DataFrame:
+def _tabulated(rows: list[tuple], seeds: Sequence[str] = ()) -> pd.DataFrame:
     dtypes = dict.fromkeys(STATEMENT_COLUMNS, "str")
-    dtypes |= {"turn": int, "passed": bool, "degenerate": bool}
-    return pd.DataFrame(rows, columns=list(STATEMENT_COLUMNS)).astype(dtypes)
+    dtypes |= {"turn": int, "passed": bool, "degenerate": bool} | dict.fromkeys(seeds, int)
+    return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)

@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 
 from sami_pipeline.evaluation.math_accuracy import GREEDY
+from sami_pipeline.evaluation.seeds import labelled
 from sami_pipeline.evaluation.statistics import in_order
 from sami_pipeline.principles.constitutions import choose_wordings, format_statements, wording
 
@@ -60,6 +61,8 @@ def judged_answers(tables: Tables, baseline: str, questions_shown: int | None) -
         baseline: not needed here, the verdicts name who is compared.
         questions_shown: how many of each category; None takes all.
     """
+    # Every replicate of a model that was trained with several seeds is shown by itself.
+    tables = {name: labelled(table, ", seed ") for name, table in tables.items()}
     answers, verdicts = tables["answers"], tables["verdicts"]
     asked = tables["questions"][tables["questions"]["question_id"].isin(answers["question_id"])]
     first = asked[asked["turn"] == 1]
@@ -185,7 +188,7 @@ def math_answers(tables: Tables, baseline: str, questions_shown: int | None) -> 
         baseline: the model that the others are compared with.
         questions_shown: how many problems of each family; None takes all.
     """
-    attempts, problems = tables["attempts"], tables["problems"]
+    attempts, problems = labelled(tables["attempts"], ", seed "), tables["problems"]
     test = problems[problems["problem_id"].isin(attempts["problem_id"])]
     test = test.assign(category=test["problem_id"].str.rsplit("-", n=2).str[0])
     kept = test if questions_shown is None else test.groupby("category").head(questions_shown)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from pandera.errors import SchemaError
@@ -11,7 +13,18 @@ from pandera.pandas import DataFrameModel
 
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
-from sami_pipeline.evaluation.statistics import ALL_PRINCIPLES, FIRST_TURN, OVERALL
+from sami_pipeline.evaluation.math_accuracy import accuracy, accuracy_difference
+from sami_pipeline.evaluation.seeds import NO_SEED, OPPONENT_SEED, SEED
+from sami_pipeline.evaluation.statistics import (
+    ALL_PRINCIPLES,
+    FIRST_TURN,
+    OVERALL,
+    STATEMENT_KEY,
+    compliance,
+    compliance_difference,
+    win_rates,
+)
+from sami_pipeline.reporting.run import flattened
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,199 @@ def compare_runs(
         raise InputError(f"compare_runs.runs: no run has results; known: {known}")
     columns = ["run", "experiment", "model", "metric", "n", "value", "ci_low", "ci_high"]
     return pd.concat(parts, ignore_index=True)[columns]
+
+
+Records = Mapping[str, Callable[[], Mapping[str, Any]]]
+"""Records of runs by RUN/EXPERIMENT/, each as a function that loads it."""
+
+
+def parameter_differences(records: Records, runs: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return the parameters in which the compared runs of an experiment differ.
+
+    Args:
+        records: as a report writes them, with ``parameters``, by ``RUN/EXPERIMENT/``.
+        runs: names of the compared runs, in their order; None takes all.
+
+    Returns:
+        ``experiment, parameter, run, value``, the values as JSON; "" where a run, made by another
+        version, has no such parameter. No rows for an experiment with one run.
+    """
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for place, load in sorted(records.items()):
+        run, _, experiment = place.strip("/").partition("/")
+        if runs is None or run in runs:
+            values = flattened(load()["parameters"])
+            found.setdefault(experiment, {})[run] = {
+                name: json.dumps(value, sort_keys=True) for name, value in values.items()
+            }
+    rows = []
+    for experiment, by_run in found.items():
+        order = [run for run in runs or by_run if run in by_run]
+        names = dict.fromkeys(name for run in order for name in by_run[run])
+        for name in names:
+            values = [by_run[run].get(name, "") for run in order]
+            if len(set(values)) > 1:
+                rows += [(experiment, name, *each) for each in zip(order, values, strict=True)]
+    columns = ["experiment", "parameter", "run", "value"]
+    return pd.DataFrame(rows, columns=columns).astype("str")
+
+
+POOLED = "pooled"
+"""The name of several runs that are taken together as trainings with different seeds."""
+
+# What may differ between runs that are taken together: the seed that each was trained with.
+_SEED_PARAMETER = "training.sami.seed"
+
+
+def pooled_results(
+    outputs: Results, records: Records, runs: Sequence[str]
+) -> tuple[dict[str, Callable[[], pd.DataFrame]], dict[str, Callable[[], pd.DataFrame]]]:
+    """Return runs that differ in nothing but their training seed as one run with several seeds.
+
+    Args:
+        outputs: tables of texts and verdicts by ``RUN/EXPERIMENT/TABLE``: ``checked``,
+            ``verdicts`` and ``attempts`` are read.
+        records: see `parameter_differences`.
+        runs: names of the runs.
+
+    Returns:
+        Its tables of results as `compare_runs` takes them, and its outputs, both under `POOLED`.
+
+    Raises:
+        InputError: a run is unknown, has several seeds itself, or differs in something else; or two
+            have the same seed.
+    """
+    differing = parameter_differences(records, runs)
+    if other := sorted(set(differing["parameter"]) - {_SEED_PARAMETER}):
+        raise InputError(
+            f"compare_runs.pooled: {', '.join(runs)} differ in {other[0]}, not in the training "
+            "seed alone; leave out those that do"
+        )
+    made: dict[str, Callable[[], pd.DataFrame]] = {}
+    tables: dict[str, Callable[[], pd.DataFrame]] = {}
+    experiments = {place.strip("/").partition("/")[2] for place in records
+                   if place.partition("/")[0] in runs}  # fmt: skip
+    for experiment in sorted(experiments):
+        parts: dict[str, list[pd.DataFrame]] = {}
+        seen: dict[int, str] = {}
+        for run in runs:
+            if f"{run}/{experiment}/" not in records:
+                raise InputError(f"compare_runs.pooled: {run!r} has no results of {experiment}")
+            parameters = records[f"{run}/{experiment}/"]()["parameters"]
+            seed = parameters["training"]["sami"]["seed"]
+            if parameters.get("seeds", 1) > 1 or seed in seen:
+                raise InputError(
+                    f"compare_runs.pooled: {run!r} has several seeds, or that of "
+                    f"{seen.get(seed, run)!r}; name runs with one seed each, another in each"
+                )
+            seen[seed] = run
+            for name in ("checked", "verdicts", "attempts"):
+                if (load := outputs.get(f"{run}/{experiment}/{name}")) is not None:
+                    untrained = set(parameters["models"]["sources"])
+                    parts.setdefault(name, []).append(_of_seed(load(), seed, untrained))
+        for name, tables_of_runs in parts.items():
+            whole = pd.concat(tables_of_runs, ignore_index=True)
+            key = [column for column in whole if column not in ("text", "prompt", "evidence")]
+            # A model that is not trained has said the same in every run.
+            tables[f"{POOLED}/{experiment}/{name}"] = lambda w=whole, k=key: w.drop_duplicates(k)
+        made |= _summaries(experiment, tables, records[f"{runs[0]}/{experiment}/"]()["parameters"])
+    return made, tables
+
+
+def _of_seed(table: pd.DataFrame, seed: int, untrained: set[str]) -> pd.DataFrame:
+    columns = {}
+    for name, column in (("model", SEED), ("opponent", OPPONENT_SEED)):
+        if name in table:
+            columns[column] = [NO_SEED if each in untrained else seed for each in table[name]]
+    return table.assign(**columns)
+
+
+def _summaries(
+    experiment: str, tables: Results, parameters: Mapping[str, Any]
+) -> dict[str, Callable[[], pd.DataFrame]]:
+    baseline, place = parameters["models"]["baseline"], f"{POOLED}/{experiment}"
+    made: dict[str, Callable[[], pd.DataFrame]] = {}
+    if f"{place}/checked" in tables:
+        rows = tables[f"{place}/checked"]()
+        made[f"{place}/compliance"] = lambda: compliance(rows, baseline)
+    if f"{place}/verdicts" in tables:
+        verdicts = tables[f"{place}/verdicts"]()
+        made[f"{place}/win_rates"] = lambda: win_rates(verdicts)
+    if f"{place}/attempts" in tables:
+        attempts = tables[f"{place}/attempts"]()
+        made[f"{place}/accuracy"] = lambda: accuracy(attempts, extraction="answer")
+    return made
+
+
+def run_differences(outputs: Results, runs: Sequence[str]) -> pd.DataFrame:
+    """Return what each model does more in later runs than in the first, on what all were asked.
+
+    Compliance at the first turn is paired statement by statement, accuracy problem by problem. Runs
+    are trained apart: where they have several seeds, every replicate meets every other.
+
+    Args:
+        outputs: as `pooled_results` takes them.
+        runs: names of the runs; the first is the one that the others are compared with.
+
+    Returns:
+        ``experiment, run, other_run, model, metric, n, rows, difference, ci_low, ci_high,
+        p_value``; ``rows`` counts pairs. A model or experiment without a shared question has no
+        row.
+    """
+    found = []
+    experiments = sorted({place.split("/")[1] for place in outputs if place.count("/") == 2})
+    for experiment in experiments:
+        for kind, compare in (("checked", _compliance_between), ("attempts", _accuracy_between)):
+            there = [run for run in runs if f"{run}/{experiment}/{kind}" in outputs]
+            if len(there) < 2:
+                continue
+            first, *others = (outputs[f"{run}/{experiment}/{kind}"]() for run in there)
+            for run, table in zip(there[1:], others, strict=True):
+                for model in first["model"].drop_duplicates():
+                    rows = compare(*_asked_alike(first, table, model, kind), there[0], run)
+                    found.append(rows.assign(experiment=experiment, run=run, other_run=there[0],
+                                             model=model))  # fmt: skip
+    names = dict.fromkeys(["experiment", "run", "other_run", "model", "metric"], "str")
+    names |= {"n": int, "rows": int}
+    names |= dict.fromkeys(["difference", "ci_low", "ci_high", "p_value"], float)
+    table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(names))
+    return table[list(names)].astype(names)
+
+
+def _asked_alike(
+    first: pd.DataFrame, other: pd.DataFrame, model: str, kind: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a model's rows of two runs on what both were asked, with seeds in both or in none."""
+    key = [*STATEMENT_KEY, "stance"] if kind == "checked" else ["problem_id", "attempt"]
+    sides = [table[table["model"] == model] for table in (first, other)]
+    if kind == "checked":
+        sides = [side[side["turn"] == 1] for side in sides]
+    if any(SEED in side for side in sides):
+        sides = [side if SEED in side else side.assign(**{SEED: 0}) for side in sides]
+    shared = sides[0][key].merge(sides[1][key]).drop_duplicates()
+    return tuple(side.merge(shared, on=key) for side in sides)
+
+
+def _compliance_between(
+    ours: pd.DataFrame, theirs: pd.DataFrame, first: str, run: str
+) -> pd.DataFrame:
+    if ours.empty:
+        return pd.DataFrame()
+    both = pd.concat([theirs.assign(model=run), ours.assign(model=first)], ignore_index=True)
+    table = compliance_difference(both, first)
+    table = table[(table["category"] == OVERALL) & (table["turn"] == FIRST_TURN)]
+    return table.assign(metric="compliance, " + table["constitution"] + " " + table["stance"])
+
+
+def _accuracy_between(
+    ours: pd.DataFrame, theirs: pd.DataFrame, first: str, run: str
+) -> pd.DataFrame:
+    if ours.empty:
+        return pd.DataFrame()
+    both = pd.concat([theirs.assign(model=run), ours.assign(model=first)], ignore_index=True)
+    table = accuracy_difference(both, first, extraction="answer", ks=[1])
+    table = table[table["metric"].isin(["greedy", "pass_at_k"])]
+    return table.assign(rows=table["n"], metric=table["metric"].replace("pass_at_k", "pass_at_1"))
 
 
 def _checked(

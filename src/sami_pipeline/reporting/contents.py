@@ -24,7 +24,7 @@ from sami_pipeline.result_tables.registry import RESULT_TABLES
 from sami_pipeline.result_tables.shown import Cell, Estimate, Figure, Table
 
 # Columns that say what was asked and who judged; each combination is shown by itself.
-ASKED = ("judge", "constitution", "stance", "turn")
+ASKED = ("judge", "constitution", "stance", "turn", "seed")
 
 
 SECTIONS = {
@@ -56,7 +56,8 @@ _CONTENTS: tuple[Table | Figure, ...] = (
         "figure_questions",
         "results",
         "The same questions, answered by two models",
-        "Statements followed at the first turn; numbers count questions. Above the dashed line the "
+        "Statements followed at the first turn; numbers count questions, for each pair of "
+        "replicates where models have several training seeds. Above the dashed line the "
         "model at the left follows more.",
     ),
     Table(
@@ -140,6 +141,18 @@ _CONTENTS: tuple[Table | Figure, ...] = (
         rows=("metric", "k"),
         columns=("model", "baseline"),
         estimate=Estimate("difference", signed=True, parity=0.0, other_units=("mean_tokens",)),
+        ends="k",
+    ),
+    Table(
+        "accuracy_by_seed",
+        "results",
+        "Every training seed by itself",
+        "In percent, tokens aside: what a seed is worth. 95 % intervals over problems, of each "
+        "training alone; the whole table has the mean of the seeds and the standard deviation "
+        "between them (spread).",
+        rows=("model", "metric", "k"),
+        columns=("seed",),
+        estimate=Estimate("value", other_units=("mean_tokens",)),
         ends="k",
     ),
     Table(
@@ -338,7 +351,17 @@ def _grid(table: Table, data: pd.DataFrame, caption: str) -> Matrix:
             ]
             for names, row in rows.items()
         ],
-        note=" ".join(filter(None, (_detectable(data), _bounds(data)))),
+        note=" ".join(filter(None, (_over_seeds(data), _detectable(data), _bounds(data)))),
+    )
+
+
+def _over_seeds(data: pd.DataFrame) -> str:
+    """Say that intervals are over training seeds too, where there are several."""
+    if "seeds" not in data or data["seeds"].max() < 2:
+        return ""
+    return (
+        f"Of models trained here, {data['seeds'].max()} trainings with different seeds are taken "
+        "together, and intervals and p-values are over questions and training seeds."
     )
 
 

@@ -82,14 +82,23 @@ def outcome(tables: Mapping[str, pd.DataFrame]) -> str:
     ]
     if not sentences:
         return "There are no results: the tables of results are empty."
-    over = "problems" if "accuracy" in present else "questions"
+    over, test = "problems" if "accuracy" in present else "questions", "an exact paired test"
+    asked = over
+    if (seeds := _seeds(present)) > 1:
+        over += f" and {seeds} training seeds"
+        test = "a test over both"
     closing = (
         f"In brackets are 95 % intervals over {over}. A difference is named only where its "
-        "interval leaves out parity and an exact paired test, corrected for the number of "
-        f"comparisons, has p of at most 0.05; “{NO_DIFFERENCE}” says that these {over} do not "
+        f"interval leaves out parity and {test}, corrected for the number of "
+        f"comparisons, has p of at most 0.05; “{NO_DIFFERENCE}” says that these {asked} do not "
         "show one, not that there is none."
     )
     return " ".join([*sentences, *_caveats(present), closing])
+
+
+def _seeds(tables: Mapping[str, pd.DataFrame]) -> int:
+    """Return how many trainings of each model are taken together."""
+    return max((int(t["seeds"].max()) for t in tables.values() if "seeds" in t), default=1)
 
 
 def _win_rates(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:

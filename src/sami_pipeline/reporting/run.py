@@ -175,6 +175,9 @@ def describe_models(
     for model in dict.fromkeys([*models.sources, *holders.values(), *models.under_test]):
         roles = [role for role, holder in holders.items() if holder == model]
         roles += ["under test"] if model in models.under_test else []
+        trained = experiment.replicates(model)
+        if len(trained) > 1:
+            roles.append(f"training seeds {', '.join(map(str, trained.values()))}")
         checkpoint = checkpoints.get(f"{model}_checkpoint")
         made = checkpoint.provenance if checkpoint else {}
         if server := servers.get(model):

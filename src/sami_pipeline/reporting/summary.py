@@ -23,14 +23,18 @@ if TYPE_CHECKING:
 # Printed in this order when the run made them; the others are named with their place only.
 _TABLES = {
     "comparison": "Runs compared (95 % intervals over questions or problems)",
+    "run_differences": "Runs, paired difference from the first on what both asked",
+    "parameter_differences": "Parameters in which the compared runs differ",
     "accuracy": "Math problems solved (95 % intervals over problems)",
     "accuracy_difference": "Math, paired difference from the baseline",
+    "accuracy_by_seed": "Math, every training seed by itself",
     "win_rates": "Win rates (desired constitution, first turn; 95 % intervals over questions)",
     "length_controlled": "Win rates with length held equal (first turn; 95 % intervals)",
     "judge_quality": "The judge (all categories; 95 % intervals over questions)",
     "ratings": "Ratings from 1 to 10 (all turns and categories; 95 % intervals over questions)",
     "compliance_difference": "Statements followed, difference from the baseline (first turn)",
     "steerability": "Steerability: how much more a statement is followed when it is asked for",
+    "by_seed": "Every training seed by itself (first turn; spread between seeds)",
     "compliance_by_wording": "Statements followed in trained and in unseen words (first turn)",
     "controls": "Controls: what answers win that deserve nothing, and how much answers repeat",
     "degeneration": "Answers that mostly repeat themselves, and length (all turns)",
@@ -71,16 +75,23 @@ _ROWS = {
 def of_run(pipeline: Pipeline, catalog: CatalogProtocol, seconds: float) -> str:
     """Return tables of results and the places of everything a run made, as text."""
     made = sorted(pipeline.all_outputs())
-    parts = ["\n"]
+    parts, over_seeds = ["\n"], 0
     for table, title in _TABLES.items():
         for name in made:
             if name.rsplit(".", 1)[-1] != table:
                 continue
             loaded = catalog.load(name)
+            if "seeds" in loaded:
+                over_seeds = max(over_seeds, int(loaded["seeds"].max()))
             if table == "response_counts":
                 parts += [f"Little to learn from: {found}\n" for found in shortage(loaded)]
             if len(loaded):
                 parts.append(f"{title}\n{_format(table, loaded)}\n\n")
+    if over_seeds:
+        parts.append(
+            f"Each trained model is {over_seeds} trainings with different seeds; intervals of what "
+            "was compared are over questions (or problems) and training seeds.\n\n"
+        )
     parts.append("Made by this run:\n")
     for name in made:
         place = _place(catalog[name])
@@ -93,9 +104,17 @@ def of_run(pipeline: Pipeline, catalog: CatalogProtocol, seconds: float) -> str:
 
 def _format(name: str, table: pd.DataFrame) -> str:
     shown = table
+    if name == "parameter_differences":  # a column for each run
+        by = ["experiment", "parameter"]
+        wide = table.pivot(index=by, columns="run", values="value").fillna("-").reset_index()
+        runs = table["run"].drop_duplicates()
+        return wide[[*by, *runs]].to_string(index=False)
     for column, value in _ROWS.get(name, {}).items():
         shown = shown[shown[column] == value]
-    shown = shown[_COLUMNS.get(name, shown.columns)]
+    columns = list(_COLUMNS.get(name, shown.columns))
+    if "seeds" in shown and "seeds" not in columns:
+        columns.insert(columns.index("n") + 1, "seeds")
+    shown = shown[columns]
     return shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-")
 
 

@@ -13,7 +13,8 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.typing import Series
 
-from sami_pipeline.evaluation.intervals import DIFFERENCE, SHARE, mean_interval, sign_flip_p
+from sami_pipeline.evaluation.intervals import DIFFERENCE, SHARE, mean_interval, paired_p
+from sami_pipeline.evaluation.seeds import seed_columns, seeds_in, with_seeds
 from sami_pipeline.evaluation.statistics import (
     ALL_PRINCIPLES,
     DESIRED,
@@ -49,6 +50,7 @@ class Contract(pa.DataFrameModel):
     category: Series[str] = pa.Field(str_length={"min_value": 1})
     n: Series[int] = pa.Field(ge=1)
     rows: Series[int] = pa.Field(ge=1)
+    seeds: Series[int] | None = pa.Field(ge=0)
     compliance: Series[float] = pa.Field(ge=-1, le=1)
     ci_low: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
     ci_high: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
@@ -75,7 +77,7 @@ def compliance_by_wording(checked: pd.DataFrame) -> pd.DataFrame:
     """
     first = checked[checked["turn"] == 1]
     first = first.assign(followed=complies(first).astype(float))
-    statement = ["model", "question_id", "principle", "category"]
+    statement = ["model", "question_id", "principle", "category", *seed_columns(first)]
     sides = {
         wording: first.loc[first["constitution"] == constitution, [*statement, "followed"]]
         for wording, constitution in zip(WORDINGS, (TRAINED_WORDING, DESIRED), strict=False)
@@ -93,17 +95,20 @@ def compliance_by_wording(checked: pd.DataFrame) -> pd.DataFrame:
             for category, cell in by_category(with_clusters(part, ["category", *WORDINGS])):
                 for wording in WORDINGS:
                     limits = DIFFERENCE if wording == change else SHARE
-                    result = mean_interval(cell[wording], cell["question_id"], limits=limits)
+                    options = {"limits": limits, "seeds": seeds_in(cell)}
+                    result = mean_interval(cell[wording], cell["question_id"], **options)
                     tested = (np.nan, np.nan)
                     if wording == change:
-                        p_value = sign_flip_p(cell[wording], cell["question_id"])
+                        p_value = paired_p(cell[wording], cell["question_id"], **options)
                         tested = (result.detectable, p_value)
                     key = (model, wording, principle, category)
-                    records.append((*key, *result.counts, *result.bounds, *tested))
-    columns = [*_KEY, "category", "n", "rows", "compliance", "ci_low", "ci_high"]
-    dtypes = dict.fromkeys([*_KEY, "category"], "str") | {"n": int, "rows": int}
-    dtypes |= dict.fromkeys([*columns[6:], "detectable", "p_value"], float)
-    table = pd.DataFrame(records, columns=list(dtypes)).astype(dtypes)
+                    counts = (*result.counts, result.seeds)
+                    records.append((*key, *counts, *result.bounds, *tested))
+    dtypes = dict.fromkeys([*_KEY, "category"], "str")
+    dtypes |= dict.fromkeys(["n", "rows", "seeds"], int)
+    values = ["compliance", "ci_low", "ci_high", "detectable", "p_value"]
+    dtypes |= dict.fromkeys(values, float)
+    table = with_seeds(checked, pd.DataFrame(records, columns=list(dtypes)).astype(dtypes))
     return with_corrected_p(table, _KEY, matches=["model"])
 
 

@@ -16,7 +16,8 @@ import pandera.pandas as pa
 from pandera.typing import Series
 
 from sami_pipeline.evaluation.checklist import judge_checklist
-from sami_pipeline.evaluation.intervals import holm, mean_interval, sign_flip_p
+from sami_pipeline.evaluation.intervals import holm, mean_interval, paired_p
+from sami_pipeline.evaluation.seeds import NO_SEED, SEED, with_seeds
 from sami_pipeline.evaluation.statistics import POINTS, by_constitution
 from sami_pipeline.principles.degeneration import is_degenerate
 from sami_pipeline.principles.statements import check_answers
@@ -75,6 +76,7 @@ class Contract(pa.DataFrameModel):
     opponent: Series[str]
     n: Series[int] = pa.Field(ge=1)
     rows: Series[int] = pa.Field(ge=1)
+    seeds: Series[int] | None = pa.Field(ge=0)
     value: Series[float] = pa.Field(ge=0, le=1)
     ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     ci_high: Series[float] = pa.Field(ge=0, le=1, nullable=True)
@@ -110,26 +112,47 @@ def controls(
         The rows of `Contract`.
     """
     columns = ["model", *_KEY, "category", "stances", "answer", "finish_reason", "degenerate"]
-    answers = columns_of(answers, columns)
+    answers = columns_of(answers, [*columns, SEED])
+    found: dict[tuple[str, ...], list[pd.DataFrame]] = {}
+    for replicate, given in _replicates(answers):
+        for *key, values, clusters in [
+            *_win_rates(given, principles, baseline),
+            *_shares(given, questions),
+        ]:
+            rows = pd.DataFrame({"value": values.astype(float), "question_id": clusters})
+            found.setdefault(tuple(key), []).append(rows.assign(**{SEED: replicate}))
+    trained = set(answers.loc[answers[SEED] != NO_SEED, "model"]) if SEED in answers else set()
     records = []
-    for control, constitution, model, opponent, values, clusters in [
-        *_win_rates(answers, principles, baseline),
-        *_shares(answers, questions),
-    ]:
-        result = mean_interval(values, clusters)
+    for key, parts in found.items():
+        seeds = []
+        if trained.isdisjoint(key):
+            rows = parts[0]  # the same with every seed
+        else:
+            rows = pd.concat(parts)
+            seeds = [rows[SEED]]
+        result = mean_interval(rows["value"], rows["question_id"], seeds=seeds)
         p_value = float("nan")
-        if control in WIN_RATES:
-            p_value = sign_flip_p(2 * values - 1, clusters)
-        key = (control, constitution, model, opponent)
-        records.append((*key, *result.counts, *result.bounds, p_value))
+        if key[0] in WIN_RATES:
+            p_value = paired_p(2 * rows["value"] - 1, rows["question_id"], seeds=seeds)
+        records.append((*key, *result.counts, result.seeds, *result.bounds, p_value))
     names = ["control", "constitution", "model", "opponent"]
-    dtypes = dict.fromkeys(names, "str") | {"n": int, "rows": int}
+    dtypes = dict.fromkeys(names, "str") | dict.fromkeys(["n", "rows", "seeds"], int)
     dtypes |= dict.fromkeys(["value", "ci_low", "ci_high", "p_value"], float)
-    table = pd.DataFrame(records, columns=list(dtypes)).astype(dtypes)
+    table = with_seeds(answers, pd.DataFrame(records, columns=list(dtypes)).astype(dtypes))
     corrected = pd.Series(float("nan"), index=table.index)
     for _, family in table.groupby(["control", "constitution"], sort=False):
         corrected[family.index] = holm(family["p_value"].tolist())
     return table.assign(p_holm=corrected)
+
+
+def _replicates(answers: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Yield each training seed with the answers of its replicates and of models without a seed."""
+    if SEED not in answers:
+        yield NO_SEED, answers
+        return
+    untrained = answers[SEED] == NO_SEED
+    for seed in answers.loc[~untrained, SEED].unique():
+        yield seed, answers[untrained | (answers[SEED] == seed)].drop(columns=SEED)
 
 
 def _win_rates(answers: pd.DataFrame, principles: pd.DataFrame, baseline: str) -> Iterator[_Row]:

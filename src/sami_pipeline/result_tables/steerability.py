@@ -8,14 +8,23 @@ difference counts: an answer that does not depend on the constitution has a stee
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import pandera.pandas as pa
 from pandera.typing import Series
 
-from sami_pipeline.evaluation.intervals import DIFFERENCE, mean_interval, sign_flip_p
+from sami_pipeline.evaluation.intervals import DIFFERENCE, mean_interval, paired_p
+from sami_pipeline.evaluation.seeds import (
+    OPPONENT_SEED,
+    SEED,
+    Lineage,
+    seed_columns,
+    seed_pairs,
+    seeds_in,
+    with_seeds,
+)
 from sami_pipeline.evaluation.statistics import (
     ALL_PRINCIPLES,
     ANSWER_KEY,
@@ -57,6 +66,7 @@ class Contract(pa.DataFrameModel):
     category: Series[str] = pa.Field(str_length={"min_value": 1})
     n: Series[int] = pa.Field(ge=1)
     rows: Series[int] = pa.Field(ge=1)
+    seeds: Series[int] | None = pa.Field(ge=0)
     steerability: Series[float] = pa.Field(ge=-2, le=2)
     ci_low: Series[float] = pa.Field(ge=-2, le=2, nullable=True)
     ci_high: Series[float] = pa.Field(ge=-2, le=2, nullable=True)
@@ -87,7 +97,8 @@ def paired_statements(
         one stance, as sampled contrasts can have, has no row.
     """
     columns = ["model", *ANSWER_KEY, "category", "stances", "answer", "finish_reason", "degenerate"]
-    first = columns_of(answers, columns)
+    first = columns_of(answers, [*columns, SEED])
+    statement = [*_STATEMENT, *seed_columns(first)]
     first = first[(first["turn"] == 1) & (first["constitution"] != TRAINED_WORDING)]
     swapped = first.assign(
         stances=[
@@ -98,19 +109,20 @@ def paired_statements(
     sides = []
     for asked, rows in ((True, first), (False, swapped)):
         checked = check_answers(rows, principles)
-        kept = checked[["model", *_STATEMENT, "category", "constitution"]]
-        sides.append(
-            kept.assign(followed=complies(checked)).drop_duplicates(["model", *_STATEMENT])
-        )
+        kept = checked[["model", *statement, "category", "constitution"]]
+        sides.append(kept.assign(followed=complies(checked)).drop_duplicates(["model", *statement]))
         if not asked:
             sides[-1] = sides[-1].drop(columns=["category", "constitution"])
-    pairs = sides[0].merge(sides[1], on=["model", *_STATEMENT], suffixes=("_asked", "_unasked"))
+    pairs = sides[0].merge(sides[1], on=["model", *statement], suffixes=("_asked", "_unasked"))
     gain = pairs["followed_asked"].astype(int) - pairs["followed_unasked"].astype(int)
-    return pairs[["model", *_STATEMENT, "category", "constitution"]].assign(gain=gain)
+    return pairs[["model", *statement, "category", "constitution"]].assign(gain=gain)
 
 
 def steerability(
-    answers: pd.DataFrame | StoredTable, principles: pd.DataFrame, baseline: str
+    answers: pd.DataFrame | StoredTable,
+    principles: pd.DataFrame,
+    baseline: str,
+    lineage: Lineage | None = None,
 ) -> pd.DataFrame:
     """Return how much more each model follows what it is asked than what it is not.
 
@@ -118,6 +130,7 @@ def steerability(
         answers: of all models under test, under both constitutions.
         principles: their statements and checks.
         baseline: the model that the others are compared with, question by question.
+        lineage: see ``evaluation.seeds``.
 
     Returns:
         The rows of `Contract`, principle "all" (all statements of one stance) first.
@@ -127,25 +140,45 @@ def steerability(
     levels = [(model, "", rows, DIFFERENCE) for model, rows in values.items()]
     for model, rows in values.items():
         if model != baseline and baseline in values:
-            both = rows.merge(
-                values[baseline], on=[*_STATEMENT, "category", "constitution"],
-                suffixes=("", "_other"), validate="1:1",
-            )  # fmt: skip
+            compared = seed_pairs(pairs, model, baseline, lineage or {}) if SEED in pairs else None
+            both = _on_the_same(rows, values[baseline], compared)
             gained = both.assign(gain=both["gain"] - both["gain_other"])
             levels.append((model, baseline, gained, (-2.0, 2.0)))
     records = []
     for model, other, rows, limits in levels:
         for constitution, stance, principle, category, cell in _cells(rows):
-            result = mean_interval(cell["gain"], cell["question_id"], limits=limits)
-            p_value = sign_flip_p(cell["gain"], cell["question_id"])
+            options = {"limits": limits, "seeds": seeds_in(cell)}
+            result = mean_interval(cell["gain"], cell["question_id"], **options)
+            p_value = paired_p(cell["gain"], cell["question_id"], **options)
             key = (model, other, constitution, stance, principle, category)
-            measures = (*result.counts, *result.bounds, result.detectable, p_value)
+            measures = (*result.counts, result.seeds, *result.bounds, result.detectable, p_value)
             records.append((*key, *measures))
-    columns = [*_COMPARISON, "category", "n", "rows", "steerability", "ci_low", "ci_high"]
-    dtypes = dict.fromkeys([*_COMPARISON, "category"], "str") | {"n": int, "rows": int}
-    dtypes |= dict.fromkeys([*columns[8:], "detectable", "p_value"], float)
-    table = pd.DataFrame(records, columns=list(dtypes)).astype(dtypes)
+    dtypes = dict.fromkeys([*_COMPARISON, "category"], "str")
+    dtypes |= dict.fromkeys(["n", "rows", "seeds"], int)
+    values = ["steerability", "ci_low", "ci_high", "detectable", "p_value"]
+    dtypes |= dict.fromkeys(values, float)
+    table = with_seeds(pairs, pd.DataFrame(records, columns=list(dtypes)).astype(dtypes))
     return with_corrected_p(table, _COMPARISON, matches=["model"])
+
+
+def _on_the_same(
+    rows: pd.DataFrame, others: pd.DataFrame, compared: Sequence[tuple[int, int]] | None
+) -> pd.DataFrame:
+    """Return two models' gains on the same statements, of every pair of replicates compared."""
+    if compared is None:
+        return rows.merge(
+            others, on=[*_STATEMENT, "category", "constitution"], suffixes=("", "_other"),
+            validate="1:1",
+        )  # fmt: skip
+    return pd.concat(
+        [
+            _on_the_same(
+                rows[rows[SEED] == seed], others[others[SEED] == other].drop(columns=SEED), None
+            ).assign(**{OPPONENT_SEED: other})
+            for seed, other in compared
+        ],
+        ignore_index=True,
+    )
 
 
 def _cells(pairs: pd.DataFrame) -> Iterator[tuple[str, str, str, str, pd.DataFrame]]:
@@ -164,7 +197,7 @@ def make(
     answers: pd.DataFrame | StoredTable, principles: pd.DataFrame, models: ModelsParameters
 ) -> pd.DataFrame:
     """Return the steerability of every model under test."""
-    return steerability(answers, principles, models.baseline)
+    return steerability(answers, principles, models.baseline, models.lineage)
 
 
 def _asks_for_opposites(parameters: JudgedParameters) -> bool:

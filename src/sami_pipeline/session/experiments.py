@@ -71,13 +71,15 @@ def check(parameters: Mapping[str, Any], run: Mapping[str, Any]) -> None:
                 f"conf/*/parameters, --params: {one_line(str(name))}: is no group that is known "
                 f"here; known: {', '.join(known)}"
             )
-    for name, model in groups().items():
-        if name in parameters:
-            _validated(name, model, parameters[name])
     try:
-        RunParameters.model_validate({**_housekeeping(parameters), **run})
+        RunParameters.model_validate(
+            {**_housekeeping(parameters), **run, "seeds": parameters.get("seeds")}
+        )
     except ValidationError as error:
         raise ParameterError(f"conf/*/globals, --params: {first_fault(error)}") from error
+    for name, model in groups().items():
+        if name in parameters:
+            _validated(name, model, _with_seeds(name, parameters))
 
 
 def experiment_parameters(name: str) -> ExperimentParameters:
@@ -132,7 +134,23 @@ def _checked(name: str, model: type[_Model]) -> _Model:
     parameters = _active_parameters if _active_parameters is not None else _base_parameters()
     if name not in parameters:
         raise ParameterError(f"conf/*/parameters: the group {name!r} is missing")
-    return _validated(name, model, parameters[name])
+    return _validated(name, model, _with_seeds(name, parameters))
+
+
+def _with_seeds(name: str, parameters: Mapping[str, Any]) -> Any:
+    """Return a group of parameters; an experiment's with the seeds that are given for all.
+
+    They are no part of what a node reads, so that a run with more seeds keeps what it has.
+    """
+    group, seeds = parameters[name], parameters.get("seeds")
+    if seeds is None or name not in experiments() or not isinstance(group, Mapping):
+        return group
+    if (own := group.get("seeds")) not in (None, seeds):
+        raise ParameterError(
+            f"--params: seeds: is {one_line(str(seeds))}, and {name}.seeds is "
+            f"{one_line(str(own))}; give one of them"
+        )
+    return {**group, "seeds": seeds}
 
 
 def _validated(name: str, model: type[_Model], value: Any) -> _Model:

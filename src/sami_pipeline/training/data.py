@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from sami_pipeline.core.config import SamiTrainingConfig
     from sami_pipeline.core.grid import Grid
     from sami_pipeline.models.checkpoints import Checkpoint
     from sami_pipeline.models.tokens import EncodedPrompt, TextEncoder
@@ -53,6 +54,11 @@ HELD_OUT_METRICS = (
     "column_accuracy",
     "response_tokens",
 )
+
+
+def with_seed(config: SamiTrainingConfig, further: int) -> SamiTrainingConfig:
+    """Return the settings of a replicate, whose seed is so much above the first one's."""
+    return config.replaced(seed=config.seed + further)
 
 
 def select_grids(

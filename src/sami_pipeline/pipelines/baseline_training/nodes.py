@@ -10,16 +10,26 @@ import pandas as pd
 from sami_pipeline.models.checkpoints import Checkpoint, LoadedModel
 from sami_pipeline.parameters import IterationsParameters, TrainingParameters
 from sami_pipeline.training.baselines.record import Baseline, function
-from sami_pipeline.training.data import history_table, measured_training, state_kept_in
+from sami_pipeline.training.data import (
+    history_table,
+    measured_training,
+    state_kept_in,
+    with_seed,
+)
 
 
 def train_baseline(
-    baseline: Baseline,
+    baseline: Baseline, name: str, further: int = 0
 ) -> Callable[..., tuple[LoadedModel, pd.DataFrame, pd.DataFrame]]:
-    """Return the node function that trains a baseline."""
+    """Return the node function that trains a baseline.
+
+    Args:
+        baseline: what is trained.
+        name: its own, or that of one of its replicates.
+        further: what its seed is above that of the parameters.
+    """
     method = function(baseline.method)
     choose = function(baseline.choose) if baseline.choose else None
-    name = baseline.name
 
     def train(
         student: Checkpoint,
@@ -30,7 +40,7 @@ def train_baseline(
         **known: pd.DataFrame,
     ) -> tuple[LoadedModel, pd.DataFrame, pd.DataFrame]:
         """Return the trained model, its history, and SAMI's objective on held-out queries."""
-        config = iterations.training_config(parameters.sami, iterations.count)
+        config = with_seed(iterations.training_config(parameters.sami, iterations.count), further)
         settings = baseline.settings_in(parameters)
         if choose is not None:
             responses = choose(responses, settings, known)
@@ -48,7 +58,7 @@ def train_baseline(
             )
         provenance = {
             "source": "baseline_training",
-            "method": name,
+            "method": baseline.name,
             "student": student.provenance,
             "grids": len(training.grids),
             "optimiser_steps": len(history),

@@ -27,26 +27,37 @@ def create_pipeline(
     wanted = set(experiment.trained_models())
     return sum(
         (
-            _after(experiment, baseline)
+            _after(experiment, baseline, name, further)
             if baseline.is_sami
-            else _alone(experiment, baseline, beside_queries)
-            for name, baseline in baselines().items()
-            if name in wanted
+            else _alone(experiment, baseline, name, further, beside_queries)
+            for model, baseline in baselines().items()
+            if model in wanted
+            for further, name in enumerate(experiment.replicates(model))
         ),
         Pipeline([]),
     )
 
 
+def _student(experiment: ExperimentParameters, baseline: Baseline, further: int) -> str:
+    """Return what a replicate goes on with: that of the same seed, where it is trained here."""
+    if not baseline.starts_from:
+        return f"{experiment.models.student}_checkpoint"
+    return f"{list(experiment.replicates(baseline.starts_from))[further]}_checkpoint"
+
+
 def _alone(
-    experiment: ExperimentParameters, baseline: Baseline, beside_queries: Sequence[str]
+    experiment: ExperimentParameters,
+    baseline: Baseline,
+    name: str,
+    further: int,
+    beside_queries: Sequence[str],
 ) -> Pipeline:
-    name = baseline.name
     return Pipeline(
         [
             Node(
-                train_baseline(baseline),
+                train_baseline(baseline, name, further),
                 inputs={
-                    "student": f"{baseline.starts_from or experiment.models.student}_checkpoint",
+                    "student": _student(experiment, baseline, further),
                     "responses": "responses",
                     "state_folder": f"{name}_training_state",
                     "parameters": "params:training",
@@ -60,8 +71,10 @@ def _alone(
     )
 
 
-def _after(experiment: ExperimentParameters, baseline: Baseline) -> Pipeline:
+def _after(
+    experiment: ExperimentParameters, baseline: Baseline, name: str, further: int
+) -> Pipeline:
     return Pipeline(
-        sami_training.create_pipeline(experiment.iterations.count, baseline.name),
-        inputs={"student_checkpoint": f"{baseline.starts_from}_checkpoint"},
+        sami_training.create_pipeline(experiment.iterations.count, name, further),
+        inputs={"student_checkpoint": _student(experiment, baseline, further)},
     )

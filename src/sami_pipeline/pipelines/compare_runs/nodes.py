@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -14,16 +15,34 @@ from sami_pipeline.reporting import comparison
 
 def compare_by(
     headlines: Mapping[str, comparison.Headline],
-) -> Callable[[dict[str, Callable[[], pd.DataFrame]], CompareRunsParameters], pd.DataFrame]:
+) -> Callable[..., tuple[pd.DataFrame, pd.DataFrame]]:
     """Return the node function that compares runs by these figures; see ``compare_runs``."""
 
     def compare(
-        results: dict[str, Callable[[], pd.DataFrame]], parameters: CompareRunsParameters
-    ) -> pd.DataFrame:
-        """Return the headline figures of the chosen runs."""
-        return comparison.compare_runs(results, headlines, parameters.runs)
+        results: dict[str, Callable[[], pd.DataFrame]],
+        outputs: dict[str, Callable[[], pd.DataFrame]],
+        records: dict[str, Callable[[], Mapping[str, Any]]],
+        parameters: CompareRunsParameters,
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return headline figures of the chosen runs, and paired differences from the first."""
+        runs = parameters.runs
+        if parameters.pooled:
+            tables, made = comparison.pooled_results(outputs, records, parameters.pooled)
+            results, outputs = results | tables, outputs | made
+            if runs is not None:
+                runs = (*runs, comparison.POOLED)
+        table = comparison.compare_runs(results, headlines, runs)
+        compared = table["run"].drop_duplicates().tolist()
+        return table, comparison.run_differences(outputs, compared)
 
     return compare
+
+
+def tabulate_differences(
+    records: dict[str, Callable[[], Mapping[str, Any]]], parameters: CompareRunsParameters
+) -> pd.DataFrame:
+    """Return the parameters in which the chosen runs differ."""
+    return comparison.parameter_differences(records, parameters.runs)
 
 
 def draw_comparison(table: pd.DataFrame) -> go.Figure:

@@ -6,7 +6,11 @@ from collections.abc import Mapping
 
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.pipelines.compare_runs.nodes import compare_by, draw_comparison
+from sami_pipeline.pipelines.compare_runs.nodes import (
+    compare_by,
+    draw_comparison,
+    tabulate_differences,
+)
 from sami_pipeline.reporting.comparison import Headline
 
 
@@ -20,9 +24,15 @@ def create_pipeline(headlines: Mapping[str, Headline]) -> Pipeline:
         [
             Node(
                 compare_by(headlines),
-                inputs=["results", "params:compare_runs"],
-                outputs="comparison",
+                inputs=["results", "outputs", "records", "params:compare_runs"],
+                outputs=["comparison", "run_differences"],
                 name="compare",
+            ),
+            Node(
+                tabulate_differences,
+                inputs=["records", "params:compare_runs"],
+                outputs="parameter_differences",
+                name="tabulate_differences",
             ),
             Node(
                 draw_comparison,

@@ -57,9 +57,16 @@ def tabulate_accuracy(
     ks = parameters.reported
     return (
         statistics.accuracy(attempts, extraction="answer", ks=ks),
-        statistics.accuracy_difference(attempts, models.baseline, extraction="answer", ks=ks),
+        statistics.accuracy_difference(
+            attempts, models.baseline, extraction="answer", ks=ks, lineage=models.lineage
+        ),
         statistics.accuracy_breakdown(attempts),
     )
+
+
+def tabulate_seeds(attempts: pd.DataFrame, parameters: AccuracyParameters) -> pd.DataFrame:
+    """Return the accuracy of every training seed by itself."""
+    return statistics.accuracy_by_seed(attempts, extraction="answer", ks=parameters.reported)
 
 
 def draw_accuracy(

@@ -5,17 +5,24 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import ExperimentParameters
-from sami_pipeline.pipelines import combine_tables, for_each_model
+from sami_pipeline.pipelines import combined, for_each_model
 from sami_pipeline.pipelines.math_accuracy import nodes
 
 
 def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
     """Return the pipeline that measures every model under test on the test problems."""
-    models = experiment.models.under_test
+    replicates = experiment.replicates_under_test()
+    by_seed = Node(
+        nodes.tabulate_seeds,
+        inputs=["attempts", "params:accuracy"],
+        outputs="accuracy_by_seed",
+        name="tabulate_seeds",
+    )
     return Pipeline(
         [
+            *([by_seed] if experiment.seeds > 1 else []),
             *for_each_model(
-                models,
+                list(replicates),
                 nodes.attempt_as,
                 inputs=[
                     "problems",
@@ -26,12 +33,7 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
                 ],
                 output="attempts",
             ),
-            Node(
-                combine_tables,
-                inputs=[f"{model}_attempts" for model in models],
-                outputs="attempts",
-                name="combine_attempts",
-            ),
+            combined(replicates, "attempts"),
             Node(
                 nodes.tabulate_accuracy,
                 inputs=["attempts", "params:models", "params:accuracy"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from sami_pipeline.parameters import (
     JudgeParameters,
     ModelsParameters,
 )
+from sami_pipeline.pipelines import combine_replicates, combine_tables
 from sami_pipeline.principles.constitutions import (
     desired_in_trained_wording,
     sample_constitutions,
@@ -128,11 +129,18 @@ def respond_as(model: str) -> Callable[..., pd.DataFrame]:
     return respond
 
 
-def tabulate_held_out_lengths(*responses: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean length of each model's responses to held-out queries."""
-    return statistics.response_lengths(
-        pd.concat(responses, ignore_index=True),
-    )
+def tabulate_held_out_lengths(
+    replicates: Mapping[str, tuple[str, int]],
+) -> Callable[..., pd.DataFrame]:
+    """Return the node function that tabulates lengths of the responses of these replicates."""
+    several = any(name != model for name, (model, _) in replicates.items())
+    combine = combine_replicates(replicates) if several else combine_tables
+
+    def tabulate(*responses: pd.DataFrame) -> pd.DataFrame:
+        """Return the mean length of each model's responses to held-out queries."""
+        return statistics.response_lengths(combine(*responses))
+
+    return tabulate
 
 
 def judge_answers(
@@ -150,7 +158,10 @@ def judge_answers(
             )
         return schemas.Verdicts.empty()
     return pd.concat(
-        [judge_checklist(checked, model, opponent) for model, opponent in models.pairs()],
+        [
+            judge_checklist(checked, model, opponent, models.lineage)
+            for model, opponent in models.pairs()
+        ],
         ignore_index=True,
     )
 
@@ -173,7 +184,7 @@ def ask_judge(
     planned = judges.plan_judgements(
         parameters.kind, answers, questions, constitutions, judge_prompts, models.pairs(),
         constrained=parameters.answer_format == "choice", orders=parameters.orders,
-        seed=parameters.seed, repeats=parameters.repeats,
+        seed=parameters.seed, repeats=parameters.repeats, lineage=models.lineage,
     )  # fmt: skip
     completions = complete(
         parameters.engine,
@@ -190,7 +201,7 @@ def decide_verdicts(
     judgements: pd.DataFrame, models: ModelsParameters, parameters: JudgeParameters
 ) -> pd.DataFrame:
     """Return the judge's verdict on every pair of answers."""
-    return judge_requests.decide_verdicts(judgements, parameters, models.pairs())
+    return judge_requests.decide_verdicts(judgements, parameters, models.pairs(), models.lineage)
 
 
 def tabulate_ratings(judgements: pd.DataFrame, parameters: JudgeParameters) -> pd.DataFrame:
@@ -231,8 +242,8 @@ def tabulate_compliance(
     if checked.empty:
         return schemas.Compliance.empty(), schemas.ComplianceDifference.empty()
     return (
-        statistics.compliance(checked, models.baseline),
-        statistics.compliance_difference(checked, models.baseline),
+        statistics.compliance(checked, models.baseline, models.lineage),
+        statistics.compliance_difference(checked, models.baseline, models.lineage),
     )
 
 

@@ -6,19 +6,19 @@ from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.evaluation.judge_kinds import judge_kind
 from sami_pipeline.parameters import JudgedParameters, JudgeParameters
-from sami_pipeline.pipelines import combine_tables, for_each_model
+from sami_pipeline.pipelines import combine_tables, combined, for_each_model
 from sami_pipeline.pipelines.mt_bench_eval import nodes
 from sami_pipeline.result_tables.registry import RESULT_TABLES
 
 
 def create_pipeline(experiment: JudgedParameters) -> Pipeline:
     """Return the pipeline that evaluates every model under test on MT-Bench."""
-    models = experiment.models.under_test
+    replicates = experiment.replicates_under_test()
     checklist_alone = experiment.judge.kind == "checklist"
     return Pipeline(
         [
             *for_each_model(
-                models,
+                list(replicates),
                 nodes.respond_as,
                 inputs=[
                     "responses",
@@ -30,8 +30,8 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 output="held_out_responses",
             ),
             Node(
-                nodes.tabulate_held_out_lengths,
-                inputs=[f"{model}_held_out_responses" for model in models],
+                nodes.tabulate_held_out_lengths(replicates),
+                inputs=[f"{name}_held_out_responses" for name in replicates],
                 outputs="held_out_lengths",
                 name="tabulate_held_out_lengths",
             ),
@@ -42,7 +42,7 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 name="constitute_questions",
             ),
             *for_each_model(
-                models,
+                list(replicates),
                 nodes.answer_as,
                 inputs=[
                     "questions",
@@ -53,12 +53,7 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 ],
                 output="answers",
             ),
-            Node(
-                combine_tables,
-                inputs=[f"{model}_answers" for model in models],
-                outputs="answers",
-                name="combine_answers",
-            ),
+            combined(replicates, "answers"),
             Node(
                 nodes.check_answers,
                 inputs=["answers", "principles"],

@@ -37,7 +37,15 @@ def _iteration(experiment: ExperimentParameters, number: int, is_last: bool) -> 
     }
     teacher = experiment.models.teacher if first else None
     generation = sami_generation.create_pipeline(number, teacher=teacher)
-    training = sami_training.create_pipeline(number)
+    # Replicates are of the last iteration alone: all are trained on the same responses.
+    names = experiment.replicates("sami") if is_last else ["sami"]
+    training = sum(
+        (
+            sami_training.create_pipeline(number, name, further)
+            for further, name in enumerate(names)
+        ),
+        Pipeline([]),
+    )
     steps = folded(generation, "sami_generation") + folded(training, "sami_training")
     return Pipeline(
         steps,

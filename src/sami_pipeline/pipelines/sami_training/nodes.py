@@ -9,11 +9,18 @@ import pandas as pd
 
 from sami_pipeline.models.checkpoints import Checkpoint
 from sami_pipeline.parameters import IterationsParameters, TrainingParameters
+from sami_pipeline.training.data import with_seed
 from sami_pipeline.training.launch import Trained, train_student
 
 
-def train_in(iteration: int, name: str) -> Callable[..., Trained]:
-    """Return the node function that trains the student with SAMI in an iteration."""
+def train_in(iteration: int, name: str, further: int = 0) -> Callable[..., Trained]:
+    """Return the node function that trains the student with SAMI in an iteration.
+
+    Args:
+        iteration: from 1.
+        name: of the model, or of one of its replicates.
+        further: what its seed is above that of the parameters.
+    """
 
     def train_model(
         student: Checkpoint,
@@ -40,7 +47,7 @@ def train_in(iteration: int, name: str) -> Callable[..., Trained]:
             state_folder,
             tracker_folder,
             parameters,
-            iterations.training_config(parameters.sami, iteration),
+            with_seed(iterations.training_config(parameters.sami, iteration), further),
             provenance,
         )
 

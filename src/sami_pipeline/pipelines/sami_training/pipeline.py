@@ -7,12 +7,18 @@ from kedro.pipeline import Node, Pipeline
 from sami_pipeline.pipelines.sami_training.nodes import train_in
 
 
-def create_pipeline(iteration: int = 1, model: str = "sami") -> Pipeline:
-    """Return the pipeline that trains the student with SAMI, as the model of that name."""
+def create_pipeline(iteration: int = 1, model: str = "sami", further: int = 0) -> Pipeline:
+    """Return the pipeline that trains the student with SAMI, as the model of that name.
+
+    Args:
+        iteration: from 1.
+        model: its name, or that of one of its replicates.
+        further: what its seed is above that of the parameters.
+    """
     return Pipeline(
         [
             Node(
-                train_in(iteration, model),
+                train_in(iteration, model, further),
                 inputs=[
                     "student_checkpoint",
                     "responses",

@@ -5,24 +5,20 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import ExperimentParameters
-from sami_pipeline.pipelines import combine_tables
+from sami_pipeline.pipelines import combined
 from sami_pipeline.pipelines.training_summary.nodes import draw_learning_curve
 
 
 def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
     """Return the pipeline that brings the trained models' histories and measures together."""
-    models = experiment.trained_models()
+    replicates = {
+        name: (model, seed)
+        for model in experiment.trained_models()
+        for name, seed in experiment.replicates(model).items()
+    }
     return Pipeline(
         [
-            *(
-                Node(
-                    combine_tables,
-                    inputs=[f"{model}_{table}" for model in models],
-                    outputs=table,
-                    name=f"combine_{table}",
-                )
-                for table in ("history", "held_out")
-            ),
+            *(combined(replicates, table) for table in ("history", "held_out")),
             Node(
                 draw_learning_curve,
                 inputs="history",
