@@ -423,6 +423,7 @@ class ModelSource(BaseModel):
     * ``gguf:FILE``: quantised weights in one GGUF file, dequantised to fp32.
     * ``folder:PATH``: a Hugging Face folder with safetensors; its files are linked, not copied.
     * ``hub:OWNER/NAME`` or ``hub:OWNER/NAME@REVISION``: fetched into the hub's cache and linked.
+    * ``answers:FILE``: no model but answers that were written elsewhere, for a model under test.
     * ``random:SEED``: a randomly initialised two-layer Llama with a byte-level tokenizer, for
       tests of the graph.
     """
@@ -433,7 +434,7 @@ class ModelSource(BaseModel):
         json_schema_extra=lambda schema: schema.update(type="string", properties={}),
     )
 
-    kind: Literal["gguf", "folder", "hub", "random"]
+    kind: Literal["gguf", "folder", "hub", "answers", "random"]
     location: str
 
     @model_validator(mode="before")
@@ -442,10 +443,10 @@ class ModelSource(BaseModel):
         if not isinstance(value, str):
             return value
         kind, _, location = value.partition(":")
-        if kind not in ("gguf", "folder", "hub", "random") or not location:
+        if kind not in ("gguf", "folder", "hub", "answers", "random") or not location:
             raise ValueError(
-                f"{value!r} is no model source; write gguf:FILE, folder:PATH, hub:OWNER/NAME "
-                "or random:SEED"
+                f"{value!r} is no model source; write gguf:FILE, folder:PATH, hub:OWNER/NAME, "
+                "answers:FILE or random:SEED"
             )
         if not location.isprintable():
             raise ValueError(f"{value!r}: holds control characters; remove them")

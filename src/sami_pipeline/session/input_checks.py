@@ -165,6 +165,8 @@ def _check_engine(engine: EngineParameters) -> None:
 def _sources(parameters: BaseModel) -> Iterator[tuple[str, Any, bool, ChatParameters]]:
     if isinstance(parameters, ExperimentParameters):
         for model, source in parameters.models.sources.items():
+            if source.kind == "answers":
+                continue
             trusted = model in parameters.models.trust_remote_code
             yield model, source, trusted, parameters.models.chat
     elif isinstance(parameters, PrincipleWritingParameters) and parameters.source is not None:
