@@ -23,11 +23,12 @@ from pydantic import (
 
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.engines import EngineParameters, SamplingParameters
-from sami_pipeline.engines.parameters import OpenSettings, Seed, Settings, Tokens
+from sami_pipeline.engines.parameters import OpenSettings, Seed, Settings, Tokens, with_lists
 from sami_pipeline.errors import one_line
 from sami_pipeline.evaluation.seeds import NO_SEED, share_training
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.checkpoints import ModelSource
+from sami_pipeline.models.devices import DESCRIPTION, Device
 from sami_pipeline.models.prompts import ChatParameters
 from sami_pipeline.principles.constitutions import Contrast, TrainingContrast
 from sami_pipeline.training.baselines.dpo import DpoParameters
@@ -45,6 +46,14 @@ ITERATION_MODEL = "sami_iteration_"
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
 
 
+def _as_written(name: Any) -> Any:
+    if type(name) in (int, float):
+        raise ValueError(
+            f"{name} was read as a number, which loses zeros; write it in quotes: '{name}'"
+        )
+    return name
+
+
 def _name_of_a_folder(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.endswith("."):
         raise ValueError(
@@ -57,7 +66,7 @@ def _name_of_a_folder(name: str) -> str:
 # A folder below each layer: no separators, no dot in front, nothing a shell or a system reads.
 RunName = Annotated[
     str,
-    BeforeValidator(lambda name: str(name) if type(name) in (int, float) else name),
+    BeforeValidator(_as_written),
     AfterValidator(_name_of_a_folder),
 ]
 
@@ -413,6 +422,9 @@ class TrainingParameters(OpenSettings):
     Every baseline has a group of its own parameters here.
     """
 
+    device: Device = Field(
+        "auto", description=f"{DESCRIPTION} Several processes choose by themselves."
+    )
     sami: SamiTrainingConfig = SamiTrainingConfig()
     launch: LaunchParameters = LaunchParameters()
     dpo: DpoParameters = DpoParameters()
@@ -429,6 +441,11 @@ class TrainingParameters(OpenSettings):
             for baseline in baselines().values()
             if baseline.settings is not NoSettings
         }
+
+    @field_validator("sami", mode="before")
+    @classmethod
+    def _lists_of_the_command_line(cls, value: Any) -> Any:
+        return with_lists(value, SamiTrainingConfig)
 
     @model_validator(mode="after")
     def _workers_can_follow(self) -> TrainingParameters:
@@ -1117,9 +1134,9 @@ class CompareRunsParameters(Settings):
 
     @field_validator("runs", "pooled", mode="before")
     @classmethod
-    def _from_the_command_line(cls, value: Any) -> Any:
-        # kedro run --params separates parameters by commas, so names are separated by spaces.
-        return tuple(value.split()) if isinstance(value, str) else value
+    def _separated_by_spaces(cls, value: Any) -> Any:
+        # As they were given before lists could be; "+" still separates them too.
+        return "+".join(value.split()) if isinstance(value, str) else value
 
 
 class PrincipleWritingParameters(Settings):

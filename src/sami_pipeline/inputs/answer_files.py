@@ -16,6 +16,7 @@ import pandas as pd
 from sami_pipeline.errors import InputError, one_line
 from sami_pipeline.evaluation.mt_bench import answer_questions, asked_questions
 from sami_pipeline.evaluation.statistics import OUTCOMES
+from sami_pipeline.inputs import text_files
 from sami_pipeline.parameters import JudgedParameters, PublishedParameters
 from sami_pipeline.principles.degeneration import is_degenerate
 
@@ -487,24 +488,13 @@ def _json(path: Path) -> Any:
         raise InputError(f"{path}: is no valid JSON in UTF-8: {one_line(str(error))}") from error
 
 
-def _json_lines(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+def _json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return each line's place and object."""
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise InputError(f"{path}: can't be read: {one_line(str(error))}") from error
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path}: line {number}"
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{place}: is no valid JSON: {one_line(str(error))}") from error
-        if not isinstance(entry, Mapping):
-            raise InputError(f"{place}: is no object with fields")
-        entries.append((place, entry))
+    entries = list(text_files.json_lines(content, str(path)))
     if not entries:
         raise InputError(f"{path}: is empty; it needs one JSON object a line")
     return entries
