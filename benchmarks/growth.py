@@ -626,9 +626,7 @@ def judge_quality(scale: int) -> Work:
     said = judgements(scale, "pairwise")
     table = pd.concat([verdicts(scale), decide_comparisons(said)], ignore_index=True)
     given = answers(scale)
-    return Work(
-        len(table), lambda: quality.judge_quality(table, given, said, resamples=RESAMPLES, seed=0)
-    )
+    return Work(len(table), lambda: quality.judge_quality(table, given, said))
 
 
 def accuracy(scale: int) -> Work:

@@ -3,6 +3,7 @@ import pytest
 
 from sami_pipeline import figures
 from sami_pipeline.evaluation.statistics import win_rates
+from sami_pipeline.parameters import PublishedDifference
 
 
 def verdicts(judge: str, winners: dict[str, str]) -> pd.DataFrame:
@@ -79,3 +80,25 @@ def test_paired_questions_count_every_question_once():
     assert {key: int(number) for key, number in counted.items()} == {
         (1.0, 2.0): 2, (1.0, 1.0): 3, (1.0, 0.0): 1
     }  # fmt: skip
+
+
+def test_math_problems_solved_have_a_dot_an_interval_and_a_colour_a_model():
+    table = pd.DataFrame(
+        [(model, metric, 1, value, value - 0.1, value + 0.2, 40)
+         for model, value in (("base", 0.3), ("sami", 0.5))
+         for metric in ("greedy", "pass_at_k", "maj_at_k")],
+        columns=["model", "metric", "k", "value", "ci_low", "ci_high", "n"],
+    )  # fmt: skip
+    gain = PublishedDifference(model="sami", over="base", k=1, points=1.1, source="a paper")
+    figure = figures.accuracy(table, [gain])
+    panels = [annotation.text for annotation in figure.layout.annotations]
+    assert panels == ["one greedy attempt", "one sampled attempt, mean"]
+    colours = figures.model_colours(table["model"])
+    *measured, published = figure.data
+    assert len(measured) == 4
+    for trace in measured:
+        assert trace.marker.color == colours[trace.name]
+        assert list(trace.x) == [pytest.approx({"base": 30, "sami": 50}[trace.name])]
+        assert list(trace.error_x.array) == [pytest.approx(20)]
+    assert (published.x[0], published.y[0]) == (pytest.approx(31.1), measured[-1].y[0])
+    assert published.xaxis == measured[-1].xaxis == "x2"

@@ -205,6 +205,7 @@ def examine(
     opened = {
         model: open_architecture(model, source)
         for model, source in experiment.models.sources.items()
+        if source.kind != "answers"
     }
     sizes = {
         model: sum(p.numel() for p in empty_model(architecture.config).parameters())

@@ -380,30 +380,29 @@ def paired_questions(verdicts: pd.DataFrame) -> go.Figure:
 
 
 def accuracy(table: pd.DataFrame, published: Sequence[PublishedDifference] = ()) -> go.Figure:
-    """Return accuracy with one greedy and one sampled attempt by model, figure 2 of the paper.
+    """Return accuracy with one greedy and one sampled attempt by model, a panel for each.
 
     Args:
         table: as from ``evaluation.attempts.accuracy``.
         published: gains drawn as a layer of their own; those for one attempt are.
     """
-    figure = go.Figure()
-    one = table[table["k"] == 1]
-    kinds = (("greedy", "one greedy attempt"), ("pass_at_k", "one sampled attempt, mean"))
-    for colour, (metric, name) in zip(cycle(COLOURS), kinds, strict=False):
-        rows = one[one["metric"] == metric]
-        figure.add_bar(
-            name=name,
-            x=[label(model) for model in rows["model"]],
-            y=100 * rows["value"],
-            error_y=_error_bars(rows, "value", "ci_low", "ci_high"),
-            marker_color=colour,
-        )
-    for_one = [gain for gain in published if gain.k == 1]
-    _add_published(figure, table, for_one, lambda gain: label(gain.model))
+    kinds = {"greedy": "one greedy attempt", "pass_at_k": "one sampled attempt, mean"}
+    one = table[(table["k"] == 1) & table["metric"].isin(kinds)]
+    figure = _forest(
+        one.assign(attempts=one["metric"].map(kinds)), panels=["attempts"], row="model",
+        series=["model"], value="value", parity=None,
+    )  # fmt: skip
+    lines = dict(zip(figure.layout.yaxis.ticktext, figure.layout.yaxis.tickvals, strict=True))
+    for_one = [gain for gain in published if gain.k == 1 and label(gain.model) in lines]
+    if kinds["pass_at_k"] in [each.text for each in figure.layout.annotations]:
+        column = len(figure.layout.annotations)
+        _add_published(
+            figure, table, for_one, lambda gain: lines[label(gain.model)], across=True,
+            row=1, col=column,
+        )  # fmt: skip
+    figure.update_xaxes(matches="x", rangemode="tozero", ticksuffix=" %", title="problems solved")
     figure.update_layout(
-        **_LAYOUT,
-        title={"text": f"Math problems solved<br><sup>{_over(table, 'problems')}</sup>"},
-        yaxis={"title": "accuracy, %", "rangemode": "tozero"},
+        title={"text": f"Math problems solved<br><sup>{_over(table, 'problems')}</sup>"}
     )
     return figure
 
@@ -413,21 +412,36 @@ def _add_published(
     table: pd.DataFrame,
     published: Sequence[PublishedDifference],
     place: Callable[[PublishedDifference], Any],
+    *,
+    across: bool = False,
+    **cell: int,
 ) -> None:
-    """Add published gains, each on top of what was measured here for the model it is over."""
+    """Add published gains, each on top of what was measured here for the model it is over.
+
+    Args:
+        figure: what they are added to.
+        table: as from ``evaluation.attempts.accuracy``.
+        published: the gains.
+        place: where one stands on the other axis.
+        across: accuracy is on the x-axis, and the models' names on the other.
+        cell: ``row`` and ``col`` of a panel.
+    """
     sampled = table[table["metric"] == "pass_at_k"].set_index(["model", "k"])["value"]
     drawn = [gain for gain in published if (gain.over, gain.k) in sampled.index]
     if not drawn:
         return
+    places = [place(gain) for gain in drawn]
+    levels = [100 * sampled[gain.over, gain.k] + gain.points for gain in drawn]
     figure.add_scatter(
+        **cell,
         name=f"published gain ({', '.join(dict.fromkeys(gain.source for gain in drawn))})",
-        x=[place(gain) for gain in drawn],
-        y=[100 * sampled[gain.over, gain.k] + gain.points for gain in drawn],
+        x=levels if across else places,
+        y=places if across else levels,
         customdata=[(gain.model, gain.points, gain.over) for gain in drawn],
         hovertemplate="%{customdata[0]}: published %{customdata[1]:+.1f} points over "
         "%{customdata[2]}, here on top of its measured accuracy<extra></extra>",
         text=[label(gain.model) for gain in drawn],
-        mode="markers+text",
+        mode="markers" if across else "markers+text",
         textposition="top center",
         marker={"symbol": "diamond-open", "size": 11, "color": "#000000", "line": {"width": 2}},
     )

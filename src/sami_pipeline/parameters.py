@@ -23,11 +23,12 @@ from pydantic import (
 
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.engines import EngineParameters, SamplingParameters
-from sami_pipeline.engines.parameters import OpenSettings, Seed, Settings, Tokens
+from sami_pipeline.engines.parameters import OpenSettings, Seed, Settings, Tokens, with_lists
 from sami_pipeline.errors import one_line
 from sami_pipeline.evaluation.seeds import NO_SEED, share_training
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.checkpoints import ModelSource
+from sami_pipeline.models.devices import DESCRIPTION, Device
 from sami_pipeline.models.prompts import ChatParameters
 from sami_pipeline.principles.constitutions import Contrast, TrainingContrast
 from sami_pipeline.training.baselines.dpo import DpoParameters
@@ -45,6 +46,14 @@ ITERATION_MODEL = "sami_iteration_"
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
 
 
+def _as_written(name: Any) -> Any:
+    if type(name) in (int, float):
+        raise ValueError(
+            f"{name} was read as a number, which loses zeros; write it in quotes: '{name}'"
+        )
+    return name
+
+
 def _name_of_a_folder(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.endswith("."):
         raise ValueError(
@@ -57,7 +66,7 @@ def _name_of_a_folder(name: str) -> str:
 # A folder below each layer: no separators, no dot in front, nothing a shell or a system reads.
 RunName = Annotated[
     str,
-    BeforeValidator(lambda name: str(name) if type(name) in (int, float) else name),
+    BeforeValidator(_as_written),
     AfterValidator(_name_of_a_folder),
 ]
 
@@ -165,11 +174,26 @@ class ModelsParameters(Settings):
                     f"{field}: {getattr(self, field)!r} has no source; "
                     f"known: {', '.join(self.sources)}"
                 )
+            if getattr(self, field) in self.answer_files:
+                raise ValueError(f"{field}: {getattr(self, field)!r} is a file of answers")
+        if set(self.under_test) <= set(self.answer_files):
+            raise ValueError("under_test: name a model besides files of answers")
         if not set(self.under_test) - {self.baseline}:
             raise ValueError("under_test: name a model besides the baseline to compare with it")
         if self.baseline not in self.under_test:
             raise ValueError(f"baseline: {self.baseline!r} must be one of under_test")
         return self
+
+    @property
+    def answer_files(self) -> dict[str, str]:
+        """The files of answers that stand for a model under test, by its name."""
+        sources = self.sources.items()
+        return {name: source.location for name, source in sources if source.kind == "answers"}
+
+    @property
+    def tested_checkpoints(self) -> list[str]:
+        """The models under test that are checkpoints, and no files of answers."""
+        return [name for name in self.under_test if name not in self.answer_files]
 
     @property
     def lineage(self) -> dict[str, str]:
@@ -398,6 +422,9 @@ class TrainingParameters(OpenSettings):
     Every baseline has a group of its own parameters here.
     """
 
+    device: Device = Field(
+        "auto", description=f"{DESCRIPTION} Several processes choose by themselves."
+    )
     sami: SamiTrainingConfig = SamiTrainingConfig()
     launch: LaunchParameters = LaunchParameters()
     dpo: DpoParameters = DpoParameters()
@@ -414,6 +441,11 @@ class TrainingParameters(OpenSettings):
             for baseline in baselines().values()
             if baseline.settings is not NoSettings
         }
+
+    @field_validator("sami", mode="before")
+    @classmethod
+    def _lists_of_the_command_line(cls, value: Any) -> Any:
+        return with_lists(value, SamiTrainingConfig)
 
     @model_validator(mode="after")
     def _workers_can_follow(self) -> TrainingParameters:
@@ -507,8 +539,7 @@ class EvaluationParameters(Settings):
     )
     resamples: _Count = Field(
         10_000,
-        description="Bootstrap samples per interval of what is no mean: win rates with length held "
-        "equal, and kappa.",
+        description="Bootstrap samples per interval of win rates with length held equal.",
     )
     seed: Seed = Field(0, description="Of the shuffled principles, sampled answers and bootstrap.")
 
@@ -526,8 +557,8 @@ def _known_judge(kind: str) -> str:
     return kind
 
 
-class JudgeParameters(Settings):
-    """A judge beside the checklist, and the model that it asks. It decides the graph."""
+class ModelJudgeParameters(Settings):
+    """What a model that judges is asked, and which model it is."""
 
     kind: Annotated[str, AfterValidator(_known_judge)] = Field(
         "checklist",
@@ -573,7 +604,7 @@ class JudgeParameters(Settings):
     seed: Seed = Field(0, description="Of sampled judgements, and of the orders that are drawn.")
 
     @model_validator(mode="after")
-    def _a_rating_is_no_tie(self) -> JudgeParameters:
+    def _a_rating_is_no_tie(self) -> ModelJudgeParameters:
         from sami_pipeline.evaluation.judge_kinds import KINDS
 
         if self.no_verdict == "tie" and self.kind in {kind.name for kind in KINDS if kind.rates}:
@@ -581,7 +612,7 @@ class JudgeParameters(Settings):
         return self
 
     @model_validator(mode="after")
-    def _repeats_can_differ(self) -> JudgeParameters:
+    def _repeats_can_differ(self) -> ModelJudgeParameters:
         if self.repeats > 1 and (self.temperature == 0 or self.answer_format == "choice"):
             raise ValueError(
                 "repeats: with temperature 0 or answer_format: choice all repeats are the same; "
@@ -593,6 +624,48 @@ class JudgeParameters(Settings):
     def judge_model(self) -> str:
         """The name of the model that judges, among the sources or at the server."""
         return self.model or self.engine.served_model
+
+    @property
+    def judge_name(self) -> str:
+        """What the judge is called in the tables' column ``judge``."""
+        return self.kind
+
+
+class SecondJudgeParameters(ModelJudgeParameters):
+    """A second model that judges the same answers; its kind must be given."""
+
+    @property
+    def judge_name(self) -> str:
+        """What the judge is called in the tables' column ``judge``."""
+        return f"second_{self.kind}"
+
+    @model_validator(mode="after")
+    def _is_a_model(self) -> SecondJudgeParameters:
+        if self.kind == "checklist":
+            raise ValueError("kind: the checklist judges anyway; name another")
+        return self
+
+
+class JudgeParameters(ModelJudgeParameters):
+    """A judge beside the checklist, and the model that it asks. It decides the graph."""
+
+    second: SecondJudgeParameters | None = Field(
+        None,
+        description="Another model, or the same asked in another way, that judges the same "
+        "answers; how far both agree is reported.",
+    )
+
+    @model_validator(mode="after")
+    def _second_has_a_first(self) -> JudgeParameters:
+        if self.second is not None and self.kind == "checklist":
+            raise ValueError("second: needs a first judge; name what it is asked in judge.kind")
+        return self
+
+    @property
+    def by_place(self) -> dict[str, ModelJudgeParameters]:
+        """The models that judge, by the place of their parameters."""
+        judges = {} if self.kind == "checklist" else {"judge": self}
+        return judges if self.second is None else judges | {"judge.second": self.second}
 
 
 class ProblemsParameters(Settings):
@@ -855,14 +928,19 @@ class JudgedParameters(ExperimentParameters):
 
     @model_validator(mode="after")
     def _the_judge_has_a_model(self) -> JudgedParameters:
-        judge, known = self.judge, ", ".join(self.models.sources)
-        if judge.model is not None and judge.model not in self.models.sources:
-            raise ValueError(f"judge.model: {judge.model!r} has no source; known: {known}")
-        asks_a_server = judge.engine.asks_server
-        if judge.model is not None and asks_a_server:
-            raise ValueError("judge.model: a server has its own; name it in judge.engine.openai")
-        if judge.kind != "checklist" and judge.model is None and not asks_a_server:
-            raise ValueError(f"judge.model: name the model that judges; known: {known}")
+        known = ", ".join(self.models.sources)
+        for place, judge in ({"judge": self.judge} | self.judge.by_place).items():
+            asks_a_server, given = judge.engine.asks_server, judge.model is not None
+            if given and judge.model not in self.models.sources:
+                raise ValueError(f"{place}.model: {judge.model!r} has no source; known: {known}")
+            if judge.model in self.models.answer_files:
+                raise ValueError(f"{place}.model: {judge.model!r} is a file of answers")
+            if given and asks_a_server:
+                raise ValueError(
+                    f"{place}.model: a server has its own; name it in {place}.engine.openai"
+                )
+            if judge.kind != "checklist" and not given and not asks_a_server:
+                raise ValueError(f"{place}.model: name the model that judges; known: {known}")
         return self
 
 
@@ -891,6 +969,12 @@ class MathParameters(ExperimentParameters):
 
     problems: ProblemsParameters
     accuracy: AccuracyParameters
+
+    @model_validator(mode="after")
+    def _attempts_are_made_here(self) -> MathParameters:
+        for name in self.models.answer_files:
+            raise ValueError(f"models.sources.{name}: a file of answers can't attempt problems")
+        return self
 
 
 class PublishedRate(Settings):
@@ -1053,9 +1137,9 @@ class CompareRunsParameters(Settings):
 
     @field_validator("runs", "pooled", mode="before")
     @classmethod
-    def _from_the_command_line(cls, value: Any) -> Any:
-        # kedro run --params separates parameters by commas, so names are separated by spaces.
-        return tuple(value.split()) if isinstance(value, str) else value
+    def _separated_by_spaces(cls, value: Any) -> Any:
+        # As they were given before lists could be; "+" still separates them too.
+        return "+".join(value.split()) if isinstance(value, str) else value
 
 
 class PrincipleWritingParameters(Settings):

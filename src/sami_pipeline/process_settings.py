@@ -77,7 +77,7 @@ def usable_cores(control_group: Path = Path("/sys/fs/cgroup")) -> int:
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     try:
-        quota, period = (control_group / "cpu.max").read_text().split()
+        quota, period = (control_group / "cpu.max").read_text("utf-8").split()
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):  # no limit ("max"), or no such control group
         return cores

@@ -9,11 +9,16 @@ import threading
 import time
 from pathlib import Path
 
+from sami_pipeline.errors import InputError
+
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def end_with_parent() -> None:
-    """Let this process end by SIGKILL soon after the one that started it, however that ended."""
+    """Let this process end at once soon after the one that started it, however that ended.
+
+    Not on Windows, where a process keeps the number of a parent that is gone.
+    """
     parent = os.getppid()
 
     def watch() -> None:
@@ -22,6 +27,16 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def need_process_groups(parameter: str) -> None:
+    """Refuse what starts groups of processes where a system, such as Windows, has none.
+
+    Raises:
+        InputError: names the parameter.
+    """
+    if not hasattr(os, "killpg"):
+        raise InputError(f"{parameter}: needs Linux or macOS (on Windows: WSL)")
 
 
 def root_cause(log: Path) -> str:

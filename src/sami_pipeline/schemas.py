@@ -351,8 +351,12 @@ class HeldOutLengths(_Lengths):
 
 
 class Answers(_OnATurn, _Completed):
-    """One row is a model's answer to one turn of a question under one constitution."""
+    """One row is a model's answer to one turn of a question under one constitution.
 
+    Answers from a file have no prompt, and the number of its tokens is 0.
+    """
+
+    prompt_tokens: Series[int] = pa.Field(ge=0)
     stances: Series[str]
     answer: Series[str]
     degenerate: Series[bool]
@@ -562,8 +566,12 @@ class JudgeQuality(_Table):
 
 
 class Ratings(_Asked):
-    """One row is the mean rating of a model's answers under a constitution in one category."""
+    """One row is a judge's mean rating of a model's answers in one category.
 
+    They were given under one constitution, at one turn or both.
+    """
+
+    judge: Series[str] = pa.Field(str_length={"min_value": 1})
     model: Series[str]
     invalid: Series[int] = pa.Field(ge=0)
     rating: Series[float] = pa.Field(ge=1, le=10, nullable=True)

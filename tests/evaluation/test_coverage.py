@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from sami_pipeline.evaluation.intervals import DIFFERENCE, SHARE, mean_interval
+from sami_pipeline.evaluation.judge_quality import cohen_kappa
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES, win_rates
 from sami_pipeline.reporting.contents import CONTENTS
 from sami_pipeline.result_tables.shown import decided
@@ -116,3 +117,44 @@ def test_equal_models_are_told_apart_in_at_most_one_case_of_twenty(questions, ti
         f"{questions} questions a category, {ties} ties: overall {overall:.3f}, any {anywhere:.3f}"
     )
     assert max(overall, anywhere) <= 0.05 + 3 * (0.05 * 0.95 / 1000) ** 0.5
+
+
+OUTCOMES = ("model", "tie", "opponent")
+
+
+def kappa_coverage(clusters: int, kappa: float, shares: tuple[float, ...], draws: int) -> float:
+    """How often the interval holds kappa, of two judges who often give the same outcomes."""
+    generator = np.random.default_rng([clusters, int(100 * kappa), int(100 * shares[0])])
+    held = defined = 0
+    for _ in range(draws):
+        first, other = (generator.choice(OUTCOMES, clusters, p=shares) for _ in range(2))
+        second = np.where(generator.random(clusters) < kappa, first, other)
+        interval = cohen_kappa(first, second, np.arange(clusters))
+        defined += not np.isnan(interval.low)
+        held += interval.low <= kappa <= interval.high
+    return held / defined
+
+
+# Uneven outcomes of some sizes come down to 92 %.
+KAPPA_COVERED = 0.92
+
+
+@pytest.mark.parametrize(
+    ("clusters", "kappa", "shares"),
+    [(5, 0.8, (0.4, 0.2, 0.4)), (20, 0.9, (0.8, 0.1, 0.1)), (80, 0.4, (0.25, 0.5, 0.25))],
+)
+def test_intervals_of_kappa_hold_the_truth_as_often_as_they_say(clusters, kappa, shares):
+    assert kappa_coverage(clusters, kappa, shares, 500) >= below(KAPPA_COVERED, 500)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("clusters", CLUSTERS)
+def test_intervals_of_kappa_hold_the_truth_at_every_size(clusters):
+    kappas = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95)
+    outcomes = ((0.4, 0.2, 0.4), (0.25, 0.5, 0.25), (0.8, 0.1, 0.1), (0.9, 0.05, 0.05))
+    found = {
+        case: kappa_coverage(clusters, *case, 1000) for case in itertools.product(kappas, outcomes)
+    }
+    worst = min(found, key=found.get)
+    print(f"{clusters} clusters: least coverage of kappa {found[worst]:.3f} at {worst}")
+    assert found[worst] >= below(KAPPA_COVERED, 1000), worst

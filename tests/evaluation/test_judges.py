@@ -1,11 +1,13 @@
 """What a model that judges is asked, what a real one answers, and what its verdicts amount to."""
 
+import hashlib
 import itertools
 import logging
 
 import pandas as pd
 import pytest
 import yaml
+from openai_server import MODEL, OpenAIServer
 
 from sami_pipeline.engines import Completion, transformers_engine
 from sami_pipeline.engines.transformers_engine import TransformersEngine
@@ -30,6 +32,7 @@ from sami_pipeline.schemas import (
     ComplianceDifference,
     Judgements,
     JudgePrompts,
+    JudgeQuality,
     Questions,
     Ratings,
     Verdicts,
@@ -716,6 +719,50 @@ def test_repeats_are_sampled_apart_and_each_is_stored(ask, asked):
     asked.clear()
     pd.testing.assert_frame_equal(ask(settings), table)
     assert asked == []
+
+
+def test_two_judges_at_a_server_give_verdicts_ratings_and_their_agreement(prompts, tmp_path):
+    def answer(sent):
+        said = f"{sent.body['messages']} {sent.body.get('seed')}"
+        drawn = int(hashlib.sha256(said.encode()).hexdigest(), 16)
+        if "Final Response" in said:
+            return Completion(f"Final Response: {'AB'[drawn % 2]}", "stop", 5, 5)
+        return Completion(f"Rating: [[{1 + drawn % 10}]]", "stop", 5, 5)
+
+    categories = [f"q{number}" for number in range(8)]
+    answers = answers_of(categories, ("base", "sami"), asked=[(1, "desired")])
+    answers = answers.assign(category="writing")
+    tables = (answers, questions_of(categories), constitutions_of(categories), prompts, MODELS)
+    with OpenAIServer(answer) as server:
+        engine = {"kind": "openai", "openai": {"base_url": server.url, "model": MODEL}}
+        settings = JudgeParameters.model_validate(
+            {
+                "kind": "principle_based_form",
+                "orders": "random",
+                "temperature": 0.7,
+                "repeats": 3,
+                "engine": engine,
+                "second": {"kind": "single", "engine": engine},
+            }
+        )
+        said = [
+            ask(*tables, settings, tmp_path) for ask in (nodes.ask_judge, nodes.ask_second_judge)
+        ]
+    judgements = Judgements.validate(pd.concat(said, ignore_index=True))
+    assert judgements["judge"].value_counts().to_dict() == {
+        "principle_based_form": 8 * 3,
+        "second_single": 8 * 2,
+    }
+    verdicts = Verdicts.validate(nodes.decide_verdicts(judgements, MODELS, settings))
+    assert verdicts["judge"].value_counts().tolist() == [8, 8]
+    assert set(Ratings.validate(nodes.tabulate_ratings(judgements, settings))["judge"]) == {
+        "second_single"
+    }
+    quality = nodes.tabulate_judge_quality(verdicts, answers, judgements)
+    quality = JudgeQuality.validate(quality).query("category == 'overall'")
+    quality = quality.set_index(["judge", "metric"])
+    assert quality.loc[("second_single", "kappa"), "reference"] == "principle_based_form"
+    assert 0 < quality.loc[("principle_based_form", "self_agreement"), "value"] < 1
 
 
 def test_text_without_a_verdict_is_kept_and_counted(ask, caplog):

@@ -421,6 +421,19 @@ def test_solution_without_a_reference_is_refused_in_one_line(solution):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "end", ["1 000", "3:30", "5 6", "5, 6", "5-6", "5 and 6", "2 x 3", "10 (of 12)", "1\u202f000"]
+)
+def test_more_than_one_number_is_refused_as_a_reference(end):
+    with pytest.raises(InputError, match="one number there: 1000 and not 1 000"):
+        reference_answer(f"It is so.\n#### {end}")
+
+
+@pytest.mark.parametrize("end", ["18 apples", "5 m2", "50%", "3/4", "18\n\n(see line 2)", "7."])
+def test_a_unit_is_no_second_number(end):
+    assert reference_answer(f"#### {end}")
+
+
 @pytest.mark.parametrize("number", ["3,5", "1,00,000", "12,3456", "1,2,3"])
 def test_comma_that_separates_no_thousands_is_refused_as_a_reference(number):
     with pytest.raises(InputError, match=f"the comma in {number} separates no thousands") as error:

@@ -106,6 +106,20 @@ def test_answers_and_judgements_are_counted_as_they_are_planned(
     assert counted["judge", "base"] == len(calls)
 
 
+def test_nothing_is_written_for_a_file_of_answers():
+    models = experiment_parameters("mt_bench").models.model_dump(mode="json")
+    sources = models["sources"] | {"gpt": "answers:gpt.jsonl"}
+    parameters = changed("mt_bench", models={"sources": sources, "under_test": ["base", "gpt"]})
+    workload = judged(parameters, train=8, held_out=2, questions=1, turns=2)
+    assert {writing.model for writing in workload.writings} == {"base"}
+    for field, fault in (("teacher", "teacher: 'gpt' is a file"), ("student", "student: 'gpt' is")):
+        with pytest.raises(ValueError, match=fault):
+            changed("mt_bench", models={"sources": sources, field: "gpt"})
+    with pytest.raises(ValueError, match=r"judge\.model: 'gpt' is a file of answers"):
+        judge = {"kind": "pairwise", "model": "gpt"}
+        changed("mt_bench", models={"sources": sources}, judge=judge)
+
+
 def prompts_for(kind: str) -> pd.DataFrame:
     from sami_pipeline import PROJECT_FOLDER
 

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from sami_pipeline.errors import InputError
 from sami_pipeline.inputs import answer_files
+from sami_pipeline.schemas import Answers
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "published"
 published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published files are not here")
@@ -132,3 +134,80 @@ def test_what_is_no_such_file_is_one_line_with_its_place(tmp_path, read, content
         readers[read]()
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+class TestAnswersOfAModelUnderTest:
+    QUESTIONS = pd.DataFrame(
+        [(str(q), "stem", turn, f"Question {q}.{turn}?") for q in (81, 82) for turn in (1, 2)],
+        columns=["question_id", "category", "turn", "question"],
+    )
+    CONSTITUTIONS = pd.DataFrame(
+        [(str(q), name, f'[["p", "{name}"]]', "rules") for q in (81, 82)
+         for name in ("desired", "contrasting")],
+        columns=["query_id", "constitution", "stances", "text"],
+    )  # fmt: skip
+
+    def read(self, path, questions=QUESTIONS) -> pd.DataFrame:
+        table = answer_files.answers_from_file(
+            "gpt", path, questions, self.CONSTITUTIONS,
+            without_constitution=False, count_tokens=lambda text: len(text.split()),
+        )  # fmt: skip
+        return Answers.validate(table)
+
+    def fastchat(self, path, questions=(81, 82)) -> Path:
+        turns = {q: [f"{q} a", f"{q} b c"] for q in questions}
+        return write_lines(
+            path,
+            *({"question_id": q, "model_id": "gpt-4", "choices": [{"turns": given}]}
+              for q, given in turns.items()),
+        )  # fmt: skip
+
+    def test_fastchats_answers_stand_for_those_under_every_constitution(self, tmp_path):
+        table = self.read(self.fastchat(tmp_path / "gpt-4.jsonl"))
+        settings = table.groupby(["turn", "constitution"])["answer"].agg(list).to_dict()
+        assert settings == {
+            (1, "contrasting"): ["81 a", "82 a"],
+            (1, "desired"): ["81 a", "82 a"],
+            (2, "desired"): ["81 b c", "82 b c"],
+        }
+        assert table["completion_tokens"].tolist() == [2, 2, 3] * 2
+        assert set(table["model"]) == {"gpt"}
+
+    def test_table_of_an_earlier_run_is_read_with_what_it_says_of_each_answer(self, tmp_path):
+        own = self.read(self.fastchat(tmp_path / "gpt-4.jsonl"))
+        own = own.assign(model="sami", finish_reason="length", completion_tokens=7)
+        own.to_parquet(tmp_path / "answers.parquet")
+        again = self.read(tmp_path / "answers.parquet")
+        pd.testing.assert_frame_equal(again.drop(columns="model"), own.drop(columns="model"))
+
+    def test_missing_questions_are_refused_in_one_line(self, tmp_path):
+        path = self.fastchat(tmp_path / "gpt-4.jsonl", questions=[81])
+        with pytest.raises(InputError, match=r"gpt-4.jsonl: question 82, turn 1, is not answered"):
+            self.read(path)
+        assert len(self.read(path, self.QUESTIONS[self.QUESTIONS["question_id"] == "81"])) == 3
+        rows = [{"question_id": 81, "turn": 1, "constitution": "desired", "answer": "x"}]
+        with pytest.raises(InputError, match=r"constitution 'contrasting', is not answered"):
+            self.read(write_lines(tmp_path / "own.jsonl", *rows), self.QUESTIONS[:1])
+
+    @pytest.mark.parametrize(
+        ("rows", "fault"),
+        [
+            ([{"question_id": 81, "turn": 1}], "line 1: answer: is missing"),
+            ([{"question_id": 81, "turn": 1, "answer": 7}], "line 1: answer: must be text, got 7"),
+            ([{"question_id": 81, "turn": 1, "answer": "x"}] * 2, "turn 1, is answered twice"),
+            (
+                [{"model": name, "question_id": 81, "turn": 1, "answer": "x"} for name in "ab"],
+                r"several models \(a, b\)",
+            ),
+            ([{"question_id": 81, "choices": []}], r"line 1: choices\[0\].turns is missing"),
+        ],
+    )
+    def test_file_that_is_not_whole_is_refused(self, tmp_path, rows, fault):
+        with pytest.raises(InputError, match=fault):
+            self.read(write_lines(tmp_path / "answers.jsonl", *rows))
+
+    def test_answers_under_other_statements_are_refused(self, tmp_path):
+        own = self.read(self.fastchat(tmp_path / "gpt-4.jsonl"))
+        own.assign(stances='[["other", "principle"]]').to_parquet(tmp_path / "answers.parquet")
+        with pytest.raises(InputError, match="was answered under other statements"):
+            self.read(tmp_path / "answers.parquet")

@@ -189,7 +189,7 @@ for _field, _value, *_named in (
     ("mt_bench.models.student", "nobody", "nobody", "base"),
     ("mt_bench.models.under_test", [], "at least 1"),
     ("mt_bench.models.under_test", ["base", "sami", "sami"], "twice"),
-    ("mt_bench.models.under_test", "base", "tuple"),
+    ("mt_bench.models.under_test", "base", "besides the baseline"),
     ("mt_bench.models.trust_remote_code", ["nobody"], "nobody", "base"),
     ("mt_bench.models.trust_remote_code", True, "tuple"),
     ("mt_bench.evaluation.temperatures", {"writing": "warm"}, "writing"),

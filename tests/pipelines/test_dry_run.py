@@ -122,22 +122,22 @@ def test_the_default_of_the_small_model_would_not_fit_at_8b():
 
 
 def test_disk_holds_states_checkpoints_and_completions():
-    outcome = examined("paper")
+    outcome = examined("test")
+    weights = outcome.sizes["base"]
     stages = {stage.name: stage for stage in outcome.stages}
-    sami, dpo, weights = stages["training (sami)"], stages["training (dpo)"], 8.03e9
-    # 16-bit weights, their remainder and a 16-bit moment of RMSprop: 6 bytes a weight.
-    assert sami.states == pytest.approx(6 * weights, rel=0.01)
-    assert sami.kept == dpo.kept == pytest.approx(2 * weights, rel=0.01)
+    sami, dpo = stages["training (sami)"], stages["training (dpo)"]
+    # fp32 weights and two moments of AdamW: 12 bytes a weight, and a step's number for each tensor.
+    assert sami.states == pytest.approx(12 * weights, rel=0.01)
+    assert sami.kept == dpo.kept == 4 * weights
     written = sum(stage.kept for stage in outcome.stages if not stage.states)
-    assert 1e6 < written < 1e9
+    assert written > 0
     assert outcome.disk_needed == 3 * sami.states + sami.kept + dpo.kept + written
-    assert "On disk, all together: 1" in outcome.text()
     assert not outcome.faults
-    none = {"training.sami.save_state_minutes": None}
-    assert examined("paper", none).disk_needed == sami.kept + dpo.kept + written
-    (fault,) = examined("paper", disk_gb=100).faults
-    assert fault.startswith("disk: all together 1")
-    assert "disk_gb: 100" in fault
+    none = examined("test", {"training.sami.save_state_every": 0}, disk_gb=1e-5)
+    assert none.disk_needed == sami.kept + dpo.kept + written
+    (fault,) = none.faults
+    assert fault.startswith("disk: all together 0.0 GB are needed")
+    assert "disk_gb: 1e-05" in fault
 
 
 def test_prompt_and_response_beyond_the_context_are_refused():

@@ -17,11 +17,11 @@ class Judged:
     def __init__(self, project, name, kedro_run) -> None:
         self.project, self.name, self.kedro_run = project, name, kedro_run
 
-    def run(self, kind: str, *arguments: str):
+    def run(self, kind: str, *arguments: str, settings: str = ""):
+        given = f"run_name={self.name},mt_bench.judge.kind={kind},{LOCAL_JUDGE}"
         finished = self.kedro_run(
-            "--env", "test", "--params",
-            f"run_name={self.name},mt_bench.judge.kind={kind},{LOCAL_JUDGE}", *arguments,
-        )  # fmt: skip
+            "--env", "test", "--params", ",".join(filter(None, (given, settings))), *arguments
+        )
         assert finished.returncode == 0, finished.stderr[-3000:]
         return finished
 
@@ -77,6 +77,27 @@ def test_same_answers_can_be_rated_later(judged):
     assert re.search(r"mt_bench\.ratings\s+data/08_reporting/", finished.stdout)
 
 
+def test_second_judge_judges_the_same_answers_and_agreement_is_told(judged):
+    second = "mt_bench.judge.second.kind=single,mt_bench.judge.second.model=base,"
+    second += "mt_bench.judge.second.answer_format=choice,mt_bench.judge.orders=random"
+    asked = f"{JUDGING},mt_bench_eval.ask_second_judge"
+    judged.run("pairwise", "--from-nodes", asked, settings=second)
+    judgements = judged.table("07_model_output", "judgements")
+    assert set(judgements["judge"]) == {"pairwise", "second_single"}
+    match = ["model", "opponent", "question_id", "turn", "constitution"]
+    first = judgements[judgements["judge"] == "pairwise"]
+    assert not first.duplicated(match).any(), "each comparison was asked in one order"
+    assert first["order"].nunique() == 2
+    verdicts = judged.table("07_model_output", "verdicts")
+    counts = verdicts["judge"].value_counts()
+    assert counts["pairwise"] == counts["second_single"] == len(first)
+    quality = judged.table("08_reporting", "judge_quality")
+    quality = quality[(quality["judge"] == "second_single") & (quality["category"] == "overall")]
+    compared = quality[quality["metric"] == "kappa"]
+    assert set(compared["reference"]) == {"checklist", "pairwise"}
+    assert set(judged.table("08_reporting", "ratings")["judge"]) == {"second_single"}
+
+
 @pytest.mark.parametrize(
     ("judge", "fault"),
     [
@@ -84,6 +105,12 @@ def test_same_answers_can_be_rated_later(judged):
         ({"kind": "single", "model": "sami"}, "judge.model: 'sami' has no source; known: base"),
         ({"kind": "oracle"}, "checklist"),
         ({"answer_format": "json"}, "choice"),
+        ({"second": {"kind": "single", "model": "base"}}, "second: needs a first judge"),
+        (
+            {"kind": "single", "model": "base", "second": {"kind": "pairwise"}},
+            "judge.second.model: name the model that judges; known: base",
+        ),
+        ({"kind": "single", "model": "base", "second": {"model": "base"}}, "second.kind: "),
     ],
 )
 def test_judge_that_cannot_be_is_refused_before_anything_runs(mt_bench_parameters, judge, fault):

@@ -31,6 +31,12 @@ def run(project_folder):
         (["--nodes", "mt_bench.data_ingest.tidy_question"], "Did you mean mt_bench.data_ingest"),
         (["--pipelines", "mt_bench", "--to-outputs", "mt_bench.answer"], "mt_bench.answers?"),
         (["--pipelines", "mt_bench", "--tags", "nothing"], "no nodes after applying"),
+        (["--pipelines", "math,mt_bench,published"], "published: can't run with several exp"),
+        (["--pipelines", ","], "--pipelines: names none"),
+        (["--runner", "ParallelRunner"], "--runner: ParallelRunner: nodes of this project can't"),
+        (["--runner", "Hurry"], "--runner: Hurry: is no runner"),
+        (["--runner-params", "max_workers=2"], "max_workers: SequentialRunner has no such"),
+        (["--pipeline", "math", "--pipelines", "math"], "cannot be used together"),
     ],
 )
 def test_a_name_that_is_unknown_ends_in_one_line(run, arguments, expected):
@@ -52,6 +58,10 @@ def test_a_name_that_is_unknown_ends_in_one_line(run, arguments, expected):
         ),
         (["--namespaces", "mt_bench.data_ingest"], "mt_bench.data_ingest of all experiments ("),
         (["--namespaces", "data_ingest"], "math.data_ingest, mt_bench.data_ingest"),
+        (
+            ["--pipelines", "mt_bench,math", "--namespaces", "data_ingest"],
+            "mt_bench.data_ingest, math.data_ingest of all experiments (",
+        ),
     ],
 )
 def test_a_stage_runs_by_its_namespace_however_it_is_written(run, run_name, arguments, announced):

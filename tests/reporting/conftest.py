@@ -100,7 +100,7 @@ def mt_bench_tables(principle_files: dict[str, Any]) -> dict[str, pd.DataFrame]:
         "judgements": judgements,
         "win_rates": statistics.win_rates(verdicts),
         "length_controlled": length_control.length_controlled(verdicts, answers, **OPTIONS),
-        "judge_quality": judge_quality.judge_quality(verdicts, answers, **OPTIONS),
+        "judge_quality": judge_quality.judge_quality(verdicts, answers),
         "compliance": statistics.compliance(checked, "base"),
         "compliance_difference": statistics.compliance_difference(checked, "base"),
         "steerability": steerability.steerability(answers, principles, "base"),

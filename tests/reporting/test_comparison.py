@@ -2,8 +2,10 @@
 
 import pandas as pd
 import pytest
+from kedro.config import OmegaConfigLoader
+from kedro.io import DataCatalog
 
-from sami_pipeline import figures
+from sami_pipeline import PROJECT_FOLDER, figures
 from sami_pipeline.errors import InputError
 from sami_pipeline.experiments.registry import headlines
 from sami_pipeline.parameters import CompareRunsParameters
@@ -14,6 +16,7 @@ from sami_pipeline.reporting.comparison import (
     run_differences,
 )
 from sami_pipeline.schemas import Comparison, ParameterDifferences, RunDifferences
+from sami_pipeline.session.configuration import CONFIG_LOADER_ARGS
 
 INTERVAL = {"ci_low": 0.1, "ci_high": 0.9}
 
@@ -147,10 +150,10 @@ def record(**parameters):
 
 def test_what_differs_between_the_parameters_of_runs_is_told_and_nothing_else():
     records = {
-        "b/math/": record(training={"sami": {"learning_rate": 1e-5, "seed": 0}}, seeds=1),
-        "a/math/": record(training={"sami": {"learning_rate": 2e-5, "seed": 0}}),
-        "c/math/": record(training={"sami": {"learning_rate": 9.0, "seed": 0}}, seeds=1),
-        "a/mt_bench/": record(seeds=3),
+        "b/math": record(training={"sami": {"learning_rate": 1e-5, "seed": 0}}, seeds=1),
+        "a/math": record(training={"sami": {"learning_rate": 2e-5, "seed": 0}}),
+        "c/math": record(training={"sami": {"learning_rate": 9.0, "seed": 0}}, seeds=1),
+        "a/mt_bench": record(seeds=3),
     }
     table = parameter_differences(records, ["b", "a"])
     ParameterDifferences.validate(table)
@@ -251,7 +254,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_with_several_seeds():
         c__mt_bench__checked=pd.concat([base, checked("xxxxxx..")]),
         a__math__attempts=pd.concat([attempts("x...", "base"), attempts("x...", "sft")]),
     )
-    records = {f"{run}/mt_bench/": of_seed(seed) for seed, run in enumerate("abc")}
+    records = {f"{run}/mt_bench": of_seed(seed) for seed, run in enumerate("abc")}
     results, made = pooled_results(outputs, records, ["a", "b", "c"])
     table = results["pooled/mt_bench/compliance"]()
     table = table[(table["category"] == "overall") & (table["principle"] == "all")]
@@ -276,6 +279,19 @@ def test_runs_that_differ_in_their_seed_alone_are_one_with_several_seeds():
     ],
 )
 def test_runs_that_differ_in_more_are_not_taken_together(changes, message):
-    records = {"a/mt_bench/": of_seed(0), "b/mt_bench/": of_seed(1, **changes)}
+    records = {"a/mt_bench": of_seed(0), "b/mt_bench": of_seed(1, **changes)}
     with pytest.raises(InputError, match=message):
         pooled_results({}, records, ["a", "b"])
+
+
+def test_records_of_runs_are_found_among_everything_that_runs_leave(tmp_path):
+    """What a record itself was made from lies in a file whose name ends like the record's."""
+    loader = OmegaConfigLoader(str(PROJECT_FOLDER / "conf"), env="base", **CONFIG_LOADER_ARGS)
+    entry = loader["catalog"]["compare_runs.records"] | {"path": str(tmp_path)}
+    made = tmp_path / "a" / "math"
+    (made / ".state" / "provenance").mkdir(parents=True)
+    (made / "run_record.json").write_text('{"parameters": {"seeds": 1}}')
+    (made / ".state" / "provenance" / "math.run_record.json").write_text('{"origin": {}}')
+    records = DataCatalog.from_config({"records": entry}).load("records")
+    assert list(records) == ["a/math"]
+    assert parameter_differences(records).empty

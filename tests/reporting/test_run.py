@@ -39,12 +39,16 @@ def described(parameters: MtBenchParameters, records=()) -> RunDescription:
 )
 def test_judgements_of_a_server_cost_their_tokens_times_its_prices(prices, cost):
     engine = {"kind": "openai", "openai": SERVER | prices}
-    description = described(experiment({"kind": "pairwise", "engine": engine}))
+    second = {"kind": "single", "model": "base"}
+    description = described(experiment({"kind": "pairwise", "engine": engine, "second": second}))
     judgements = pd.DataFrame(
         {"judge_model": ["large"] * 2, "prompt_tokens": [1000] * 2, "completion_tokens": [300] * 2}
-    )
-    answers = judgements.rename(columns={"judge_model": "model"})
-    rows = {row["purpose"]: row for row in tokens(description, {"judgements": judgements})}
+    ).assign(judge="pairwise")
+    answers = judgements.rename(columns={"judge_model": "model"}).drop(columns="judge")
+    local = judgements.assign(judge="second_single", judge_model="base")
+    both = {"judgements": pd.concat([judgements, local])}
+    rows = {row["purpose"]: row for row in tokens(description, both)}
+    assert rows["Judgements of the second judge"]["cost"] is None, "that one runs here"
     assert rows["Judgements"]["served"]
     assert rows["Judgements"]["cost"] == cost
     (row,) = tokens(description, {"answers": answers})

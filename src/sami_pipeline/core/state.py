@@ -199,7 +199,7 @@ def save_state(
         workers.wait()
         _write_tensors(temporary, plain, kept, workers)
         if workers.is_first:
-            (temporary / "state.json").write_text(record)
+            (temporary / "state.json").write_text(record, "utf-8")
             for path in [*temporary.iterdir(), temporary]:
                 _synchronise(path)
             shutil.rmtree(final, ignore_errors=True)
@@ -301,7 +301,7 @@ def load_latest_state(
     """
     workers = current_workers()
     states = list_states(folder)
-    record = json.loads((states[-1] / "state.json").read_text()) if states else {}
+    record = json.loads((states[-1] / "state.json").read_text("utf-8")) if states else {}
     changed = changed_parts(record["fingerprint"], run_fingerprint) if states else []
     makes_room = bool(changed) and record.get("finished", False)
     workers.wait()
@@ -363,8 +363,13 @@ def list_states(folder: Path) -> list[Path]:
 
 
 def _synchronise(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Let a file or folder reach the disk; Windows opens no folder, and flushes what is written."""
+    if path.is_file():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    elif hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

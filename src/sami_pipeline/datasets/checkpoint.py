@@ -83,7 +83,7 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
         if chat := data.chat.given():
             provenance[_CHAT] = chat
         (temporary / PROVENANCE_FILE).unlink(missing_ok=True)
-        (temporary / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n")
+        (temporary / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n", "utf-8")
         fault = missing_part(temporary)
         if fault:
             raise DatasetError(f"model folder {self._folder}: not saved, {fault}")

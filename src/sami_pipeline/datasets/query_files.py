@@ -14,9 +14,8 @@ import pandas as pd
 from kedro.io import AbstractDataset, DatasetError
 from kedro.io.core import get_protocol_and_path
 
-from sami_pipeline.datasets.raw_files import json_object
 from sami_pipeline.errors import InputError
-from sami_pipeline.inputs import yaml_files
+from sami_pipeline.inputs import text_files, yaml_files
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -76,25 +75,21 @@ class QueryTableFile(_NamedFile):
         """Return the table; texts stay as they are written."""
         suffix = Path(self._filepath.removesuffix(".gz")).suffix.lower()
         if suffix not in _TABLES:
-            raise self._fault(f"ends in {suffix or 'nothing'}; known are {', '.join(_TABLES)}")
+            raise self._fault(
+                f"ends in {suffix or 'nothing'}; known are {', '.join(_TABLES)}; "
+                "save it as one of them (Excel: CSV UTF-8)"
+            )
         content = self._bytes()
         try:
             if suffix == ".parquet":
                 return self._filled(pd.read_parquet(io.BytesIO(content)))
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            raise self._fault(f"line {line}: is not UTF-8; save the file as UTF-8") from None
         except (OSError, ValueError) as error:
             raise self._fault(f"is no parquet file ({str(error).splitlines()[0]})") from error
+        place = f"{self._parameter}: {self._filepath}"
         if suffix == ".jsonl":
-            lines = enumerate(content.splitlines(), start=1)
-            rows = [
-                json_object(line, f"{self._parameter}: {self._filepath}: line {number}")
-                for number, line in lines
-                if line.strip()
-            ]
+            rows = [row for _, row in text_files.json_lines(content, place)]
             return self._filled(pd.DataFrame(rows, dtype=object))
+        text = text_files.decoded(content, place)
         return self._filled(self._separated(text, "\t" if suffix == ".tsv" else ","))
 
     def _separated(self, text: str, separator: str) -> pd.DataFrame:
@@ -133,6 +128,6 @@ class PrinciplesSource(_NamedFile):
         if not files:
             raise self._fault("is a folder without .json files; name a YAML file of principles")
         try:
-            return {file.name: json.loads(file.read_text("utf-8")) for file in files}
+            return {file.name: json.loads(file.read_text("utf-8-sig")) for file in files}
         except ValueError as error:
             raise self._fault(f"holds a file that is no valid JSON ({error})") from error

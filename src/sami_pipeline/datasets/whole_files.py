@@ -73,8 +73,8 @@ class _WholeFile(io.BufferedWriter):
             if not self._abandoned:
                 self.flush()
                 os.fsync(self.fileno())
+                super().close()  # Windows renames no file that is open
                 self._partial.replace(self._target)
-                super().close()
         except BaseException:
             self.abandon()
             raise

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
+import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,6 +25,7 @@ from pydantic import (
 
 from sami_pipeline.engines.kinds import engine_kinds
 from sami_pipeline.errors import first_fault, one_line
+from sami_pipeline.models.devices import DESCRIPTION, Device
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What numpy and torch both take."""
@@ -98,13 +100,51 @@ def as_written(value: Any, annotation: Any) -> Any:
 
     ``yes`` and ``on`` are true in YAML, and true would be 1; "8" in quotes would be 8.
     """
-    kinds = _kinds(annotation)
+    value, kinds = listed(value, annotation), _kinds(annotation)
     if {int, float} & kinds and not {bool, str} & kinds:
         if isinstance(value, bool):
             raise ValueError(f"must be a number, got {str(value).lower()}")
         if isinstance(value, str):
             raise ValueError(f"must be a number, got the text {value!r:.40}; leave out the quotes")
     return value
+
+
+def listed(value: Any, annotation: Any) -> Any:
+    """Return a list for a text such as ``base+sami``, as lists are short on the command line.
+
+    Args:
+        value: of a parameter.
+        annotation: what the parameter admits; a text for what may be one stays as it is.
+    """
+    of_items = _kinds_of_items(annotation)
+    if not isinstance(value, str) or of_items is None or str in _kinds(annotation):
+        return value
+    items = [item.strip() for item in value.split("+")]
+    if not all(items):
+        raise ValueError(f"must be a list, such as [a, b] or a+b, got {value!r:.40}")
+    return [yaml.safe_load(item) for item in items] if {int, float} & of_items else items
+
+
+def with_lists(values: Any, model: type) -> Any:
+    """Return the fields of a class that is no ``Settings``, with ``listed`` values at any depth.
+
+    Args:
+        values: a mapping; anything else stays as it is.
+        model: a dataclass or model with annotated fields.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    read = dict(values)
+    for name, annotation in get_type_hints(model).items():
+        if name in read:
+            try:
+                read[name] = listed(read[name], annotation)
+                for kind in _kinds(annotation):
+                    if isinstance(kind, type) and kind.__module__ == model.__module__:
+                        read[name] = with_lists(read[name], kind)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+    return read
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -116,9 +156,22 @@ def _kinds(annotation: Any) -> set[Any]:
     return {annotation} if get_origin(annotation) is None else set()
 
 
+def _kinds_of_items(annotation: Any) -> set[Any] | None:
+    """Return the types of the items of a list, or None where an annotation admits no list."""
+    if get_origin(annotation) is Annotated:
+        return _kinds_of_items(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        found = (_kinds_of_items(part) for part in get_args(annotation))
+        return next((kinds for kinds in found if kinds is not None), None)
+    if get_origin(annotation) in (tuple, list):
+        return set().union(*(_kinds(part) for part in get_args(annotation) if part is not ...))
+    return None
+
+
 class TransformersParameters(Settings):
     """Settings of the transformers engine."""
 
+    device: Device = Field("auto", description=DESCRIPTION)
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Of the weights; auto takes bfloat16 where the hardware has it."
     )

@@ -13,6 +13,8 @@ from sami_pipeline.engines.parameters import (
     TransformersParameters,
     VllmParameters,
 )
+from sami_pipeline.models.devices import device_of
+from sami_pipeline.processes import need_process_groups
 
 __all__ = ["ENGINES", "engine_kinds", "register"]
 
@@ -22,12 +24,17 @@ def _open_transformers(settings: TransformersParameters, folder: Path, **options
 
     return TransformersEngine(
         folder,
+        device=settings.device,
         dtype=settings.dtype,
         batch_size=settings.batch_size,
         lanes=settings.lanes,
         kept_gib=settings.kept_gib,
         **options,
     )
+
+
+def _check_transformers(settings: TransformersParameters) -> None:
+    device_of(settings.device, "engine.transformers.device")
 
 
 def _open_vllm(settings: VllmParameters, folder: Path, **options: Any) -> Engine:
@@ -39,6 +46,7 @@ def _open_vllm(settings: VllmParameters, folder: Path, **options: Any) -> Engine
 def _check_vllm(settings: VllmParameters) -> None:
     from sami_pipeline.engines import vllm_server
 
+    need_process_groups("engine.kind: vllm")
     vllm_server.interpreter(settings.python)
 
 
@@ -58,6 +66,7 @@ ENGINES = (
         settings=TransformersParameters,
         open=_open_transformers,
         own_code=("engines.transformers_engine", "engines.parameters:TransformersParameters"),
+        check=_check_transformers,
         at_once=lambda settings: settings.batch_size,
     ),
     EngineKind(

@@ -38,6 +38,7 @@ from sami_pipeline.engines.sampling import draw_tokens, uniform_numbers
 from sami_pipeline.engines.tokens import encode_prompts, read_completion, split_too_long
 from sami_pipeline.errors import one_line
 from sami_pipeline.models.checkpoints import load_causal_model, load_tokenizer
+from sami_pipeline.models.devices import Device, device_of
 from sami_pipeline.models.prompts import ChatParameters
 from sami_pipeline.models.tokens import EncodedPrompt, TextEncoder, end_token_ids
 
@@ -55,7 +56,9 @@ _READING = 1 / 4
 def fastest_dtype(device: torch.device) -> torch.dtype:
     """Return bfloat16 where the hardware multiplies it natively, else float32."""
     if device.type == "cpu":
-        native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        # Builds without oneDNN, such as those for Apple silicon, do not have it.
+        supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        native = supported is not None and supported()
     else:
         native = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.bfloat16 if native else torch.float32
@@ -66,6 +69,7 @@ class TransformersEngine:
 
     Args:
         model_folder: a Hugging Face folder with safetensors weights.
+        device: where it computes, see ``models.devices``.
         dtype: "auto" takes bfloat16 where the hardware has it.
         batch_size: responses written together. A larger batch is faster and takes more memory.
         lanes: on a CPU the batch is divided by as many threads, which don't wait for each other.
@@ -79,6 +83,7 @@ class TransformersEngine:
         self,
         model_folder: Path,
         *,
+        device: Device = "auto",
         dtype: Dtype = "auto",
         batch_size: int = 64,
         lanes: int = 2,
@@ -86,7 +91,7 @@ class TransformersEngine:
         trust_remote_code: bool = False,
         chat: ChatParameters | None = None,
     ) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device_of(device))
         resolved = fastest_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
         self.tokenizer = load_tokenizer(model_folder, trust_remote_code, padding_side="left")
         model = load_causal_model(model_folder, resolved, trust_remote_code)

@@ -18,7 +18,7 @@ from sami_pipeline.evaluation.seeds import (
 )
 from sami_pipeline.evaluation.verdict_parser import CONTRADICTORY, INVALID, NO_VERDICT, TIE
 from sami_pipeline.models.prompts import Prompt
-from sami_pipeline.parameters import JudgeParameters
+from sami_pipeline.parameters import JudgeParameters, ModelJudgeParameters
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ JUDGEMENT_COLUMNS = (
 )  # fmt: skip
 
 
-def with_references(questions: pd.DataFrame, parameters: JudgeParameters) -> pd.DataFrame:
+def with_references(questions: pd.DataFrame, parameters: ModelJudgeParameters) -> pd.DataFrame:
     """Return the questions with the reference answers that the parameters choose; log which."""
     wrong = sorted(mt_bench.WRONG_REFERENCES & set(questions["question_id"]))
     if parameters.references == "published":
@@ -49,7 +49,7 @@ def with_references(questions: pd.DataFrame, parameters: JudgeParameters) -> pd.
 
 
 def judgement_requests(
-    planned: pd.DataFrame, parameters: JudgeParameters
+    planned: pd.DataFrame, parameters: ModelJudgeParameters
 ) -> list[GenerationRequest]:
     """Return one request for each planned call; see ``judges.plan_judgements``."""
     if parameters.answer_format == "choice":
@@ -67,7 +67,7 @@ def judgement_requests(
 def tabulate_judgements(
     planned: pd.DataFrame,
     completions: list[Completion],
-    parameters: JudgeParameters,
+    parameters: ModelJudgeParameters,
 ) -> pd.DataFrame:
     """Return the planned calls with what the judge wrote and the verdict in it.
 
@@ -77,6 +77,7 @@ def tabulate_judgements(
     """
     constrained = parameters.answer_format == "choice"
     table = planned.assign(
+        judge=parameters.judge_name,
         judge_model=parameters.judge_model,
         text=[completion.text for completion in completions],
         verdict=[
@@ -110,11 +111,34 @@ def decide_verdicts(
     pairs: list[tuple[str, str]],
     lineage: Lineage | None = None,
 ) -> pd.DataFrame:
-    """Return the verdict on every pair of answers that the judgements amount to.
+    """Return each judge's verdict on every pair of answers that its judgements amount to.
 
     Where they name training seeds, on every pair of replicates that are compared (``seeds``). Of a
     call's repeats the majority counts, and a call without a verdict as the parameters say.
     """
+    decided = []
+    for judge in parameters.by_place.values():
+        own = judgements[judgements["judge"] == judge.judge_name]
+        decided.append(_decide(own.reset_index(drop=True), judge, pairs, lineage or {}))
+    return pd.concat(decided, ignore_index=True)
+
+
+def ratings(judgements: pd.DataFrame, parameters: JudgeParameters) -> pd.DataFrame:
+    """Return the mean ratings by the judges that rate; see ``judges.ratings``."""
+    tables = []
+    for judge in parameters.by_place.values():
+        if judge_kind(judge.kind).rates:
+            own = judgements[judgements["judge"] == judge.judge_name]
+            tables.append(judges.ratings(judges.combine_repeats(own, judge.kind)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _decide(
+    judgements: pd.DataFrame,
+    parameters: ModelJudgeParameters,
+    pairs: list[tuple[str, str]],
+    lineage: Lineage,
+) -> pd.DataFrame:
     judgements = judges.combine_repeats(judgements, parameters.kind)
     if parameters.no_verdict == "tie":
         verdicts = judgements["verdict"]
@@ -122,5 +146,5 @@ def decide_verdicts(
     decide = judge_kind(parameters.kind).decide
     if not seed_columns(judgements):
         return decide(judgements, pairs)
-    replicates = labelled_pairs(judgements, pairs, lineage or {})
+    replicates = labelled_pairs(judgements, pairs, lineage)
     return unlabelled(decide(labelled(judgements), replicates))

@@ -348,17 +348,17 @@ def ratings(judgements: pd.DataFrame) -> pd.DataFrame:
         judgements: single grading, as ``decide_ratings`` takes it.
 
     Returns:
-        One row per (model, constitution, turn, category of ``by_category``); turn is "both", which
-        is all that were rated, "1" or "2". ``n`` counts questions, ``rows`` valid ratings,
+        One row per (judge, model, constitution, turn, category of ``by_category``); turn is "both",
+        which is all that were rated, "1" or "2". ``n`` counts questions, ``rows`` valid ratings,
         ``invalid`` the others; a cell without any valid one has a NaN rating. Intervals are over
         questions.
     """
     graded_answers = with_clusters(
-        rated(judgements), ["model", "constitution", "turn", "category", "rating"]
+        rated(judgements), ["judge", "model", "constitution", "turn", "category", "rating"]
     )
     records = []
-    for (model, constitution), graded in graded_answers.groupby(
-        ["model", "constitution"], sort=False
+    for (judge, model, constitution), graded in graded_answers.groupby(
+        ["judge", "model", "constitution"], sort=False
     ):
         for turn, given in by_turn(graded):
             for category, rows in by_category(given):
@@ -372,7 +372,8 @@ def ratings(judgements: pd.DataFrame) -> pd.DataFrame:
                         seeds=seeds_in(valid.drop(columns=OPPONENT_SEED, errors="ignore")),
                     )
                 counts = (*mean.counts, mean.seeds, len(rows) - len(valid))
-                records.append((model, constitution, category, turn, *counts, *mean.bounds))
-    columns = ["model", "constitution", "category", "turn", "n", "rows", "seeds", "invalid"]
-    table = pd.DataFrame(records, columns=[*columns, "rating", "ci_low", "ci_high"])
-    return with_seeds(judgements, table)
+                key = (judge, model, constitution, category, turn)
+                records.append((*key, *counts, *mean.bounds))
+    columns = ["judge", "model", "constitution", "category", "turn", "n", "rows", "seeds"]
+    columns += ["invalid", "rating", "ci_low", "ci_high"]
+    return with_seeds(judgements, pd.DataFrame(records, columns=columns))

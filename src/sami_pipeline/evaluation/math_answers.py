@@ -230,7 +230,7 @@ def published_answer(text: str) -> str | None:
 
 
 def reference_answer(solution: str) -> str:
-    """Return the number after the last ``####`` of one of GSM8K's solutions.
+    """Return the one number after the last ``####`` of one of GSM8K's solutions.
 
     Args:
         solution: The dataset's field ``answer``.
@@ -239,8 +239,9 @@ def reference_answer(solution: str) -> str:
         The number as the module describes it.
 
     Raises:
-        InputError: If there is no ``####``, no number follows the last one, or the number has a
-            comma that separates no thousands ("3,5"): a decimal comma, or several answers.
+        InputError: If there is no ``####``, no number follows the last one, the number has a comma
+            that separates no thousands ("3,5"): a decimal comma, or several answers; or another
+            number follows on the line: "1 000", "3:30", "5 6".
     """
     _, mark, end = solution.rpartition("####")
     answer = strict_answer(mark + end)
@@ -249,7 +250,14 @@ def reference_answer(solution: str) -> str:
             f"solution ends in {solution[-60:]!r}: no number follows the last ####; "
             "end it with a line such as '#### 18'"
         )
-    written = _last(_MARKED, mark + end)[3]
+    marked = _last(_MARKED, mark + end)
+    written, rest = marked[3], (mark + end)[marked.end() :].partition("\n")[0]
+    # A digit within a word, such as m2, is a unit's.
+    if re.search(r"(?<![^\W\d_])\d", rest):
+        raise InputError(
+            f"solution ends in {solution[-60:]!r}: more than {written} follows the last ####; "
+            "write one number there: 1000 and not 1 000, 3.5 and not 3:30"
+        )
     if "," in written and not re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?", written):
         raise InputError(
             f"solution ends in {solution[-60:]!r}: the comma in {written} separates no thousands; "

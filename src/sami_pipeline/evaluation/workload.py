@@ -81,7 +81,8 @@ def judged(
         turns: that each question has, of which no more are asked than ``evaluation.turns``.
     """
     settings, generation = parameters.evaluation, parameters.generation
-    models, turns = parameters.replicates_under_test(), min(turns, settings.turns)
+    files, turns = parameters.models.answer_files, min(turns, settings.turns)
+    models = [name for name in parameters.replicates_under_test() if name not in files]
     per_question = requests_per_question(settings, turns)
     writings = []
     for model in models:
@@ -100,15 +101,15 @@ def judged(
                 (turns - 1) * settings.max_new_tokens,
             )
         )  # fmt: skip
-    judge = parameters.judge
-    if judge.kind != "checklist":
+    for place, judge in parameters.judge.by_place.items():
         kind = judge_kind(judge.kind)
         # A judge that sees the constitution is not asked about answers under none.
         bare = turns if kind.sees_constitution and settings.without_constitution else 0
         calls = kind.calls_an_answer(parameters.replicate_pairs(), judge.orders) * judge.repeats
         writings.append(
             Writing(
-                "judge", judge.judge_model, "judge", judge.engine,
+                "judge" if place == "judge" else "second judge",
+                judge.judge_model, place, judge.engine,
                 questions * (per_question - bare) * calls,
                 1 if judge.answer_format == "choice" else judge.max_new_tokens,
                 "", turns, _JUDGE_INSTRUCTIONS + kind.sides * turns * settings.max_new_tokens,

@@ -15,6 +15,7 @@ from sami_pipeline.evaluation import judges
 from sami_pipeline.evaluation.mt_bench import asked_questions
 from sami_pipeline.evaluation.workload import Workload, judged
 from sami_pipeline.experiments.record import Experiment
+from sami_pipeline.inputs.answer_files import check_answer_files
 from sami_pipeline.inputs.own_queries import read_queries, split_queries
 from sami_pipeline.parameters import AlignParameters
 from sami_pipeline.pipelines import mt_bench_eval
@@ -56,6 +57,8 @@ def ingest(parameters: AlignParameters) -> Pipeline:
 
 def check_inputs(parameters: AlignParameters, made: Mapping[str, pd.DataFrame]) -> None:
     """Check that somebody can judge, before anything is answered."""
+    if "questions" in made:
+        check_answer_files(parameters, made["questions"], PROJECT_FOLDER)
     if parameters.judge.kind == "checklist":
         if "principles" in made and not made["principles"]["check"].str.len().any():
             raise InputError(
@@ -65,7 +68,8 @@ def check_inputs(parameters: AlignParameters, made: Mapping[str, pd.DataFrame]) 
             )
     elif {"judge_prompts", "questions"} <= made.keys():
         questions = asked_questions(made["questions"], parameters.evaluation)
-        judges.check_prompts(parameters.judge.kind, made["judge_prompts"], questions)
+        for judge in parameters.judge.by_place.values():
+            judges.check_prompts(judge.kind, made["judge_prompts"], questions)
 
 
 def workload(parameters: AlignParameters) -> Workload:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import pandas as pd
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline import schemas
+from sami_pipeline import PROJECT_FOLDER, schemas
 from sami_pipeline.evaluation import judges
 from sami_pipeline.evaluation.mt_bench import asked_questions
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.evaluation.workload import Workload, judged
 from sami_pipeline.experiments.record import Experiment
+from sami_pipeline.inputs.answer_files import check_answer_files
 from sami_pipeline.parameters import MtBenchParameters
 from sami_pipeline.pipelines import mt_bench_eval
 from sami_pipeline.pipelines.data_ingest import nodes
@@ -62,9 +63,12 @@ def ingest(parameters: MtBenchParameters) -> Pipeline:
 
 def check_inputs(parameters: MtBenchParameters, made: Mapping[str, pd.DataFrame]) -> None:
     """Check that the judge can be asked about the questions, before anything is answered."""
-    if parameters.judge.kind != "checklist" and {"judge_prompts", "questions"} <= made.keys():
+    if "questions" in made:
+        check_answer_files(parameters, made["questions"], PROJECT_FOLDER)
+    if {"judge_prompts", "questions"} <= made.keys():
         questions = asked_questions(made["questions"], parameters.evaluation)
-        judges.check_prompts(parameters.judge.kind, made["judge_prompts"], questions)
+        for judge in parameters.judge.by_place.values():
+            judges.check_prompts(judge.kind, made["judge_prompts"], questions)
 
 
 def workload(parameters: MtBenchParameters) -> Workload:

@@ -7,19 +7,25 @@ columns that the statistics need and refuses a file that doesn't hold them, with
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from sami_pipeline.errors import InputError, one_line
+from sami_pipeline.evaluation.mt_bench import answer_questions, asked_questions
 from sami_pipeline.evaluation.statistics import OUTCOMES
-from sami_pipeline.parameters import PublishedParameters
+from sami_pipeline.inputs import text_files
+from sami_pipeline.parameters import JudgedParameters, PublishedParameters
 from sami_pipeline.principles.degeneration import is_degenerate
 
 _WIN, _TIE, _LOSS, _INVALID = OUTCOMES
 _ANSWERS = ("model", "question_id", "category", "turn", "constitution", "answer")
+_ANSWER_FIELDS = (
+    "question_id", "turn", "constitution", "stances", "answer", "finish_reason",
+    "completion_tokens",
+)  # fmt: skip
 _VERDICTS = (
     "judge", "model", "opponent", "question_id", "category", "turn", "constitution", "winner",
 )  # fmt: skip
@@ -195,6 +201,170 @@ def read_published_verdicts(
     return pd.DataFrame(rows)
 
 
+def answers_from_file(
+    model: str,
+    path: Path,
+    questions: pd.DataFrame,
+    constitutions: pd.DataFrame,
+    *,
+    without_constitution: bool,
+    count_tokens: Callable[[str], int],
+) -> pd.DataFrame:
+    """Return a file's answers to what models under test are asked, as ``answer_questions`` does.
+
+    Args:
+        model: what its answers are called.
+        path: this project's format or FastChat's, see ``read_answers``. Answers without a
+            constitution stand for those under every one, as of a model that is not told it.
+        questions: ``question_id, category, turn, question``, all that are asked.
+        constitutions: ``query_id, constitution, stances, text``.
+        without_constitution: every question is also asked under none.
+        count_tokens: of an answer whose file does not say.
+
+    Raises:
+        InputError: the file can't be read, lacks an answer, or has answers that were given under
+            other statements.
+    """
+    given = read_answers(path)
+    key = ["question_id", "turn", *(["constitution"] if "constitution" in given else [])]
+    if twice := given[given.duplicated(key)].to_dict("records"):
+        raise InputError(f"{path}: {_asked(twice[0], key)} is answered twice; remove one")
+    known = given.set_index(key).to_dict("index")
+
+    def look_up(rows: pd.DataFrame, description: str) -> pd.DataFrame:
+        records = rows.to_dict("records")
+        wanted = [tuple(record[name] for name in key) for record in records]
+        answered = [name in known for name in wanted]
+        if missing := [each for each, there in zip(records, answered, strict=True) if not there]:
+            raise InputError(
+                f"{path}: {_asked(missing[0], key)} is not answered, nor are {len(missing) - 1} "
+                "others that are asked; add them, or ask fewer: evaluation.turns, "
+                "questions_per_category, contrasting, without_constitution"
+            )
+        found = [known[name] for name in wanted]
+        for record, answer in zip(records, found, strict=True):
+            other = answer.get("stances", record["stances"])
+            if record["stances"] != other and isinstance(record["text"], str):
+                raise InputError(
+                    f"{path}: {_asked(record, key)} was answered under other statements; take the "
+                    "principles and evaluation.seed of the run that the file is from"
+                )
+        texts = [answer["answer"] for answer in found]
+        return rows.assign(
+            prompt="",
+            answer=texts,
+            finish_reason=[answer.get("finish_reason", "stop") for answer in found],
+            prompt_tokens=0,
+            completion_tokens=[
+                int(answer.get("completion_tokens", count_tokens(text)))
+                for answer, text in zip(found, texts, strict=True)
+            ],
+        )
+
+    return answer_questions(
+        model, questions, constitutions, look_up, without_constitution=without_constitution
+    )
+
+
+def check_answer_files(
+    parameters: JudgedParameters, questions: pd.DataFrame, project_folder: Path
+) -> None:
+    """Check, before anything is made, that files of answers hold all that is asked.
+
+    Args:
+        parameters: of the experiment.
+        questions: ``question_id, category, turn, question``.
+        project_folder: what relative paths are relative to.
+
+    Raises:
+        InputError: as ``answers_from_file``, the statements aside, which are not known yet.
+    """
+    settings = parameters.evaluation
+    asked = asked_questions(questions, settings)
+    names = ["desired", *(["contrasting"] if settings.contrasting else [])]
+    constitutions = pd.DataFrame(
+        [(query, name, "[]", None) for query in asked["question_id"].unique() for name in names],
+        columns=["query_id", "constitution", "stances", "text"],
+    )
+    for model, location in parameters.models.answer_files.items():
+        if model in parameters.models.under_test:
+            answers_from_file(
+                model,
+                project_folder / Path(location).expanduser(),
+                asked,
+                constitutions,
+                without_constitution=settings.without_constitution,
+                count_tokens=len,
+            )
+
+
+def _asked(record: Mapping[str, Any], key: Sequence[str]) -> str:
+    under = f" under the constitution {record['constitution']!r}" if "constitution" in key else ""
+    return f"question {one_line(str(record['question_id']))}, turn {record['turn']}{under},"
+
+
+def read_answers(path: Path) -> pd.DataFrame:
+    """Return the answers of one model from a file, one row a turn.
+
+    Args:
+        path: an ``answers`` table of this project (``.parquet``), JSON lines with
+            ``question_id, turn, answer`` and, where it was given, ``constitution``, or FastChat's
+            ``model_answer`` (JSON lines with ``choices``, of which the first is taken).
+
+    Returns:
+        ``question_id, turn, answer`` and, where the file has them, ``constitution, stances,
+        finish_reason, completion_tokens``.
+
+    Raises:
+        InputError: the file can't be read, lacks a field or holds answers of several models.
+    """
+    if path.suffix == ".parquet":
+        try:
+            table = pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: can't be read: {one_line(str(error))}") from error
+        places = [f"{path}: row {number}" for number in range(1, len(table) + 1)]
+        entries = list(zip(places, table.to_dict("records"), strict=True))
+    else:
+        entries = _json_lines(path)
+    rows, places = [], []
+    for place, entry in entries:
+        if "choices" in entry:
+            turns = _turns(place, entry)
+            rows += [
+                {"question_id": str(_get(entry, "question_id")), "turn": turn, "answer": answer}
+                for turn, answer in enumerate(turns, start=1)
+            ]
+            places += [place] * len(turns)
+            continue
+        if missing := [name for name in ("question_id", "turn", "answer") if name not in entry]:
+            raise InputError(f"{place}: {missing[0]}: is missing")
+        kept = {name: entry[name] for name in _ANSWER_FIELDS if name in entry}
+        rows.append(kept | {"question_id": str(entry["question_id"])})
+        places.append(place)
+    for place, row in zip(places, rows, strict=True):
+        if not isinstance(row["answer"], str):
+            raise InputError(f"{place}: answer: must be text, got {row['answer']!r:.60}")
+    names = {str(entry.get("model", entry.get("model_id", ""))) for _, entry in entries}
+    if len(names) > 1:
+        raise InputError(
+            f"{path}: holds answers of several models ({', '.join(sorted(names))}); give one each "
+            "a file"
+        )
+    table = pd.DataFrame(rows)
+    if table.isna().any(axis=None):
+        column = table.columns[table.isna().any()][0]
+        raise InputError(f"{path}: {column}: is given in some lines only; give it in all or none")
+    return table
+
+
+def _turns(place: str, entry: Mapping[str, Any]) -> list[Any]:
+    try:
+        return list(entry["choices"][0]["turns"])
+    except (KeyError, IndexError, TypeError):
+        raise InputError(f"{place}: choices[0].turns is missing") from None
+
+
 def read_fastchat_answers(path: Path, categories: Mapping[str, str]) -> pd.DataFrame:
     """Return the answers of a FastChat ``model_answer`` file, one row a turn.
 
@@ -318,24 +488,13 @@ def _json(path: Path) -> Any:
         raise InputError(f"{path}: is no valid JSON in UTF-8: {one_line(str(error))}") from error
 
 
-def _json_lines(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+def _json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return each line's place and object."""
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise InputError(f"{path}: can't be read: {one_line(str(error))}") from error
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path}: line {number}"
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{place}: is no valid JSON: {one_line(str(error))}") from error
-        if not isinstance(entry, Mapping):
-            raise InputError(f"{place}: is no object with fields")
-        entries.append((place, entry))
+    entries = list(text_files.json_lines(content, str(path)))
     if not entries:
         raise InputError(f"{path}: is empty; it needs one JSON object a line")
     return entries

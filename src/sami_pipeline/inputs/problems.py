@@ -14,12 +14,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pandas as pd
 
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.math_answers import reference_answer, same_number
 from sami_pipeline.evaluation.math_readings import read_answer
 from sami_pipeline.inputs.records import MathProblem, read_records
+from sami_pipeline.inputs.text_files import json_lines
 from sami_pipeline.parameters import ProblemsParameters
 from sami_pipeline.training.responses import USABLE
 
@@ -92,6 +94,7 @@ def read_gsm8k(parameters: ProblemsParameters, project_folder: Path) -> pd.DataF
         table = _table(path, ("question", "answer"), "math.problems.source")
         read_records(MathProblem, table[["question", "answer"]], path)
         answers = [_answer(text, f"{path}: line {n}") for n, text in enumerate(table["answer"], 1)]
+        _tell_of_repeated(table["question"], path)
         table = table.assign(number=answers)
         wanted = parameters.train if split == "train" else parameters.test
         table = _sampled(table, wanted, path, split, parameters.seed)
@@ -116,13 +119,15 @@ def read_gsm8k(parameters: ProblemsParameters, project_folder: Path) -> pd.DataF
 def _table(path: str, columns: Sequence[str], parameter: str) -> pd.DataFrame:
     """Return a table of parquet or JSON lines that has these columns."""
     try:
-        table = (
-            pd.read_parquet(path)
-            if path.endswith(".parquet")
-            else pd.read_json(path, lines=True, dtype=False)
-        )
+        if path.endswith(".parquet"):
+            table = pd.read_parquet(path)
+        else:
+            with fsspec.open(path, "rb", compression="infer") as file:
+                table = pd.DataFrame([row for _, row in json_lines(file.read(), path)])
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{parameter}: {path} can't be read: {reason}") from error
     if table.empty:
         raise InputError(f"{path}: is empty; take the file again from where it came")
@@ -133,6 +138,17 @@ def _table(path: str, columns: Sequence[str], parameter: str) -> pd.DataFrame:
         if odd:
             raise InputError(f"{path}: line {odd[0]}: {column}: is no text")
     return table
+
+
+def _tell_of_repeated(questions: pd.Series, path: str) -> None:
+    """Warn of questions that stand twice: a published file is taken as it is."""
+    again = questions[questions.duplicated()]
+    if len(again):
+        first = questions.tolist().index(again.iloc[0]) + 1
+        logger.warning(
+            "%s: %d questions stand there more than once, such as line %d, which is line %d again",
+            path, len(again), again.index[0] + 1, first,
+        )  # fmt: skip
 
 
 def _sampled(

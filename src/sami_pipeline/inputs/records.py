@@ -132,5 +132,24 @@ def parse_records(
     return records
 
 
+def refuse_repeated(texts: Iterable[str], name: str, field: str) -> None:
+    """Refuse a table of which two rows ask the same.
+
+    Args:
+        texts: of one field, in the order of the rows.
+        name: what the table is called in the catalog, for the message.
+        field: what the field is called.
+
+    Raises:
+        InputError: one line naming both lines.
+    """
+    first: dict[str, int] = {}
+    for number, text in enumerate(texts, start=1):
+        if (before := first.setdefault(" ".join(text.split()), number)) != number:
+            raise InputError(
+                f"{name}: line {number}: {field}: is that of line {before} again; remove one"
+            )
+
+
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from sami_pipeline.errors import InputError
+from sami_pipeline.inputs import text_files
 
 MAX_BYTES = 10_000_000
 """Of one file; the largest that the project brings has 13 kB."""
@@ -51,11 +52,7 @@ def parse(content: bytes, place: str) -> Any:
         raise InputError(
             f"{place}: has {len(content)} bytes, more than {MAX_BYTES}; split it, or give a table"
         )
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{place}: line {line}: is not UTF-8; save the file as UTF-8") from None
+    text = text_files.decoded(content, place)
     try:
         node = _Loader(text).get_single_node()
         if node is not None and _values(node, {}, set()) > MAX_VALUES:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from sami_pipeline.errors import InputError, one_line
 from sami_pipeline.models import gguf_files, hub
+from sami_pipeline.models.devices import Device, device_of
 from sami_pipeline.models.prompts import ChatParameters, Prompt
 from sami_pipeline.models.tokens import TextEncoder, end_token_ids
 
@@ -48,14 +50,10 @@ class Checkpoint:
     trust_remote_code: bool = False
     chat: ChatParameters = field(default_factory=ChatParameters)
 
-    def load_model(self, dtype: torch.dtype, device: str | None = None) -> PreTrainedModel:
+    def load_model(self, dtype: torch.dtype, device: Device = "auto") -> PreTrainedModel:
         """Return the causal language model in ``dtype``, by default on the GPU if there is one."""
-        import torch
-
         model = load_causal_model(self.folder, dtype, self.trust_remote_code)
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return model.to(device)
+        return model.to(device_of(device))
 
     def load_config(self) -> PretrainedConfig:
         """Return the model's configuration."""
@@ -95,7 +93,7 @@ class Checkpoint:
     def provenance(self) -> dict[str, Any]:
         """Where the model comes from, as written when it was saved."""
         path = self.folder / PROVENANCE_FILE
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def load_causal_model(
@@ -146,8 +144,15 @@ def load_tokenizer(
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
     # The tokenizers library raises bare Exception for what it can't read.
     except Exception as error:
+        # transformers then takes the file for one of tiktoken's, and asks for that package.
+        lacks = (folder / "tokenizer.model").is_file() and find_spec("sentencepiece") is None
+        reason = (
+            "the package sentencepiece is missing; install it: pip install sentencepiece"
+            if lacks
+            else one_line(str(error))
+        )
         raise CheckpointError(
-            f"model folder {folder}: its tokenizer can't be read ({one_line(str(error))})"
+            f"model folder {folder}: its tokenizer can't be read ({reason})"
         ) from error
 
 
@@ -418,6 +423,7 @@ class ModelSource(BaseModel):
     * ``gguf:FILE``: quantised weights in one GGUF file, dequantised to fp32.
     * ``folder:PATH``: a Hugging Face folder with safetensors; its files are linked, not copied.
     * ``hub:OWNER/NAME`` or ``hub:OWNER/NAME@REVISION``: fetched into the hub's cache and linked.
+    * ``answers:FILE``: no model but answers that were written elsewhere, for a model under test.
     * ``random:SEED``: a randomly initialised two-layer Llama with a byte-level tokenizer, for
       tests of the graph.
     """
@@ -428,7 +434,7 @@ class ModelSource(BaseModel):
         json_schema_extra=lambda schema: schema.update(type="string", properties={}),
     )
 
-    kind: Literal["gguf", "folder", "hub", "random"]
+    kind: Literal["gguf", "folder", "hub", "answers", "random"]
     location: str
 
     @model_validator(mode="before")
@@ -437,10 +443,10 @@ class ModelSource(BaseModel):
         if not isinstance(value, str):
             return value
         kind, _, location = value.partition(":")
-        if kind not in ("gguf", "folder", "hub", "random") or not location:
+        if kind not in ("gguf", "folder", "hub", "answers", "random") or not location:
             raise ValueError(
-                f"{value!r} is no model source; write gguf:FILE, folder:PATH, hub:OWNER/NAME "
-                "or random:SEED"
+                f"{value!r} is no model source; write gguf:FILE, folder:PATH, hub:OWNER/NAME, "
+                "answers:FILE or random:SEED"
             )
         if not location.isprintable():
             raise ValueError(f"{value!r}: holds control characters; remove them")

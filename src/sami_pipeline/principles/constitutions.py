@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import pandas as pd
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -38,7 +39,14 @@ Use = Literal["training", "evaluation"]
 # The wordings of each (principle, "principle" | "antithesis"): one or more texts.
 Wordings = Mapping[tuple[str, str], Sequence[str]]
 
-_Text = Annotated[str, Field(min_length=1)]
+
+def _readable(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank; write the text")
+    return text
+
+
+_Text = Annotated[str, Field(min_length=1), AfterValidator(_readable)]
 _Texts = Annotated[
     tuple[_Text, ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
@@ -80,6 +88,17 @@ class Principle(BaseModel):
         return value
 
     @model_validator(mode="after")
+    def _sides_differ(self) -> Principle:
+        for use in ("training", "evaluation"):
+            sides = [set(map(_bare, each[use])) for each in self.wordings().values()]
+            if sides[0] & sides[1]:
+                raise ValueError(
+                    f"antithesis: of {self.id} says what the principle says ({use}); write its "
+                    "opposite"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _both_or_none(self) -> Principle:
         if (self.check is None) != (self.antithesis_check is None):
             raise ValueError("check and antithesis_check: give both, or neither")
@@ -95,6 +114,11 @@ class Principle(BaseModel):
             }
             for stance, texts in trained.items()
         }
+
+
+def _bare(text: str) -> str:
+    """Return a text as it is compared: spaces, case and the full stop make no difference."""
+    return " ".join(text.casefold().split()).rstrip(".")
 
 
 class CategoryPrinciples(BaseModel):

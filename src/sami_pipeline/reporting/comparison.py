@@ -82,14 +82,14 @@ def compare_runs(
 
 
 Records = Mapping[str, Callable[[], Mapping[str, Any]]]
-"""Records of runs by RUN/EXPERIMENT/, each as a function that loads it."""
+"""Records of runs by RUN/EXPERIMENT, each as a function that loads it."""
 
 
 def parameter_differences(records: Records, runs: Sequence[str] | None = None) -> pd.DataFrame:
     """Return the parameters in which the compared runs of an experiment differ.
 
     Args:
-        records: as a report writes them, with ``parameters``, by ``RUN/EXPERIMENT/``.
+        records: as a report writes them, with ``parameters``, by ``RUN/EXPERIMENT``.
         runs: names of the compared runs, in their order; None takes all.
 
     Returns:
@@ -98,7 +98,7 @@ def parameter_differences(records: Records, runs: Sequence[str] | None = None) -
     """
     found: dict[str, dict[str, dict[str, str]]] = {}
     for place, load in sorted(records.items()):
-        run, _, experiment = place.strip("/").partition("/")
+        run, _, experiment = place.partition("/")
         if runs is None or run in runs:
             values = flattened(load()["parameters"])
             found.setdefault(experiment, {})[run] = {
@@ -149,15 +149,15 @@ def pooled_results(
         )
     made: dict[str, Callable[[], pd.DataFrame]] = {}
     tables: dict[str, Callable[[], pd.DataFrame]] = {}
-    experiments = {place.strip("/").partition("/")[2] for place in records
+    experiments = {place.partition("/")[2] for place in records
                    if place.partition("/")[0] in runs}  # fmt: skip
     for experiment in sorted(experiments):
         parts: dict[str, list[pd.DataFrame]] = {}
         seen: dict[int, str] = {}
         for run in runs:
-            if f"{run}/{experiment}/" not in records:
+            if f"{run}/{experiment}" not in records:
                 raise InputError(f"compare_runs.pooled: {run!r} has no results of {experiment}")
-            parameters = records[f"{run}/{experiment}/"]()["parameters"]
+            parameters = records[f"{run}/{experiment}"]()["parameters"]
             seed = parameters["training"]["sami"]["seed"]
             if parameters.get("seeds", 1) > 1 or seed in seen:
                 raise InputError(
@@ -174,7 +174,7 @@ def pooled_results(
             key = [column for column in whole if column not in ("text", "prompt", "evidence")]
             # A model that is not trained has said the same in every run.
             tables[f"{POOLED}/{experiment}/{name}"] = lambda w=whole, k=key: w.drop_duplicates(k)
-        made |= _summaries(experiment, tables, records[f"{runs[0]}/{experiment}/"]()["parameters"])
+        made |= _summaries(experiment, tables, records[f"{runs[0]}/{experiment}"]()["parameters"])
     return made, tables
 
 

@@ -111,7 +111,10 @@ class RunDescription:
 
     def server_of(self, group: str) -> Mapping[str, Any] | None:
         """Return the settings of the server that a group's engine asks, or None for no server."""
-        engine = self.parameters[group]["engine"]
+        settings: Any = self.parameters
+        for name in group.split("."):
+            settings = settings[name]
+        engine = settings["engine"]
         return engine[engine["kind"]] if engine_kinds()[engine["kind"]].asks_server else None
 
     @property
@@ -166,9 +169,9 @@ def describe_models(
     models = experiment.models
     holders = {"teacher": models.teacher, "student": models.student, "baseline": models.baseline}
     servers = {HOSTED: experiment.generation.engine.settings}
-    judge = getattr(experiment, "judge", None)
-    if judge is not None and judge.kind != "checklist":
-        holders["judge"] = judge.judge_model
+    judged = getattr(experiment, "judge", None)
+    for place, judge in (judged.by_place if judged is not None else {}).items():
+        holders["second judge" if "." in place else "judge"] = judge.judge_model
         if judge.model is None:
             servers[judge.judge_model] = judge.engine.settings
     described = []
@@ -218,9 +221,17 @@ def tokens(description: RunDescription, tables: Mapping[str, pd.DataFrame]) -> l
         if column is None:
             teacher = description.teacher_in(iteration[0] if iteration else None)
             parts = [(teacher, table)]
+        elif kind == "judgements":
+            parts = [
+                (names[1], part) for names, part in table.groupby(["judge", column], sort=False)
+            ]
         else:
             parts = list(table.groupby(column, sort=False))
         for model, part in parts:
+            if kind == "judgements":
+                second = part["judge"].iloc[0].startswith("second_")
+                group = "judge.second" if second else "judge"
+                purpose = "Judgements of the second judge" if second else "Judgements"
             # Of published answers only the completions are known.
             read, written = (
                 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -195,6 +196,10 @@ class RunCatalog(DataCatalog):
                 if made
                 else "put a whole one there"
             )
+            if isinstance(cause, ImportError):
+                package = re.search(r"[Ii]mport (\w+)|named '(\w+)", str(cause))
+                name = package[1] or package[2] if package else "that it asks for"
+                remedy = f"pip install {name}, or save the file as CSV, JSON lines or parquet"
             what = storage_fault(cause) or (str(cause).splitlines() or [type(cause).__name__])[0]
             where = provenance.place(self[ds_name])
             raise DatasetError(f"{ds_name}: {where}: can't be read: {what}; {remedy}") from error

@@ -104,6 +104,20 @@ def _merge(merged: dict[str, Any], content: Mapping[str, Any]) -> str | None:
     return None
 
 
+def refuse_patterns(*folders: Path | str) -> None:
+    """Refuse folders whose path Kedro would read as a pattern, in which it finds no files.
+
+    Raises:
+        InputError: one has a bracket or a brace in it.
+    """
+    for folder in folders:
+        if found := set("[]{}") & set(str(folder)):
+            raise InputError(
+                f"{folder}: the path holds {' '.join(sorted(found))}, which Kedro reads as a "
+                "pattern; move the project, or what --conf-source names, to a path without"
+            )
+
+
 def run_names(loader: AbstractConfigLoader) -> dict[str, Any]:
     """Return the name of the run and the run whose completions it takes up, if it is given."""
     given = dict(loader.runtime_params or {})

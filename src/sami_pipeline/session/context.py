@@ -24,6 +24,7 @@ class ExperimentContext(KedroContext):
         """Activate the parameters of this session and build its pipelines from them."""
         super().__init__(*arguments, **options)
         try:
+            configuration.refuse_patterns(self.project_path, self.config_loader.conf_source)
             files = configuration.read_files(self.config_loader)
             parameters = configuration.read(self.config_loader, files)
             names = configuration.run_names(self.config_loader)

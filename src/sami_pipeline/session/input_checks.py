@@ -19,6 +19,7 @@ from sami_pipeline.engines.registry import engine_kinds
 from sami_pipeline.errors import InputError, one_line
 from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.models.checkpoints import check_source
+from sami_pipeline.models.devices import device_of
 from sami_pipeline.models.prompts import ChatParameters, PromptTemplate
 from sami_pipeline.parameters import (
     ExperimentParameters,
@@ -55,6 +56,8 @@ def check(pipeline: Pipeline, catalog: CatalogProtocol, *, only_missing_outputs:
     for name, parameters in _groups(pipeline):
         for engine in _engines(parameters):
             _check_engine(engine)
+        if isinstance(parameters, ExperimentParameters):
+            device_of(parameters.training.device, f"{name}.training.device")
         for model, source, trusted, rendering in _sources(parameters):
             output = f"{name}.{model}_checkpoint"
             if output in pipeline.all_outputs() and not (
@@ -162,6 +165,8 @@ def _check_engine(engine: EngineParameters) -> None:
 def _sources(parameters: BaseModel) -> Iterator[tuple[str, Any, bool, ChatParameters]]:
     if isinstance(parameters, ExperimentParameters):
         for model, source in parameters.models.sources.items():
+            if source.kind == "answers":
+                continue
             trusted = model in parameters.models.trust_remote_code
             yield model, source, trusted, parameters.models.chat
     elif isinstance(parameters, PrincipleWritingParameters) and parameters.source is not None:

@@ -29,8 +29,8 @@ from sami_pipeline.models.tokens import TextEncoder
 from sami_pipeline.parameters import (
     ExperimentParameters,
     JudgedParameters,
-    JudgeParameters,
     MathParameters,
+    ModelJudgeParameters,
 )
 from sami_pipeline.principles.constitutions import format_constitution, sample_constitutions
 
@@ -127,11 +127,13 @@ def _asked(
             ]
             room = turn * evaluation.max_new_tokens
             asked = Asked("models.under_test", evaluation.engine, prompts, room, remedy)
-            yield from ((model, asked) for model in models.under_test)
-        prompts_table, judge = table("judge_prompts"), parameters.judge
-        if judge.model is not None and prompts_table is not None and makes("judgements"):
+            yield from ((model, asked) for model in models.tested_checkpoints)
+        prompts_table = table("judge_prompts")
+        for place, judge in parameters.judge.by_place.items():
+            if judge.model is None or prompts_table is None or not makes("judgements"):
+                continue
             yield from (
-                (judge.model, Asked("judge.model", judge.engine, prompts, room, remedy))
+                (judge.model, Asked(f"{place}.model", judge.engine, prompts, room, remedy))
                 for prompts, room in _judged(
                     judge, asked_first, prompts_table, evaluation.max_new_tokens
                 )
@@ -173,7 +175,7 @@ def _spread(items: list[Any], key: Callable[[Any], int] = len) -> list[Any]:
 
 
 def _judged(
-    judge: JudgeParameters, questions: pd.DataFrame, prompts: pd.DataFrame, answer: int
+    judge: ModelJudgeParameters, questions: pd.DataFrame, prompts: pd.DataFrame, answer: int
 ) -> Iterator[tuple[list[Prompt], int]]:
     """Yield what a judge is asked of empty answers at each turn, and the room that it needs.
 

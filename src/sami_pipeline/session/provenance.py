@@ -36,7 +36,7 @@ STATES = "_training_state"
 _ASKED_AGAIN = "asked again"
 _HASH_LENGTH = 32
 # What stands before a path in sources of models and problems.
-_SOURCES = ("gguf", "folder", "gsm8k", "math")
+_SOURCES = ("gguf", "folder", "answers", "gsm8k", "math")
 # Of files that a parameter names, larger ones count by the time of their last change.
 _LARGEST_HASHED = 2**24
 

@@ -12,8 +12,10 @@ from kedro.framework.context import KedroContext
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.pipeline import Pipeline
+from kedro.runner import ParallelRunner
 
 from sami_pipeline.errors import one_line
+from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.session.command_line import CommandLineError
 
 logger = logging.getLogger(__name__)
@@ -44,12 +46,21 @@ class ExperimentSession(KedroSession):
         """Run as Kedro does; see ``KedroSession.run``.
 
         A namespace may be given with the experiment before it or without, whether a pipeline is
-        named or not: ``mt_bench.sami_training`` and ``sami_training``.
+        named or not: ``mt_bench.sami_training`` and ``sami_training``. Several experiments run as
+        they do when all are run, under their names.
 
         Raises:
-            CommandLineError: a pipeline, node, dataset, tag or namespace is unknown.
+            CommandLineError: a pipeline, node, dataset, tag or namespace is unknown, or the runner
+                can't run these nodes.
         """
-        names = [pipeline_name] if pipeline_name else list(pipeline_names or [])
+        if isinstance(options.get("runner"), ParallelRunner):
+            raise CommandLineError(
+                "--runner: ParallelRunner: nodes of this project can't be sent to other processes; "
+                "leave it out, and they run one after another"
+            )
+        names = list(dict.fromkeys([pipeline_name] if pipeline_name else pipeline_names or []))
+        if len(several := [name for name in experiments() if name in names]) > 1:
+            names, namespaces = [], _under_experiments(several, names, namespaces or ())
         # As Kedro does before it makes the context, which builds the pipelines that are asked for.
         pipelines.set_requested(names or None)
         self.load_context()
@@ -62,6 +73,23 @@ class ExperimentSession(KedroSession):
             raise CommandLineError(_with_suggestion(one_line(str(error)), asked)) from error
         logger.info("Runs %s: %d nodes", _what(names, chosen, asked), len(selected.nodes))
         return super().run(pipeline_names=names or None, namespaces=chosen, **options)
+
+
+def _under_experiments(
+    several: Sequence[str], names: Sequence[str], namespaces: Iterable[str]
+) -> list[str]:
+    """Return the namespaces, among those of all experiments, that some of the experiments have."""
+    if others := [name for name in names if name not in several]:
+        raise CommandLineError(
+            f"--pipelines: {', '.join(map(one_line, others))}: can't run with several experiments; "
+            "run it by a command of its own"
+        )
+    whole = list(namespaces) or list(several)
+    return [
+        namespace if namespace.partition(".")[0] in several else f"{name}.{namespace}"
+        for namespace in whole
+        for name in several[: 1 if namespace.partition(".")[0] in several else None]
+    ]
 
 
 def _pipeline(name: str) -> Pipeline:

@@ -194,7 +194,7 @@ def measured_training(
 
     engines.release()
     encoder, train_on_eos = student.load_encoder(), parameters.sami.train_on_eos
-    model = student.load_model(torch.float32)
+    model = student.load_model(torch.float32, parameters.device)
     held_out, train = (
         select_grids(responses, split, encoder, train_on_eos=train_on_eos)
         for split in ("held_out", "train")

@@ -29,7 +29,7 @@ import pandas as pd
 from sami_pipeline import engines
 from sami_pipeline.errors import InputError, WorkerError
 from sami_pipeline.models.checkpoints import PROVENANCE_FILE, Checkpoint, LoadedModel
-from sami_pipeline.processes import root_cause
+from sami_pipeline.processes import need_process_groups, root_cause
 from sami_pipeline.training.data import (
     held_out_table,
     history_table,
@@ -47,7 +47,11 @@ logger = logging.getLogger(__name__)
 
 JOB_FOLDER = "job"
 _SECONDS_BETWEEN_LOOKS = 1.0
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+    if hasattr(signal, name)  # Windows has two of them
+)
 
 Trained = tuple[LoadedModel | Checkpoint, pd.DataFrame, pd.DataFrame]
 
@@ -135,9 +139,9 @@ def _train_on_workers(
     logger.info("%d grids to train on, %d held out", *map(len, splits.values()))
     write_job(job, student, splits, state_folder, tracker_folder, config, parameters.launch)
     launch_workers(job)
-    result = json.loads((job / "result.json").read_text())
+    result = json.loads((job / "result.json").read_text("utf-8"))
     facts = {**provenance, "grids": len(splits["train"]), "optimiser_steps": len(result["history"])}
-    (job / "model" / PROVENANCE_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+    (job / "model" / PROVENANCE_FILE).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     held_out = held_out_table(
         name,
         {stage: pd.DataFrame(result[stage]) for stage in ("before", "after") if result[stage]},
@@ -194,6 +198,7 @@ def launch_workers(folder: Path, *, is_host: bool = True) -> None:
         InputError: the job's parameters or data do not allow it, or there are too few GPUs.
         WorkerError: a worker has failed once more than it may.
     """
+    need_process_groups("training.launch.num_processes")
     import torch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -202,7 +207,7 @@ def launch_workers(folder: Path, *, is_host: bool = True) -> None:
 
     from sami_pipeline.parameters import LaunchParameters
 
-    job = json.loads((folder / "job.json").read_text())
+    job = json.loads((folder / "job.json").read_text("utf-8"))
     launch = LaunchParameters.model_validate(job["launch"])
     machines, here = launch.num_machines, launch.num_processes // launch.num_machines
     if torch.cuda.is_available() and torch.cuda.device_count() < here:
@@ -263,7 +268,7 @@ def _raise_refusal(folder: Path) -> None:
     from sami_pipeline.training.worker import refusals
 
     if notes := refusals(folder):
-        raise InputError(json.loads(notes[0].read_text())["message"])
+        raise InputError(json.loads(notes[0].read_text("utf-8"))["message"])
 
 
 def _failure(rank: int, local_rank: int, code: int, logs: Path) -> WorkerError:

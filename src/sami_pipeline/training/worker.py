@@ -47,7 +47,7 @@ def train(folder: Path, device: torch.device) -> None:
     from sami_pipeline.core.probe import agree_on_layout
     from sami_pipeline.models.checkpoints import Checkpoint
 
-    job = json.loads((folder / "job.json").read_text())
+    job = json.loads((folder / "job.json").read_text("utf-8"))
     student = Checkpoint(Path(job["student"]), job["trust_remote_code"])
     config = SamiTrainingConfig(**job["config"])
     grids, held_out = ([Grid(**grid) for grid in job[split]] for split in ("train", "held_out"))
@@ -63,7 +63,7 @@ def train(folder: Path, device: torch.device) -> None:
         for note in refusals(folder):
             note.unlink()
     record = folder / "before.json"
-    known = json.loads(record.read_text()) if record.is_file() else None
+    known = json.loads(record.read_text("utf-8")) if record.is_file() else None
     current_workers().wait()  # all have looked before one writes
     before = known or []
     if known is None and held_out:

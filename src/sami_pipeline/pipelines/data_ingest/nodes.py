@@ -28,6 +28,7 @@ from sami_pipeline.inputs.records import (
     ReferenceAnswer,
     parse_records,
     read_records,
+    refuse_repeated,
 )
 from sami_pipeline.models.checkpoints import Checkpoint, LoadedModel, import_model
 from sami_pipeline.parameters import (
@@ -64,6 +65,7 @@ def tidy_questions(question_file: pd.DataFrame, reference_file: pd.DataFrame) ->
     and the field that is wrong.
     """
     questions = read_records(Question, question_file, "question_file", unique="question_id")
+    refuse_repeated((question.turns[0] for question in questions), "question_file", "turns.0")
     answers = read_records(ReferenceAnswer, reference_file, "reference_file", unique="question_id")
     published = {answer.question_id: answer.choices[0].turns for answer in answers}
     rows = [

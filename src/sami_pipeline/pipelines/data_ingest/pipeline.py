@@ -26,6 +26,7 @@ def create_pipeline(experiment: ExperimentParameters, categories: Sequence[str] 
             name=f"import_{name}",
         )
         for name in experiment.models.sources
+        if name not in experiment.models.answer_files
     ]
     if categories is None:
         return Pipeline(models)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from sami_pipeline import figures, schemas
+from sami_pipeline import PROJECT_FOLDER, figures, schemas
 from sami_pipeline.engines import CompletionStore, complete, generate, open_model
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation import (
@@ -24,12 +24,14 @@ from sami_pipeline.evaluation import (
 )
 from sami_pipeline.evaluation.checklist import judge_checklist
 from sami_pipeline.evaluation.statistics import DESIRED
+from sami_pipeline.inputs import answer_files
 from sami_pipeline.models.checkpoints import Checkpoint
 from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import (
     EvaluationParameters,
     GenerationParameters,
     JudgeParameters,
+    ModelJudgeParameters,
     ModelsParameters,
 )
 from sami_pipeline.pipelines import combine_replicates, combine_tables
@@ -97,6 +99,31 @@ def answer_as(model: str) -> Callable[..., pd.DataFrame]:
     answer.__name__ = f"answer_as_{model}"
     answer.__doc__ = f"Return the answers of {model} to every question."
     return answer
+
+
+def read_answers_of(model: str) -> Callable[..., pd.DataFrame]:
+    """Return the node function that reads the answers of that name from their file."""
+
+    def read(
+        student: Checkpoint,
+        questions: pd.DataFrame,
+        constitutions: pd.DataFrame,
+        models: ModelsParameters,
+        parameters: EvaluationParameters,
+    ) -> pd.DataFrame:
+        tokenizer = student.load_tokenizer()
+        return answer_files.answers_from_file(
+            model,
+            PROJECT_FOLDER / Path(models.answer_files[model]).expanduser(),
+            mt_bench.asked_questions(questions, parameters),
+            constitutions,
+            without_constitution=parameters.without_constitution,
+            count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        )
+
+    read.__name__ = f"read_answers_of_{model}"
+    read.__doc__ = f"Return the answers of {model} from a file, their tokens as the student's."
+    return read
 
 
 def respond_as(model: str) -> Callable[..., pd.DataFrame]:
@@ -180,6 +207,39 @@ def ask_judge(
 
     Without a checkpoint the engine is a server.
     """
+    return _ask(
+        parameters, answers, questions, constitutions, judge_prompts, models, completions_folder,
+        checkpoint,
+    )  # fmt: skip
+
+
+def ask_second_judge(
+    answers: pd.DataFrame | StoredTable,
+    questions: pd.DataFrame,
+    constitutions: pd.DataFrame,
+    judge_prompts: pd.DataFrame,
+    models: ModelsParameters,
+    parameters: JudgeParameters,
+    completions_folder: Path,
+    checkpoint: Checkpoint | None = None,
+) -> pd.DataFrame:
+    """Return what the second model that judges says of the same answers; see ``ask_judge``."""
+    return _ask(
+        parameters.by_place["judge.second"], answers, questions, constitutions, judge_prompts,
+        models, completions_folder, checkpoint,
+    )  # fmt: skip
+
+
+def _ask(
+    parameters: ModelJudgeParameters,
+    answers: pd.DataFrame | StoredTable,
+    questions: pd.DataFrame,
+    constitutions: pd.DataFrame,
+    judge_prompts: pd.DataFrame,
+    models: ModelsParameters,
+    completions_folder: Path,
+    checkpoint: Checkpoint | None,
+) -> pd.DataFrame:
     questions = judge_requests.with_references(questions, parameters)
     planned = judges.plan_judgements(
         parameters.kind, answers, questions, constitutions, judge_prompts, models.pairs(),
@@ -191,7 +251,7 @@ def ask_judge(
         checkpoint,
         judge_requests.judgement_requests(planned, parameters),
         seed=parameters.seed,
-        description=f"Judge: {parameters.kind}",
+        description=f"Judge: {parameters.judge_name}",
         completions_folder=completions_folder,
     )
     return judge_requests.tabulate_judgements(planned, completions, parameters)
@@ -200,13 +260,13 @@ def ask_judge(
 def decide_verdicts(
     judgements: pd.DataFrame, models: ModelsParameters, parameters: JudgeParameters
 ) -> pd.DataFrame:
-    """Return the judge's verdict on every pair of answers."""
+    """Return the verdict of each model that judges on every pair of answers."""
     return judge_requests.decide_verdicts(judgements, parameters, models.pairs(), models.lineage)
 
 
 def tabulate_ratings(judgements: pd.DataFrame, parameters: JudgeParameters) -> pd.DataFrame:
     """Return mean ratings by model, constitution, category and turn."""
-    return judges.ratings(judges.combine_repeats(judgements, parameters.kind))
+    return judge_requests.ratings(judgements, parameters)
 
 
 def tabulate_win_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -226,13 +286,10 @@ def tabulate_length_controlled(
 def tabulate_judge_quality(
     verdicts: pd.DataFrame,
     answers: pd.DataFrame | StoredTable,
-    parameters: EvaluationParameters,
     judgements: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Return how far each judge agrees with the checklist, itself and the longer answer."""
-    return judge_quality.judge_quality(
-        verdicts, answers, judgements, resamples=parameters.resamples, seed=parameters.seed
-    )
+    """Return how far each judge agrees with the others, itself and the longer answer."""
+    return judge_quality.judge_quality(verdicts, answers, judgements)
 
 
 def tabulate_compliance(
@@ -276,6 +333,7 @@ def draw_lengths(degeneration: pd.DataFrame) -> go.Figure:
 __all__ = [
     "answer_as",
     "ask_judge",
+    "ask_second_judge",
     "check_answers",
     "constitute_questions",
     "decide_verdicts",
@@ -284,6 +342,7 @@ __all__ = [
     "draw_questions",
     "draw_win_rates",
     "judge_answers",
+    "read_answers_of",
     "respond_as",
     "tabulate_compliance",
     "tabulate_degeneration",

@@ -13,12 +13,13 @@ from sami_pipeline.result_tables.registry import RESULT_TABLES
 
 def create_pipeline(experiment: JudgedParameters) -> Pipeline:
     """Return the pipeline that evaluates every model under test on MT-Bench."""
-    replicates = experiment.replicates_under_test()
+    replicates, files = experiment.replicates_under_test(), experiment.models.answer_files
+    checkpoints = {name: of for name, of in replicates.items() if name not in files}
     checklist_alone = experiment.judge.kind == "checklist"
     return Pipeline(
         [
             *for_each_model(
-                list(replicates),
+                list(checkpoints),
                 nodes.respond_as,
                 inputs=[
                     "responses",
@@ -30,8 +31,8 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 output="held_out_responses",
             ),
             Node(
-                nodes.tabulate_held_out_lengths(replicates),
-                inputs=[f"{name}_held_out_responses" for name in replicates],
+                nodes.tabulate_held_out_lengths(checkpoints),
+                inputs=[f"{name}_held_out_responses" for name in checkpoints],
                 outputs="held_out_lengths",
                 name="tabulate_held_out_lengths",
             ),
@@ -41,8 +42,24 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 outputs="question_constitutions",
                 name="constitute_questions",
             ),
+            *(
+                Node(
+                    nodes.read_answers_of(model),
+                    inputs=[
+                        f"{experiment.models.student}_checkpoint",
+                        "questions",
+                        "question_constitutions",
+                        "params:models",
+                        "params:evaluation",
+                    ],
+                    outputs=f"{model}_answers",
+                    name=f"read_answers_of_{model}",
+                )
+                for model in replicates
+                if model in files
+            ),
             *for_each_model(
-                list(replicates),
+                list(checkpoints),
                 nodes.answer_as,
                 inputs=[
                     "questions",
@@ -84,7 +101,6 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 inputs=[
                     "verdicts",
                     "answers",
-                    "params:evaluation",
                     *([] if checklist_alone else ["judgements"]),
                 ],
                 outputs="judge_quality",
@@ -141,17 +157,12 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
 
 
 def _judging(judge: JudgeParameters) -> list[Node]:
-    """Return the nodes of a model that judges beside the checklist."""
-    checkpoint = [f"{judge.model}_checkpoint"] if judge.model else []
-    ratings = Node(
-        nodes.tabulate_ratings,
-        inputs=["judgements", "params:judge"],
-        outputs="ratings",
-        name="tabulate_ratings",
-    )
-    return [
+    """Return the nodes of the one or two models that judge beside the checklist."""
+    said = ["judgements"] if judge.second is None else ["first_judgements", "second_judgements"]
+    asks = (nodes.ask_judge, nodes.ask_second_judge)
+    asking = [
         Node(
-            nodes.ask_judge,
+            ask,
             inputs=[
                 "answers",
                 "questions",
@@ -160,11 +171,26 @@ def _judging(judge: JudgeParameters) -> list[Node]:
                 "params:models",
                 "params:judge",
                 "completions",
-                *checkpoint,
+                *([f"{one.model}_checkpoint"] if one.model else []),
             ],
-            outputs="judgements",
-            name="ask_judge",
-        ),
+            outputs=output,
+            name=ask.__name__,
+        )
+        for ask, output, one in zip(asks, said, judge.by_place.values(), strict=False)
+    ]
+    if judge.second is not None:
+        asking.append(
+            Node(combine_tables, inputs=said, outputs="judgements", name="combine_judgements")
+        )
+    ratings = Node(
+        nodes.tabulate_ratings,
+        inputs=["judgements", "params:judge"],
+        outputs="ratings",
+        name="tabulate_ratings",
+    )
+    rates = any(judge_kind(one.kind).rates for one in judge.by_place.values())
+    return [
+        *asking,
         Node(
             nodes.decide_verdicts,
             inputs=["judgements", "params:models", "params:judge"],
@@ -177,5 +203,5 @@ def _judging(judge: JudgeParameters) -> list[Node]:
             outputs="verdicts",
             name="combine_verdicts",
         ),
-        *([ratings] if judge_kind(judge.kind).rates else []),
+        *([ratings] if rates else []),
     ]

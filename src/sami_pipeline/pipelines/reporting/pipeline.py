@@ -25,7 +25,7 @@ def create_pipeline(
     # Of these only the tokens are counted.
     counted = sorted(r for r in made if r.endswith((".generations", "_held_out_responses")))
     shown = [*(result for result in SHOWN if result in made), *counted]
-    checkpoints = [f"{model}_checkpoint" for model in experiment.models.under_test]
+    checkpoints = [f"{model}_checkpoint" for model in experiment.models.tested_checkpoints]
     nodes = [node.name for node in stages.nodes]
     return Pipeline(
         [

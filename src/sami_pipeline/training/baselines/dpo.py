@@ -95,7 +95,9 @@ def train_dpo(
     pairs = preference_pairs(grids, parameters)
     per_query = len(pairs) // len(grids)
     arguments = DPOConfig(
-        **trainer_arguments(config, parameters.learning_rate, len(grids), per_query, state_folder),
+        **trainer_arguments(
+            model, config, parameters.learning_rate, len(grids), per_query, state_folder
+        ),
         beta=parameters.beta,
         max_length=None,
         precompute_ref_log_probs=True,

@@ -58,7 +58,7 @@ def train_sft(
 
     examples = demonstrations(grids)
     arguments = SFTConfig(
-        **trainer_arguments(config, parameters.learning_rate, len(grids), 1, state_folder),
+        **trainer_arguments(model, config, parameters.learning_rate, len(grids), 1, state_folder),
         max_length=None,
         completion_only_loss=True,
     )

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def trainer_arguments(
+    model: PreTrainedModel,
     config: SamiTrainingConfig,
     learning_rate: float | None,
     queries: int,
@@ -39,8 +40,6 @@ def trainer_arguments(
     state_folder: Path,
 ) -> dict[str, Any]:
     """Return SAMI's settings in the terms of transformers' Trainer."""
-    import torch
-
     from sami_pipeline.core.training import batch_schedule
 
     micro_batch = min(config.grids_per_micro_batch, config.batch_size)
@@ -64,7 +63,7 @@ def trainer_arguments(
         "max_grad_norm": config.max_gradient_norm or 0.0,
         # 16-bit weights compute as they are, as in SAMI's training.
         "bf16": config.compute_dtype == "bfloat16" and config.weights == "float32",
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": model.device.type == "cpu",
         "gradient_checkpointing": config.gradient_checkpointing,
         "save_strategy": "steps" if config.save_state_every else "no",
         "save_steps": config.save_state_every or 500,
@@ -213,7 +212,7 @@ def train(
 
     wanted = fingerprint_parts(model, examples, determining, code)
     record = state_folder / "run.json"
-    saved = json.loads(record.read_text()) if record.is_file() else None
+    saved = json.loads(record.read_text("utf-8")) if record.is_file() else None
     changed = changed_parts(saved["fingerprint"], wanted) if saved is not None else []
     if changed and saved["finished"]:
         logger.info("%s", discarded(state_folder, changed))
@@ -274,7 +273,7 @@ def _latest_whole_checkpoint(folder: Path) -> Path | None:
     whole = []
     for checkpoint in folder.glob("checkpoint-*"):
         try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
+            json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
         except (OSError, ValueError):
             shutil.rmtree(checkpoint)
         else:
