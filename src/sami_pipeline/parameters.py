@@ -867,12 +867,15 @@ class ExperimentParameters(Settings):
         return self
 
     def trained_models(self) -> tuple[str, ...]:
-        """Return the models that the last iteration's responses train: SAMI, and those under test.
+        """Return the models that the last iteration's responses train: those under test.
 
         A baseline that goes on with another, such as SAMI after SFT, needs that model trained too.
+        SAMI from the student is trained where it is under test, or no other SAMI is.
         """
         known = baselines()
-        wanted = {"sami", *self.models.under_test}
+        wanted = set(self.models.under_test)
+        if not any(name in known and known[name].is_sami for name in wanted):
+            wanted.add("sami")
         for name in reversed(known):
             if name in wanted and known[name].starts_from:
                 wanted.add(known[name].starts_from)

@@ -394,6 +394,9 @@ TEXTS = (
     "You knead the dough, and you let it rest.",
     "Shall we knead the dough?",
     "```python\nprint('dough')\n```",
+    "In short, it is simple, and therefore it rises because it rests. I hope so.",
+    "Hello, the dough is ready.",
+    "Summary: the dough is ready.",
 )
 
 
@@ -402,9 +405,9 @@ def test_shipped_principles_cover_every_category(principles):
     assert set(principles["category"]) == set(MT_BENCH_CATEGORIES)
 
 
-def test_shipped_principles_use_at_least_six_kinds_of_check(principles):
+def test_shipped_principles_use_at_least_five_kinds_of_check(principles):
     kinds = {json.loads(check)["name"] for check in principles["check"] if check}
-    assert len(kinds) >= 6
+    assert len(kinds) >= 5
 
 
 def test_shipped_checks_can_be_passed_and_never_both_at_once(principles):

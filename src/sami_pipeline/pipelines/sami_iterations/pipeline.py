@@ -38,7 +38,9 @@ def _iteration(experiment: ExperimentParameters, number: int, is_last: bool) -> 
     teacher = experiment.models.teacher if first else None
     generation = sami_generation.create_pipeline(number, teacher=teacher)
     # Replicates are of the last iteration alone: all are trained on the same responses.
-    names = experiment.replicates("sami") if is_last else ["sami"]
+    names = ["sami"]
+    if is_last:
+        names = experiment.replicates("sami") if "sami" in experiment.trained_models() else []
     training = sum(
         (
             sami_training.create_pipeline(number, name, further)
@@ -50,6 +52,8 @@ def _iteration(experiment: ExperimentParameters, number: int, is_last: bool) -> 
     return Pipeline(
         steps,
         inputs={name: source for name, source in inputs.items() if name in steps.inputs()},
-        parameters={name: name for name in _SHARED_PARAMETERS},
+        parameters={
+            name: name for name in _SHARED_PARAMETERS if f"params:{name}" in steps.inputs()
+        },
         namespace=None if is_last else f"iteration_{number}",
     )
