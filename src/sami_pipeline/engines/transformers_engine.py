@@ -357,7 +357,10 @@ def use_row_attention(model: PreTrainedModel) -> str:
     Returns:
         why the model was left as it is; "" where it was switched.
     """
-    lengths, tokens = (3, 7), torch.arange(1, 17) % model.config.get_text_config().vocab_size
+    # Ordinary words, not the control tokens that a vocabulary begins with: on a row of these a
+    # finetuned model in bf16 differed by 31 % from itself, read in one pass or two.
+    vocabulary = model.config.get_text_config().vocab_size
+    lengths, tokens = (3, 7), torch.linspace(0.1 * vocabulary, 0.9 * vocabulary, 16).long()
     prompts = [tokens[:length].tolist() for length in lengths]
     following = [tokens[-1:].tolist()] * 2
     plain = [
@@ -382,7 +385,7 @@ def use_row_attention(model: PreTrainedModel) -> str:
     else:
         centred = expected - expected.mean(-1, keepdim=True)
         difference = ((found - expected).norm() / centred.norm()).item()
-        limit = 1e-3 if model.dtype == torch.float32 else 0.1
+        limit = 1e-3 if model.dtype == torch.float32 else 0.2
         if difference <= limit:
             return ""
         reason = f"logits differ by {difference:.2g} of their size"
