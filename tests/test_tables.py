@@ -10,7 +10,7 @@ from sami_pipeline.evaluation.length_control import with_lengths
 from sami_pipeline.evaluation.statistics import degeneration
 from sami_pipeline.pipelines import combine_tables
 from sami_pipeline.principles.statements import check_answers
-from sami_pipeline.schemas import Answers
+from sami_pipeline.schemas import Answers, Verdicts
 from sami_pipeline.tables import StoredTable, columns_of, parts_of
 
 STANCES = '[["letter", "principle"], ["detailed", "antithesis"]]'
@@ -111,3 +111,12 @@ def test_damaged_file_is_an_error_of_its_dataset(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DatasetError, match=r"answers\.parquet"):
         StoredParquet(filepath=str(path)).load()
+
+
+def test_a_table_without_rows_names_no_training_seeds():
+    empty = Verdicts.empty()
+    assert "seed" not in empty
+    row = {"model": "a", "opponent": "b", "question_id": "1", "category": "c", "turn": 1}
+    row |= {"constitution": "desired", "winner": "tie", "judge": "j"}
+    judged = pd.DataFrame([row | {"model_score": 0.0, "opponent_score": 0.0}])
+    assert Verdicts.validate(combine_tables(empty, judged)).to_dict("records")[0]["judge"] == "j"

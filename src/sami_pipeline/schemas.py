@@ -47,6 +47,12 @@ class _Table(pa.DataFrameModel):
         strict = True
 
     @classmethod
+    def empty(cls, *args: Any) -> pd.DataFrame:
+        """Return a table without rows that has the columns which every such table has."""
+        optional = [name for name, column in cls.to_schema().columns.items() if not column.required]
+        return super().empty(*args).drop(columns=optional)
+
+    @classmethod
     def validate(cls, check_obj: pd.DataFrame | StoredTable, *args: Any, **options: Any) -> Any:
         """Return the table if it keeps the contract; one that is stored is read part by part.
 

@@ -34,8 +34,8 @@ DEFINITIONS = {
 # By kind of engine, the version in engines/store.py and a hash of its definitions.
 KNOWN = {
     "openai": (2, "ec00f9113d0cb685"),  # pragma: allowlist secret
-    "transformers": (2, "734095a79b33c542"),  # pragma: allowlist secret
-    "vllm": (3, "3f8bbda3fc2fbb2b"),  # pragma: allowlist secret
+    "transformers": (2, "1b903dd5900e0a84"),  # pragma: allowlist secret
+    "vllm": (3, "d2e77450b22e96c8"),  # pragma: allowlist secret
 }
 
 
