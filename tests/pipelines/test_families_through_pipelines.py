@@ -33,7 +33,7 @@ GENERATION = {
     "queries_per_category": 5, "held_out_per_category": 2, "max_new_tokens": 12,
     "temperature": 1.0, "keep_degenerate": True,
 }  # fmt: skip
-SAMI = {"batch_size": 2, "epochs": 6, "learning_rate": 1e-2, "compute_dtype": "float32"}
+SAMI = {"batch_size": 2, "epochs": 10, "learning_rate": 3e-3, "compute_dtype": "float32"}
 RESULTS = (
     "responses", "response_counts", "sami_history", "sami_held_out", "own_responses",
 )  # fmt: skip
