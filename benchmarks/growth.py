@@ -122,17 +122,23 @@ def template() -> Any:
 
 
 def question_files(copies: range) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return MT-Bench's questions and references, each as often as asked, with ids of their own."""
-    files = json_lines("question.jsonl"), json_lines("reference_answer/gpt-4.jsonl")
-    return tuple(
+    """Return MT-Bench's questions and references so many times, with ids and texts of their own."""
+    asked, references = json_lines("question.jsonl"), json_lines("reference_answer/gpt-4.jsonl")
+
+    def numbered(file: pd.DataFrame, copy: int) -> pd.DataFrame:
+        return file.assign(question_id=[f"{each}-{copy}" for each in file["question_id"]])
+
+    return (
         pd.concat(
             [
-                file.assign(question_id=[f"{each}-{copy}" for each in file["question_id"]])
+                numbered(asked, copy).assign(
+                    turns=[[f"{copy}. {turn}" for turn in turns] for turns in asked["turns"]]
+                )
                 for copy in copies
             ],
             ignore_index=True,
-        )
-        for file in files
+        ),
+        pd.concat([numbered(references, copy) for copy in copies], ignore_index=True),
     )
 
 

@@ -13,7 +13,7 @@ from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.schemas import Answers, Verdicts
 from sami_pipeline.tables import StoredTable, columns_of, parts_of
 
-STANCES = '[["letter", "principle"], ["detailed", "antithesis"]]'
+STANCES = '[["letter", "principle"]]'
 
 
 def answers(model: str, count: int = 7) -> pd.DataFrame:

@@ -109,7 +109,8 @@ def test_answers_and_judgements_are_counted_as_they_are_planned(
 def test_nothing_is_written_for_a_file_of_answers():
     models = experiment_parameters("mt_bench").models.model_dump(mode="json")
     sources = models["sources"] | {"gpt": "answers:gpt.jsonl"}
-    parameters = changed("mt_bench", models={"sources": sources, "under_test": ["base", "gpt"]})
+    tested = {"under_test": ["base", "gpt"], "baseline": "base"}
+    parameters = changed("mt_bench", models={"sources": sources} | tested)
     workload = judged(parameters, train=8, held_out=2, questions=1, turns=2)
     assert {writing.model for writing in workload.writings} == {"base"}
     for field, fault in (("teacher", "teacher: 'gpt' is a file"), ("student", "student: 'gpt' is")):
@@ -134,7 +135,7 @@ def prompts_for(kind: str) -> pd.DataFrame:
 @pytest.mark.parametrize("contrast", ["opposite", "pairs"])
 def test_held_out_answers_are_counted_as_they_are_planned(contrast, principles):
     parameters = changed("mt_bench", constitutions={"contrast": contrast, "pairs_per_query": 3})
-    queries = pd.DataFrame({"query_id": ["a", "b"], "category": ["stem", "coding"]})
+    queries = pd.DataFrame({"query_id": ["a", "b"], "category": ["math", "reasoning"]})
     drawn = sample_constitutions(
         queries,
         principles,

@@ -98,6 +98,6 @@ def test_bad_prompt_template_is_named_with_its_field(
     content = yaml.safe_load(shipped.read_text("utf-8")) | {"turn": "{query}"}
     path.write_text(yaml.safe_dump(content))
     entry = {"type": "yaml.YAMLDataset", "filepath": str(path)}
-    conf = changed_conf("catalog/mine.yml", {"{experiment}.generation_prompt": entry})
+    conf = changed_conf("catalog/mine.yml", {"mt_bench.generation_prompt": entry})
     line = error_line("--conf-source", str(conf))
     assert "turn: the placeholder {constitution} is missing" in line

@@ -110,7 +110,10 @@ def test_second_judge_judges_the_same_answers_and_agreement_is_told(judged):
             {"kind": "single", "model": "base", "second": {"kind": "pairwise"}},
             "judge.second.model: name the model that judges; known: base",
         ),
-        ({"kind": "single", "model": "base", "second": {"model": "base"}}, "second.kind: "),
+        (
+            {"kind": "single", "model": "base", "second": {"model": "base"}},
+            "checklist judges anyway",
+        ),
     ],
 )
 def test_judge_that_cannot_be_is_refused_before_anything_runs(mt_bench_parameters, judge, fault):

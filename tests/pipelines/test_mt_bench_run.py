@@ -1,6 +1,7 @@
 """The whole experiment on a two-layer model, run as a user runs it."""
 
 import base64
+import importlib
 import json
 import re
 from pathlib import Path
@@ -232,6 +233,21 @@ def test_nothing_is_lost_between_queries_and_grids(run):
     assert provenance["grids"] == trained["query_id"].nunique()
     steps = run.table("history").groupby("model").size()
     assert provenance["optimiser_steps"] == steps["sami"] == steps["dpo"], "the same budget"
+
+
+def test_page_of_results_says_what_the_tables_say(run, monkeypatch):
+    monkeypatch.syspath_prepend(run.project / "benchmarks")
+    page = importlib.import_module("results").page(run.name)
+    table = run.table("compliance")
+    asked = (table["constitution"] == "desired") & (table["stance"] == "principle")
+    whole = (table["principle"] == "all") & (table["category"] == "overall")
+    for _, row in table[asked & whole & (table["turn"] == "1")].iterrows():
+        share, low, high = (
+            f"{100 * row[name]:.0f}" for name in ("compliance", "ci_low", "ci_high")
+        )
+        assert f"| {row['model']} | {share} [{low}, {high}] |" in page
+    assert "sami against base" in page
+    assert page.count("constant text | desired") == table["model"].nunique()
 
 
 def test_screen_shows_the_win_rates_and_where_the_figure_is(run):

@@ -55,7 +55,10 @@ def test_a_replicate_after_sft_goes_on_with_the_sft_of_its_seed(graph):
 
 
 def test_replicates_of_an_iterated_model_are_of_the_last_iteration(graph):
-    _, nodes = graph(iterations={"count": 2}, seeds=2)
+    _, nodes = graph(
+        models={"under_test": ["base", "sami", "dpo"], "baseline": "base"},
+        iterations={"count": 2}, seeds=2,
+    )  # fmt: skip
     trained = sorted(name.rpartition(".")[2] for name in nodes if ".train_" in name)
     assert trained == ["train_dpo", "train_dpo_seed_1", "train_sami", "train_sami",
                        "train_sami_seed_1"]  # fmt: skip
@@ -67,7 +70,10 @@ def test_one_seed_names_no_seed_anywhere(graph):
 
 
 def test_a_judge_is_asked_about_every_pair_of_replicates_that_is_compared(graph):
-    parameters, _ = graph(models={"under_test": ["base", "sami", "sft", "sft_sami"]}, seeds=3)
+    parameters, _ = graph(
+        models={"under_test": ["base", "sami", "sft", "sft_sami"], "baseline": "base"},
+        evaluation={"turns": 2}, seeds=3,
+    )  # fmt: skip
     pairs = parameters.replicate_pairs()
     by_match = {}
     for name, other in pairs:

@@ -44,7 +44,7 @@ def mt_bench_tables(principle_files: dict[str, Any]) -> dict[str, pd.DataFrame]:
     )
     first = questions[questions["turn"] == 1].rename(columns={"question_id": "query_id"})
     constitutions = sample_constitutions(
-        first, principles, n_constitutions=2, seed=0, contrast="opposite"
+        first, principles, n_constitutions=2, seed=0, contrast="opposite", use="evaluation"
     )
     texts = {
         "base": HOSTILE,

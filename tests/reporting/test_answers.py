@@ -44,7 +44,8 @@ def test_outcomes_and_followed_statements_are_those_of_the_tables(mt_bench_table
     (dpo,) = (answer for answer in setting["answers"] if answer["model"] == "dpo")
     assert [one["followed"] for one in dpo["statements"]] == checked["passed"].tolist()
     assert [one["evidence"] for one in dpo["statements"]] == checked["evidence"].tolist()
-    assert any("words asked" in one["evidence"] for one in dpo["statements"])
+    told = "it begins “Dear reader,”; a letter that begins with “Dear” asked"
+    assert [one["evidence"] for one in dpo["statements"]] == [told]
 
 
 def test_constitution_of_a_setting_is_the_one_that_was_asked_under(mt_bench_tables):

@@ -217,9 +217,9 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_may_change(tmp_path):
 def test_adapters_which_a_baseline_cannot_follow_are_refused_beside_one():
     parameters = _base_parameters()["mt_bench"]
     parameters["training"]["sami"] |= {"lora": {"rank": 2}}
-    with pytest.raises(ValidationError, match=r"lora: dpo trained with all weights"):
+    with pytest.raises(ValidationError, match=r"lora: sft and sft_dpo trained with all weights"):
         MtBenchParameters.model_validate(parameters)
-    parameters["models"]["under_test"] = ["base", "sami"]
+    parameters["models"] |= {"under_test": ["base", "sami"], "baseline": "base"}
     MtBenchParameters.model_validate(parameters)
 
 

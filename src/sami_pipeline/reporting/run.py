@@ -270,7 +270,7 @@ def data(subject: Subject, tables: Mapping[str, pd.DataFrame]) -> list[tuple[str
     if "problems" in tables:
         problems = tables["problems"]
         rows.append(("Problems", _counts(problems["split"])))
-        tested = problems.loc[problems["split"] == "test", "problem_id"].str.rpartition("-")[0]
+        tested = problems.loc[problems["split"] == "test", "problem_id"].str.rsplit("-", n=1).str[0]
         seen = ", which models may have been trained on" if "gsm8k-train" in set(tested) else ""
         rows.append(("Test problems by source", _counts(tested) + seen))
     if "generations" in tables:

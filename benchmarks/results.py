@@ -1,0 +1,214 @@
+"""Write docs/results.md from a run's tables, so that text and tables can't drift apart.
+
+    python benchmarks/results.py                 # of `make mt-bench`, run `default`
+    python benchmarks/results.py --run NAME --no-write
+
+Answers that the page quotes are chosen by a rule, not by hand: every fourth question of MT-Bench,
+under the desired constitution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pandas as pd
+
+PROJECT = Path(__file__).resolve().parents[1]
+PAGE = PROJECT / "docs" / "results.md"
+BEGIN, END = "<!-- made by benchmarks/results.py: begin -->", "<!-- end -->"
+EVERY = 4
+
+
+def percent(row: pd.Series, value: str, low: str = "ci_low", high: str = "ci_high") -> str:
+    """Return a share and its interval, in percent."""
+    return f"{100 * row[value]:.0f} [{100 * row[low]:.0f}, {100 * row[high]:.0f}]"
+
+
+def points(row: pd.Series, value: str) -> str:
+    """Return a difference, its interval and its p-value, in percentage points."""
+    low, high = (100 * row[name] for name in ("ci_low", "ci_high"))
+    return f"{100 * row[value]:+.1f} [{low:+.1f}, {high:+.1f}], p = {row['p_value']:.2g}"
+
+
+def one(table: pd.DataFrame, **where: object) -> pd.Series | None:
+    """Return the only row with these values, None where there is none."""
+    for name, value in where.items():
+        table = table[table[name] == value]
+    return None if table.empty else table.iloc[0]
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Return rows as a table; the first one is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+
+
+class Tables:
+    """The tables of one run of mt_bench."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        for layer in ("08_reporting", "07_model_output"):
+            path = PROJECT / "data" / layer / self.run / "mt_bench" / f"{name}.parquet"
+            if path.is_file():
+                return pd.read_parquet(path)
+        raise SystemExit(f"{name}.parquet of run {self.run} is missing: run `make mt-bench` first")
+
+
+def followed(tables: Tables, turn: str) -> str:
+    """Return what each model follows, and how its answers end."""
+    compliance, steerability = tables["compliance"], tables["steerability"]
+    degeneration = tables["degeneration"]
+    rows = [
+        ["model", "principles followed where asked", "opposites followed where asked",
+         "steerability", "repeats itself", "cut off", "tokens"],
+    ]  # fmt: skip
+    for model in compliance["model"].unique():
+        cells = [model]
+        for constitution, stance in (("desired", "principle"), ("contrasting", "antithesis")):
+            row = one(
+                compliance, model=model, constitution=constitution, stance=stance, turn=turn,
+                principle="all", category="overall",
+            )  # fmt: skip
+            cells.append("" if row is None else percent(row, "compliance"))
+        row = one(
+            steerability, model=model, baseline="", constitution="desired", stance="principle",
+            principle="all", category="overall",
+        )  # fmt: skip
+        cells.append("" if row is None else percent(row, "steerability"))
+        row = one(degeneration, model=model, constitution="desired", turn=turn, category="overall")
+        if row is not None:
+            cells += [
+                percent(row, "degeneration_rate"),
+                percent(row, "truncated_rate", "truncated_ci_low", "truncated_ci_high"),
+                f"{row['mean_tokens']:.0f}",
+            ]
+        rows.append(cells)
+    return markdown(rows)
+
+
+def differences(tables: Tables, turn: str) -> str:
+    """Return each trained model against the baseline, paired over the questions."""
+    difference, steerability = tables["compliance_difference"], tables["steerability"]
+    wins = tables["win_rates"]
+    rows = [
+        ["against", "principles, points", "opposites, points", "steerability, points",
+         "win rate asked for the desired"],
+    ]  # fmt: skip
+    for model, baseline in difference[["model", "baseline"]].drop_duplicates().to_numpy():
+        cells = [f"{model} against {baseline}"]
+        for constitution, stance in (("desired", "principle"), ("contrasting", "antithesis")):
+            row = one(
+                difference, model=model, baseline=baseline, constitution=constitution,
+                stance=stance, turn=turn, category="overall",
+            )  # fmt: skip
+            cells.append("" if row is None else points(row, "difference"))
+        row = one(
+            steerability, model=model, baseline=baseline, constitution="desired",
+            stance="principle", principle="all", category="overall",
+        )  # fmt: skip
+        cells.append("" if row is None else points(row, "steerability"))
+        row = one(
+            wins, model=model, opponent=baseline, constitution="desired", turn=turn,
+            category="overall",
+        )  # fmt: skip
+        won = "" if row is None else percent(
+            row, "adjusted_win_rate", "adjusted_ci_low", "adjusted_ci_high"
+        )  # fmt: skip
+        cells.append(won + ("" if row is None else f", p = {row['p_value']:.2g}"))
+        rows.append(cells)
+    return markdown(rows)
+
+
+def controls(tables: Tables) -> str:
+    """Return what texts that answer nothing win."""
+    table = tables["controls"]
+    table = table[table["control"].str.startswith("constant_text")]
+    rows = [["control", "constitution", "against", "win rate"]]
+    rows += [
+        [row["control"].replace("_", " "), row["constitution"], row["opponent"],
+         percent(row, "value")]
+        for _, row in table.iterrows()
+    ]  # fmt: skip
+    return markdown(rows)
+
+
+def side_by_side(tables: Tables, models: list[str]) -> str:
+    """Return the answers of two models to every fourth question, with what they were asked."""
+    answers = tables["answers"]
+    asked = answers[(answers["constitution"] == "desired") & (answers["turn"] == 1)]
+    questions = sorted(asked["question_id"].unique(), key=int)[::EVERY]
+    parts = []
+    for question in questions:
+        own = asked[asked["question_id"] == question].set_index("model")
+        prompt = json.loads(own.loc[models[0], "prompt"])
+        text = prompt.get("text") or prompt["messages"][-1]["content"]
+        parts.append(f"### Question {question}\n\n{quoted(text[-900:].lstrip())}")
+        for model in models:
+            row = own.loc[model]
+            end = ", cut off" if row["finish_reason"] == "length" else ""
+            parts.append(f"**{model}**{end}:\n\n{quoted(row['answer'])}")
+    return "\n\n".join(parts) + "\n"
+
+
+def quoted(text: str) -> str:
+    """Return text as a block that Markdown leaves as it is."""
+    fence = "~~~~"
+    return f"{fence}text\n{text.strip() or '(nothing)'}\n{fence}"
+
+
+def page(run: str) -> str:
+    """Return the part of docs/results.md that a run's tables make."""
+    tables = Tables(run)
+    turns = tables["compliance"]["turn"].unique()
+    turn = "1" if "1" in turns else "both"
+    models = [name for name in ("sft", "sft_sami") if name in set(tables["answers"]["model"])]
+    parts = [
+        f"{made(run)} Percent with 95 % intervals over the questions; first turn; asked in words "
+        "that were not trained on.",
+        "## What each model follows\n\n" + followed(tables, turn),
+        "## Against the model that training starts from\n\n" + differences(tables, turn),
+        "## What texts win that answer nothing\n\n" + controls(tables),
+    ]
+    if len(models) == 2:
+        parts.append(
+            f"## Answers side by side\n\nEvery {EVERY}th question, desired constitution, "
+            "whatever the models say.\n\n" + side_by_side(tables, models)
+        )
+    return "\n\n".join(part.rstrip() for part in parts)
+
+
+def made(run: str) -> str:
+    """Return when, on what and how long a run worked."""
+    path = PROJECT / "data" / "08_reporting" / run / "mt_bench" / "run_record.json"
+    attempts = [node["attempts"][-1] for node in json.loads(path.read_text())["nodes"]]
+    last = max(attempts, key=lambda attempt: attempt["started"])
+    minutes = sum(attempt["seconds"] for attempt in attempts) / 60
+    where = last["environment"]
+    return (
+        f"Run `{run}` of `make mt-bench`, {last['started'][:10]}, {where['cores']} cores of "
+        f"{where['processor']}, {minutes:.0f} minutes in its nodes."
+    )
+
+
+def main() -> None:
+    """Write the page, or print it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", default="default")
+    parser.add_argument("--no-write", action="store_true")
+    arguments = parser.parse_args()
+    text = page(arguments.run)
+    if arguments.no_write:
+        print(text)
+        return
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
+    print(f"Written to {PAGE.relative_to(PROJECT)}")
+
+
+if __name__ == "__main__":
+    main()
