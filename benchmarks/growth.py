@@ -750,7 +750,7 @@ def judge_table(path: Path, resamples: int) -> dict[str, Any]:
     table = run(nodes.judge_answers, statements, models, JudgeParameters(kind="checklist"))
     rates = run(nodes.tabulate_win_rates, table)
     run(nodes.tabulate_length_controlled, table, given, parameters)
-    run(nodes.tabulate_judge_quality, table, given, parameters)
+    run(nodes.tabulate_judge_quality, table, given)
     run(nodes.tabulate_degeneration, given)
     whole = rates[(rates["category"] == "overall") & (rates["turn"] == "both")]
     return {
