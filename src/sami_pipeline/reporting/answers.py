@@ -25,10 +25,18 @@ import pandas as pd
 from sami_pipeline.evaluation.math_accuracy import GREEDY
 from sami_pipeline.evaluation.seeds import labelled
 from sami_pipeline.evaluation.statistics import in_order
-from sami_pipeline.principles.constitutions import choose_wordings, format_statements, wording
+from sami_pipeline.principles.constitutions import (
+    TRAINED_WORDING,
+    Use,
+    choose_wordings,
+    format_statements,
+    wording,
+)
 
 Tables = Mapping[str, pd.DataFrame]
 Json = dict[str, Any]
+# The words of each (principle, stance), by the use that they were written for and category.
+Words = Mapping[tuple[Use, str], Mapping[tuple[str, str], str]]
 
 # How a winner is written, from the model's side.
 _OUTCOMES = {"model": "win", "opponent": "loss", "tie": "tie", "invalid": "invalid"}
@@ -73,8 +81,9 @@ def judged_answers(tables: Tables, baseline: str, questions_shown: int | None) -
 
     texts = shown(asked).set_index(["question_id", "turn"])[["question", "reference"]]
     words = {
-        name: choose_wordings(wording(rows, "evaluation"), None)
+        (use, name): choose_wordings(wording(rows, use), None)
         for name, rows in tables["principles"].groupby("category")
+        for use in ("training", "evaluation")
     }
     statements = _statements(shown(tables["checked"]), words)
     judgements = _judgements(shown(tables["judgements"]) if "judgements" in tables else None)
@@ -262,21 +271,26 @@ def _verdict(row: Any, judgements: list[Json]) -> Json:
     }
 
 
-def _constitution(answer: pd.Series, words: Mapping[str, Mapping[tuple[str, str], str]]) -> str:
+def _constitution(answer: pd.Series, words: Words) -> str:
     """Return the constitution that an answer was given under, or nothing."""
     stances = json.loads(answer["stances"])
-    return format_statements(stances, words[answer["category"]]) if stances else ""
+    if not stances:
+        return ""
+    return format_statements(stances, words[_use(answer["constitution"]), answer["category"]])
 
 
-def _statements(
-    checked: pd.DataFrame, words: Mapping[str, Mapping[tuple[str, str], str]]
-) -> dict[tuple, list[Json]]:
+def _use(constitution: str) -> Use:
+    """Return whose words a constitution is written in when models under test are asked."""
+    return "training" if constitution == TRAINED_WORDING else "evaluation"
+
+
+def _statements(checked: pd.DataFrame, words: Words) -> dict[tuple, list[Json]]:
     """Return the statements of each answer's constitution, and which it follows."""
     found: dict[tuple, list[Json]] = {}
     for row in checked.itertuples(index=False):
         found.setdefault((row.model, row.question_id, row.turn, row.constitution), []).append(
             {
-                "text": words[row.category][row.principle, row.stance],
+                "text": words[_use(row.constitution), row.category][row.principle, row.stance],
                 "followed": bool(row.passed and not row.degenerate),
                 "evidence": row.evidence,
             }
