@@ -62,6 +62,27 @@ def test_waiting_threads_give_way_unless_the_user_says_otherwise(beginning, proj
     assert "OMP_WAIT_POLICY = 'ACTIVE'" in shown
 
 
+@ON_GLIBC
+def test_memory_that_was_freed_goes_back_when_it_is_asked_for(project_folder):
+    script = """
+import sami_pipeline, numpy
+from pathlib import Path
+from sami_pipeline.process_settings import give_back_freed_memory
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+before = resident()
+blocks = [numpy.ones(2**17) for _ in range(100)]
+del blocks
+kept = resident() - before
+give_back_freed_memory()
+print(kept, resident() - before)
+"""
+    kept, left = map(int, run(script, project_folder).stdout.split())
+    assert kept > 60_000  # kB, of 100 MiB
+    assert left < 10_000
+
+
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
 def test_threads_are_no_more_than_the_cores_that_may_be_used(project_folder):
     script = (

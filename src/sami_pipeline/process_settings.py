@@ -7,6 +7,7 @@ a user has set stays as it is.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -51,6 +52,17 @@ def keep_freed_memory(environment: MutableMapping[str, str]) -> bool:
         return False
     kept = mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
     return bool(kept) and any(mallopt(_M_MMAP_THRESHOLD, size) for size in _MMAP_THRESHOLDS)
+
+
+def give_back_freed_memory() -> None:
+    """Give memory back that malloc has kept for later: between stages, when much of it is free.
+
+    Threads of malloc's own pools each keep what they once used, and a run of many stages adds them
+    up.
+    """
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _limit_threads(environment: MutableMapping[str, str]) -> None:

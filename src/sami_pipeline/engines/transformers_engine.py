@@ -41,6 +41,7 @@ from sami_pipeline.models.checkpoints import load_causal_model, load_tokenizer
 from sami_pipeline.models.devices import Device, device_of
 from sami_pipeline.models.prompts import ChatParameters
 from sami_pipeline.models.tokens import EncodedPrompt, TextEncoder, end_token_ids
+from sami_pipeline.process_settings import give_back_freed_memory
 
 logger = logging.getLogger(__name__)
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -153,6 +154,7 @@ class TransformersEngine:
         del self.model
         self.lanes = []
         gc.collect()
+        give_back_freed_memory()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -20,6 +20,7 @@ from sami_pipeline.engines import credentials, store
 from sami_pipeline.errors import InputError, storage_fault
 from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.parameters import HousekeepingParameters
+from sami_pipeline.process_settings import give_back_freed_memory
 from sami_pipeline.reporting import summary
 from sami_pipeline.reporting.record import RunRecord
 from sami_pipeline.session import input_checks, provenance
@@ -179,8 +180,9 @@ class NodeRecordHook:
 
     @hook_impl
     def after_node_run(self, node: Node, catalog: CatalogProtocol) -> None:
-        """Record how long the node took."""
+        """Record how long the node took; what it has freed is no memory of the next one's."""
         self._end(node, catalog, "finished")
+        give_back_freed_memory()
 
     @hook_impl
     def on_node_error(self, node: Node, catalog: CatalogProtocol) -> None:
