@@ -374,3 +374,4 @@ class TestEngine:
             patch.setattr(f"{engine_module}.SECONDS_BETWEEN_PIECES", 0.0)
             next(stream)
         assert self.ask(engine, self.requests()) == expected
+        assert list(stream) == []  # it was ended, so that it writes into no rows of another call

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -80,7 +80,7 @@ def share_out(
 
 def side_by_side(
     writers: Sequence[Callable[[threading.Event], Iterator[T]]], threads: int
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """Yield what writers give as it comes, each run by a thread with its share of ``threads``.
 
     With fewer threads than writers these run one after another, in this thread.
