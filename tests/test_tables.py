@@ -9,11 +9,31 @@ from sami_pipeline.datasets import StoredParquet
 from sami_pipeline.evaluation.length_control import with_lengths
 from sami_pipeline.evaluation.statistics import degeneration
 from sami_pipeline.pipelines import combine_tables
+from sami_pipeline.principles.constitutions import tabulate_principles
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.schemas import Answers, Verdicts
 from sami_pipeline.tables import StoredTable, columns_of, parts_of
 
-STANCES = '[["letter", "principle"]]'
+PRINCIPLES = tabulate_principles(
+    {
+        "writing.yml": {
+            "category": "writing",
+            "principles": [
+                {
+                    "id": "letter", "principle": "Write a letter.", "antithesis": "Write none.",
+                    "check": {"name": "letter", "greeting": "Dear"},
+                    "antithesis_check": {"name": "no_letter", "greeting": "Dear"},
+                },
+                {
+                    "id": "detailed", "principle": "Write a lot.", "antithesis": "Write little.",
+                    "check": {"name": "minimum_words", "words": 41},
+                    "antithesis_check": {"name": "maximum_words", "words": 30},
+                },
+            ],
+        }
+    }
+)  # fmt: skip
+STANCES = '[["letter", "principle"], ["detailed", "antithesis"]]'
 
 
 def answers(model: str, count: int = 7) -> pd.DataFrame:
@@ -71,10 +91,10 @@ def test_columns_and_parts_are_the_same_of_a_table_in_memory_and_on_disk(stored,
         pd.testing.assert_frame_equal(pd.concat(parts, ignore_index=True), read)
 
 
-def test_what_reads_answers_gives_the_same_for_a_stored_table(stored, whole, principles):
+def test_what_reads_answers_gives_the_same_for_a_stored_table(stored, whole):
     verdicts = whole[whole["model"] == "sami"].assign(opponent="base")
     for function in (
-        lambda table: check_answers(table, principles),
+        lambda table: check_answers(table, PRINCIPLES),
         degeneration,
         lambda table: with_lengths(verdicts, table),
     ):

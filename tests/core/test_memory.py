@@ -27,7 +27,7 @@ def load_benchmark():
 
 
 benchmark = load_benchmark()
-SHORT = ("bf16 autocast", "bfloat16_remainder, rmsprop, checkpointing")
+SHORT = ("bf16 autocast", "bfloat16_remainder, rmsprop, checkpointing", "LoRA")
 
 
 @pytest.mark.parametrize(

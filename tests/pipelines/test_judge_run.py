@@ -112,7 +112,7 @@ def test_second_judge_judges_the_same_answers_and_agreement_is_told(judged):
         ),
         (
             {"kind": "single", "model": "base", "second": {"model": "base"}},
-            "checklist judges anyway",
+            "kind: the checklist judges anyway; name another",
         ),
     ],
 )

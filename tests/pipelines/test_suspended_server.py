@@ -28,8 +28,6 @@ def answer(sent: Sent) -> Completion:
 def parameters(name: str, server: OpenAIServer, **more: str) -> str:
     settings = {"run_name": name, "mt_bench.models.teacher": "hosted"}
     settings["mt_bench.judge.kind"] = "pairwise"
-    settings["mt_bench.evaluation.turns"] = "1"
-    settings["mt_bench.evaluation.without_constitution"] = "false"
     for group in ("mt_bench.generation", "mt_bench.judge"):
         settings |= {
             f"{group}.engine.kind": "openai",

@@ -242,10 +242,9 @@ def test_constant_answers_win_nothing(base):
         assert "only 0 % of the answers" in said or "can be seen" in said
 
 
-@pytest.mark.parametrize(("seeds", "most"), [(6, 1), pytest.param(20, 2, marks=pytest.mark.stress)])
-def test_random_answers_are_seldom_told_apart(seeds, most):
+def test_random_answers_are_seldom_told_apart():
     claimed = 0
-    for seed in range(seeds):
+    for seed in range(20):
         generator = np.random.default_rng(seed)
 
         def guess(question, turn, constitution, generator=generator):
@@ -254,7 +253,7 @@ def test_random_answers_are_seldom_told_apart(seeds, most):
 
         said = outcome(tables_of(answers(base=guess, sami=guess)))
         claimed += "beats" in said or "loses to" in said
-    assert claimed <= most
+    assert claimed <= 2
 
 
 def test_verdicts_of_length_alone_are_no_win():
