@@ -199,7 +199,7 @@ def ask_judge(
     constitutions: pd.DataFrame,
     judge_prompts: pd.DataFrame,
     models: ModelsParameters,
-    parameters: JudgeParameters,
+    parameters: ModelJudgeParameters,
     completions_folder: Path,
     checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
@@ -207,39 +207,6 @@ def ask_judge(
 
     Without a checkpoint the engine is a server.
     """
-    return _ask(
-        parameters, answers, questions, constitutions, judge_prompts, models, completions_folder,
-        checkpoint,
-    )  # fmt: skip
-
-
-def ask_second_judge(
-    answers: pd.DataFrame | StoredTable,
-    questions: pd.DataFrame,
-    constitutions: pd.DataFrame,
-    judge_prompts: pd.DataFrame,
-    models: ModelsParameters,
-    parameters: JudgeParameters,
-    completions_folder: Path,
-    checkpoint: Checkpoint | None = None,
-) -> pd.DataFrame:
-    """Return what the second model that judges says of the same answers; see ``ask_judge``."""
-    return _ask(
-        parameters.by_place["judge.second"], answers, questions, constitutions, judge_prompts,
-        models, completions_folder, checkpoint,
-    )  # fmt: skip
-
-
-def _ask(
-    parameters: ModelJudgeParameters,
-    answers: pd.DataFrame | StoredTable,
-    questions: pd.DataFrame,
-    constitutions: pd.DataFrame,
-    judge_prompts: pd.DataFrame,
-    models: ModelsParameters,
-    completions_folder: Path,
-    checkpoint: Checkpoint | None,
-) -> pd.DataFrame:
     questions = judge_requests.with_references(questions, parameters)
     planned = judges.plan_judgements(
         parameters.kind, answers, questions, constitutions, judge_prompts, models.pairs(),
@@ -255,6 +222,23 @@ def _ask(
         completions_folder=completions_folder,
     )
     return judge_requests.tabulate_judgements(planned, completions, parameters)
+
+
+def ask_second_judge(
+    answers: pd.DataFrame | StoredTable,
+    questions: pd.DataFrame,
+    constitutions: pd.DataFrame,
+    judge_prompts: pd.DataFrame,
+    models: ModelsParameters,
+    parameters: JudgeParameters,
+    completions_folder: Path,
+    checkpoint: Checkpoint | None = None,
+) -> pd.DataFrame:
+    """Return what the second model that judges says of the same answers; see ``ask_judge``."""
+    return ask_judge(
+        answers, questions, constitutions, judge_prompts, models,
+        parameters.by_place["judge.second"], completions_folder, checkpoint,
+    )  # fmt: skip
 
 
 def decide_verdicts(
