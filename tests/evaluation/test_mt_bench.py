@@ -73,11 +73,11 @@ def parameters(**changes) -> EvaluationParameters:
 
 def answers_of(checkpoint, questions, constitutions, template=CHAT, model="base", **changes):
     """Let a real model answer as the node of that model does."""
-    node = answer_as(model)
     with TemporaryDirectory() as completions:
-        return node(
-            checkpoint, questions, constitutions, template, parameters(**changes), Path(completions)
-        )
+        return answer_as(
+            checkpoint, questions, constitutions, template, parameters(**changes),
+            Path(completions), model=model,
+        )  # fmt: skip
 
 
 class TestPlan:

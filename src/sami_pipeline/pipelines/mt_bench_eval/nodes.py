@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from sami_pipeline.parameters import (
     ModelJudgeParameters,
     ModelsParameters,
 )
-from sami_pipeline.pipelines import combine_replicates, combine_tables
+from sami_pipeline.pipelines import combine_replicates, combine_tables, with_seeds
 from sami_pipeline.principles.constitutions import (
     desired_in_trained_wording,
     sample_constitutions,
@@ -66,108 +66,99 @@ def constitute_questions(
     return constitutions.reset_index(drop=True)
 
 
-def answer_as(model: str) -> Callable[..., pd.DataFrame]:
-    """Return the node function that answers MT-Bench as the model of that name."""
+def answer_as(
+    checkpoint: Checkpoint,
+    questions: pd.DataFrame,
+    constitutions: pd.DataFrame,
+    template: dict[str, Any],
+    parameters: EvaluationParameters,
+    completions_folder: Path,
+    *,
+    model: str,
+) -> pd.DataFrame:
+    """Return a model's answers to every question."""
+    prompt_template = PromptTemplate.parse(template, "evaluation_prompt")
+    store = CompletionStore(completions_folder)
+    with closing(open_model(parameters.engine, checkpoint)) as engine:
 
-    def answer(
-        checkpoint: Checkpoint,
-        questions: pd.DataFrame,
-        constitutions: pd.DataFrame,
-        template: dict[str, Any],
-        parameters: EvaluationParameters,
-        completions_folder: Path,
-    ) -> pd.DataFrame:
-        prompt_template = PromptTemplate.parse(template, "evaluation_prompt")
-        store = CompletionStore(completions_folder)
-        with closing(open_model(parameters.engine, checkpoint)) as engine:
-
-            def answer_turn(rows: pd.DataFrame, description: str) -> pd.DataFrame:
-                rows, requests = mt_bench_answers.turn_requests(rows, prompt_template, parameters)
-                completions = generate(
-                    engine, requests, seed=parameters.seed, description=description, store=store
-                )
-                return with_completions(rows, completions).rename(columns={"response": "answer"})
-
-            return mt_bench.answer_questions(
-                model,
-                mt_bench.asked_questions(questions, parameters),
-                constitutions,
-                answer_turn,
-                without_constitution=parameters.without_constitution,
+        def answer_turn(rows: pd.DataFrame, description: str) -> pd.DataFrame:
+            rows, requests = mt_bench_answers.turn_requests(rows, prompt_template, parameters)
+            completions = generate(
+                engine, requests, seed=parameters.seed, description=description, store=store
             )
+            return with_completions(rows, completions).rename(columns={"response": "answer"})
 
-    answer.__name__ = f"answer_as_{model}"
-    answer.__doc__ = f"Return the answers of {model} to every question."
-    return answer
-
-
-def read_answers_of(model: str) -> Callable[..., pd.DataFrame]:
-    """Return the node function that reads the answers of that name from their file."""
-
-    def read(
-        student: Checkpoint,
-        questions: pd.DataFrame,
-        constitutions: pd.DataFrame,
-        models: ModelsParameters,
-        parameters: EvaluationParameters,
-    ) -> pd.DataFrame:
-        tokenizer = student.load_tokenizer()
-        return answer_files.answers_from_file(
+        return mt_bench.answer_questions(
             model,
-            PROJECT_FOLDER / Path(models.answer_files[model]).expanduser(),
             mt_bench.asked_questions(questions, parameters),
             constitutions,
+            answer_turn,
             without_constitution=parameters.without_constitution,
-            count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
         )
 
-    read.__name__ = f"read_answers_of_{model}"
-    read.__doc__ = f"Return the answers of {model} from a file, their tokens as the student's."
-    return read
+
+def read_answers_of(
+    student: Checkpoint,
+    questions: pd.DataFrame,
+    constitutions: pd.DataFrame,
+    models: ModelsParameters,
+    parameters: EvaluationParameters,
+    *,
+    model: str,
+) -> pd.DataFrame:
+    """Return a model's answers from a file, their tokens as the student's."""
+    tokenizer = student.load_tokenizer()
+    return answer_files.answers_from_file(
+        model,
+        PROJECT_FOLDER / Path(models.answer_files[model]).expanduser(),
+        mt_bench.asked_questions(questions, parameters),
+        constitutions,
+        without_constitution=parameters.without_constitution,
+        count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+    )
 
 
-def respond_as(model: str) -> Callable[..., pd.DataFrame]:
-    """Return the node function that answers the held-out queries as the model of that name."""
-
-    def respond(
-        checkpoint: Checkpoint,
-        responses: pd.DataFrame,
-        template: dict[str, Any],
-        parameters: GenerationParameters,
-        evaluation: EvaluationParameters,
-        completions_folder: Path,
-    ) -> pd.DataFrame:
-        prompt_template = PromptTemplate.parse(template, "training_prompt")
-        rows, requests = mt_bench_answers.held_out_requests(responses, prompt_template, parameters)
-        if not requests:
-            return mt_bench_answers.tabulate_held_out(model, rows, [])
-        completions = complete(
-            evaluation.engine,  # generation's may be a server, which can't load a model
-            checkpoint,
-            requests,
-            seed=parameters.seed,
-            description=f"{model}: held-out queries",
-            completions_folder=completions_folder,
-        )
-        return mt_bench_answers.tabulate_held_out(model, rows, completions)
-
-    respond.__name__ = f"respond_as_{model}"
-    respond.__doc__ = f"Return the responses of {model} to the held-out queries."
-    return respond
+def respond_as(
+    checkpoint: Checkpoint,
+    responses: pd.DataFrame,
+    template: dict[str, Any],
+    parameters: GenerationParameters,
+    evaluation: EvaluationParameters,
+    completions_folder: Path,
+    *,
+    model: str,
+) -> pd.DataFrame:
+    """Return a model's responses to the held-out queries."""
+    prompt_template = PromptTemplate.parse(template, "training_prompt")
+    rows, requests = mt_bench_answers.held_out_requests(responses, prompt_template, parameters)
+    if not requests:
+        return mt_bench_answers.tabulate_held_out(model, rows, [])
+    completions = complete(
+        evaluation.engine,  # generation's may be a server, which can't load a model
+        checkpoint,
+        requests,
+        seed=parameters.seed,
+        description=f"{model}: held-out queries",
+        completions_folder=completions_folder,
+    )
+    return mt_bench_answers.tabulate_held_out(model, rows, completions)
 
 
 def tabulate_held_out_lengths(
-    replicates: Mapping[str, tuple[str, int]],
-) -> Callable[..., pd.DataFrame]:
-    """Return the node function that tabulates lengths of the responses of these replicates."""
-    several = any(name != model for name, (model, _) in replicates.items())
-    combine = combine_replicates(replicates) if several else combine_tables
+    *responses: pd.DataFrame, replicates: Mapping[str, tuple[str, int]]
+) -> pd.DataFrame:
+    """Return the mean length of each model's responses to held-out queries.
 
-    def tabulate(*responses: pd.DataFrame) -> pd.DataFrame:
-        """Return the mean length of each model's responses to held-out queries."""
-        return statistics.response_lengths(combine(*responses))
-
-    return tabulate
+    Args:
+        responses: of each replicate.
+        replicates: model and seed of every table, in the order of the tables.
+    """
+    together = (
+        combine_replicates(*responses, replicates=replicates)
+        if with_seeds(replicates)
+        else combine_tables(*responses)
+    )
+    return statistics.response_lengths(together)
 
 
 def judge_answers(

@@ -6,7 +6,7 @@ from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.evaluation.judge_kinds import judge_kind
 from sami_pipeline.parameters import JudgedParameters, JudgeParameters
-from sami_pipeline.pipelines import combine_tables, combined, for_each_model
+from sami_pipeline.pipelines import bind, combine_tables, combined, for_each_model
 from sami_pipeline.pipelines.mt_bench_eval import nodes
 from sami_pipeline.result_tables.registry import RESULT_TABLES
 
@@ -31,7 +31,7 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 output="held_out_responses",
             ),
             Node(
-                nodes.tabulate_held_out_lengths(checkpoints),
+                bind(nodes.tabulate_held_out_lengths, replicates=checkpoints),
                 inputs=[f"{name}_held_out_responses" for name in checkpoints],
                 outputs="held_out_lengths",
                 name="tabulate_held_out_lengths",
@@ -44,7 +44,7 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
             ),
             *(
                 Node(
-                    nodes.read_answers_of(model),
+                    bind(nodes.read_answers_of, model=model),
                     inputs=[
                         f"{experiment.models.student}_checkpoint",
                         "questions",
