@@ -10,7 +10,7 @@ from sami_pipeline.evaluation.mt_bench_answers import turn_requests
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.prompts import Prompt, PromptTemplate
 from sami_pipeline.parameters import EvaluationParameters, MtBenchParameters
-from sami_pipeline.pipelines.mt_bench_eval.nodes import answer_as, constitute_questions
+from sami_pipeline.pipelines.mt_bench_eval.nodes.answering import answer_as, constitute_questions
 from sami_pipeline.principles.constitutions import sample_constitutions
 from sami_pipeline.schemas import Answers, Questions
 from sami_pipeline.session.experiments import experiment_parameters

@@ -23,7 +23,7 @@ from sami_pipeline.parameters import (
 )
 from sami_pipeline.pipelines import bind, sami_generation, sami_training
 from sami_pipeline.pipelines.data_ingest.nodes import import_named_model
-from sami_pipeline.pipelines.mt_bench_eval.nodes import respond_as
+from sami_pipeline.pipelines.mt_bench_eval.nodes.answering import respond_as
 from sami_pipeline.principles.constitutions import tabulate_principles
 from sami_pipeline.schemas import HeldOut, HeldOutResponses, History, ResponseCounts, Responses
 from sami_pipeline.training.data import select_grids
