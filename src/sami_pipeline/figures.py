@@ -155,6 +155,21 @@ def _forest(
     return figure
 
 
+def outcome(table: pd.DataFrame) -> go.Figure:
+    """Return the differences from the baseline, what was asked as a whole and by principle.
+
+    Args:
+        table: as from ``reporting.headlines.forest_rows``.
+    """
+    figure = _forest(
+        table.assign(against="points more than the baseline"), panels=["against"],
+        row="measure", series=["model", "baseline"], value="difference", parity=0.0,
+    )  # fmt: skip
+    figure.update_xaxes(zeroline=False)
+    figure.update_layout(title={"text": f"Against the baseline<br><sup>{_over(table)}</sup>"})
+    return figure
+
+
 def _details(record: Mapping[str, Any], row: str, hover: Sequence[str]) -> str:
     shown = {name: record[name] for name in ("n", *hover) if name in record}
     lines = [

@@ -21,7 +21,9 @@ from jinja2 import FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from sami_pipeline.reporting import contents
+from sami_pipeline.figures import model_colours
+from sami_pipeline.figures import outcome as draw_outcome
+from sami_pipeline.reporting import contents, headlines
 from sami_pipeline.reporting.outcome import outcome
 from sami_pipeline.reporting.run import (
     RunDescription,
@@ -34,6 +36,8 @@ from sami_pipeline.reporting.run import (
     tokens,
 )
 
+# Their figures give each model its colour.
+_WITH_MODELS = ("win_rates", "compliance", "accuracy")
 _TEMPLATE_FOLDER = Path(__file__).parent / "template"
 
 
@@ -51,18 +55,17 @@ def write_page(
         figures: by name; likewise.
         answers: what the models wrote, as from ``answers``.
     """
-    templates = Templates(
-        loader=FileSystemLoader(_TEMPLATE_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {"duration": duration, "moment": moment, "gibibytes": gibibytes}
+    templates = page_templates()
+    differences, colours = headlines.forest_rows(tables), _colours(tables)
     scripts = [get_plotlyjs(), (_TEMPLATE_FOLDER / "report.js").read_text("utf-8")]
     return templates.get_template("report.html").render(
         run=description,
         outcome=outcome(tables),
+        cards=headlines.cards(tables),
+        limits=headlines.before_you_believe(tables),
+        forest=None if differences.empty else _embedded(_bare(draw_outcome(differences))),
+        colours=colours,
+        csv_of=csv_address,
         sections=contents.SECTIONS,
         contents=[
             part for part in contents.CONTENTS if part.name in tables or part.name in figures
@@ -72,7 +75,7 @@ def write_page(
         whole=contents.whole,
         figures={name: _embedded(_bare(figure)) for name, figure in figures.items()},
         answers=answers,
-        answers_data=_embedded(answers),
+        answers_data=_embedded({**answers, "colours": colours}),
         judges=judges(tables),
         data=data(description.subject, tables),
         tokens=tokens(description, tables),
@@ -81,6 +84,36 @@ def write_page(
         scripts=[Markup(script) for script in scripts],
         policy=_policy(scripts),
     )
+
+
+def page_templates() -> Templates:
+    """Return what pages are made from, all that they print escaped."""
+    templates = Templates(
+        loader=FileSystemLoader(_TEMPLATE_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"duration": duration, "moment": moment, "gibibytes": gibibytes}
+    return templates
+
+
+def csv_address(table: pd.DataFrame) -> str:
+    """Return a table as an address that a page can offer to save, without a network."""
+    text = table.to_csv(index=False, lineterminator="\n")
+    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode()).decode()
+
+
+def _colours(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Return the colour of each model, the one that it has in the figures."""
+    columns = [
+        table[name].astype(str)
+        for table in (tables[name] for name in _WITH_MODELS if name in tables)
+        for name in ("model", "opponent")
+        if name in table
+    ]
+    return model_colours(*columns) if columns else {}
 
 
 def _bare(figure: go.Figure) -> dict[str, Any]:
