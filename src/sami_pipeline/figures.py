@@ -379,7 +379,7 @@ def paired_questions(verdicts: pd.DataFrame) -> go.Figure:
                 hovertemplate=f"{opponent} %{{x}}, {model} %{{y}}: %{{text}} {what}<extra></extra>",
             )
             figure.update_xaxes(
-                title=f"{opponent}, statements followed", row=line, col=place,
+                title=opponent, row=line, col=place,
                 range=[-0.5, most + 0.5], dtick=1,
             )  # fmt: skip
             figure.update_yaxes(title=model, row=line, col=place, range=[-0.5, most + 0.5], dtick=1)
@@ -387,8 +387,9 @@ def paired_questions(verdicts: pd.DataFrame) -> go.Figure:
         **_LAYOUT,
         height=160 + 260 * max(1, len(constitutions)),
         title={
-            "text": "The same questions, answered by two models<br><sup>first turn; numbers count "
-            f"{what}; above the dashed line the model at the left follows more</sup>"
+            "text": "The same questions, answered by two models<br><sup>statements followed at the "
+            f"first turn; numbers count {what}; above the dashed line "
+            "the model at the left follows more</sup>"
         },
     )
     return figure

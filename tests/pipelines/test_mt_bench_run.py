@@ -254,6 +254,7 @@ def test_screen_ends_with_the_outcome_and_its_cautions_in_ten_lines(run):
     shown = run.finished.stdout.strip().splitlines()
     assert shown[0] == "mt_bench: what came out"
     assert len(shown) <= 11 and shown[-1].startswith("Finished in ")
+    assert shown[-2] == f"All runs: {run.path('08_reporting').parents[1].as_uri()}/index.html"
     row = run.table("compliance_difference").query(
         "model == 'sami' and category == 'overall' and turn == '1' "
         "and constitution == 'desired' and stance == 'principle'"
@@ -261,7 +262,7 @@ def test_screen_ends_with_the_outcome_and_its_cautions_in_ten_lines(run):
     value = f"{100 * row['difference'].iloc[0]:+.1f}".replace("-", "−")
     assert f"Principles followed: sami against base {value} points" in shown[1]
     assert any(line.startswith("  Caution: ") for line in shown)
-    assert shown[-2] == f"Report: {run.path('08_reporting', 'report.html').as_uri()}"
+    assert shown[-3] == f"Report: {run.path('08_reporting', 'report.html').as_uri()}"
 
 
 def test_screen_says_what_runs_where_it_is_and_what_models_write_without_noise(run):

@@ -339,7 +339,9 @@ def _grid(table: Table, data: pd.DataFrame, caption: str) -> Matrix:
     for record in data.to_dict("records"):
         row = rows.setdefault(tuple(record[name] for name in table.rows), {})
         row[tuple(record[name] for name in table.columns)] = table.estimate.cell(record)
-    titles = [_LINKS.get(table.columns[-1], "{}").format(*map(str, names)) for names in columns]
+    link = _LINKS.get(table.columns[-1], "{}")
+    # A number without a baseline is the model's own.
+    titles = [(link if names[-1] != "" else "{}").format(*map(str, names)) for names in columns]
     return Matrix(
         caption,
         [*(label(name) for name in table.rows), *titles],
@@ -406,7 +408,7 @@ def _detectable(data: pd.DataFrame) -> str:
 
 
 # How a column is called that compares two models.
-_LINKS = {"opponent": "{} against {}", "baseline": "{} − {}"}
+_LINKS = {"opponent": "{} against {}", "baseline": "{} − {}", "other_run": "{} − {}"}
 
 
 def whole(data: pd.DataFrame) -> Matrix:

@@ -38,7 +38,7 @@ from sami_pipeline.reporting.run import (
 
 # Their figures give each model its colour.
 _WITH_MODELS = ("win_rates", "compliance", "accuracy")
-_TEMPLATE_FOLDER = Path(__file__).parent / "template"
+TEMPLATE_FOLDER = Path(__file__).parent / "template"
 
 
 def write_page(
@@ -55,15 +55,15 @@ def write_page(
         figures: by name; likewise.
         answers: what the models wrote, as from ``answers``.
     """
-    templates = page_templates()
     differences, colours = headlines.forest_rows(tables), _colours(tables)
-    scripts = [get_plotlyjs(), (_TEMPLATE_FOLDER / "report.js").read_text("utf-8")]
-    return templates.get_template("report.html").render(
+    return rendered(
+        "report.html",
+        figure_scripts(),
         run=description,
         outcome=outcome(tables),
         cards=headlines.cards(tables),
         limits=headlines.before_you_believe(tables),
-        forest=None if differences.empty else _embedded(_bare(draw_outcome(differences))),
+        forest=None if differences.empty else embedded(bare(draw_outcome(differences))),
         colours=colours,
         csv_of=csv_address,
         sections=contents.SECTIONS,
@@ -73,30 +73,43 @@ def write_page(
         tables=tables,
         overviews=contents.overviews,
         whole=contents.whole,
-        figures={name: _embedded(_bare(figure)) for name, figure in figures.items()},
+        figures={name: embedded(bare(figure)) for name, figure in figures.items()},
         answers=answers,
-        answers_data=_embedded({**answers, "colours": colours}),
+        answers_data=embedded({**answers, "colours": colours}),
         judges=judges(tables),
         data=data(description.subject, tables),
         tokens=tokens(description, tables),
         flattened=flattened,
-        style=Markup((_TEMPLATE_FOLDER / "report.css").read_text("utf-8")),
-        scripts=[Markup(script) for script in scripts],
-        policy=_policy(scripts),
     )
 
 
-def page_templates() -> Templates:
-    """Return what pages are made from, all that they print escaped."""
+def rendered(template: str, scripts: Sequence[str], **values: Any) -> str:
+    """Return a page made from a template, all that it prints escaped.
+
+    Args:
+        template: its file.
+        scripts: what may run, and nothing else.
+        values: what the template prints.
+    """
     templates = Templates(
-        loader=FileSystemLoader(_TEMPLATE_FOLDER),
+        loader=FileSystemLoader(TEMPLATE_FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     templates.filters |= {"duration": duration, "moment": moment, "gibibytes": gibibytes}
-    return templates
+    return templates.get_template(template).render(
+        style=Markup((TEMPLATE_FOLDER / "report.css").read_text("utf-8")),
+        scripts=[Markup(script) for script in scripts],
+        policy=policy(scripts),
+        **values,
+    )
+
+
+def figure_scripts() -> list[str]:
+    """Return the scripts of a page with figures: Plotly's and ours."""
+    return [get_plotlyjs(), (TEMPLATE_FOLDER / "report.js").read_text("utf-8")]
 
 
 def csv_address(table: pd.DataFrame) -> str:
@@ -116,7 +129,7 @@ def _colours(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     return model_colours(*columns) if columns else {}
 
 
-def _bare(figure: go.Figure) -> dict[str, Any]:
+def bare(figure: go.Figure) -> dict[str, Any]:
     """Return a figure without its title, which the page writes, and colours, which it chooses."""
     bare = json.loads(figure.to_json())
     bare["layout"].pop("title", None)
@@ -124,14 +137,16 @@ def _bare(figure: go.Figure) -> dict[str, Any]:
     return bare
 
 
-def _embedded(data: Any) -> Markup:
+def embedded(data: Any) -> Markup:
     """Return data as JSON that cannot end the script element it stands in."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))
 
 
-def _policy(scripts: Sequence[str]) -> str:
+def policy(scripts: Sequence[str]) -> str:
     """Return a content security policy: only these scripts run, and nothing is fetched."""
+    if not scripts:
+        return "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
         for script in scripts

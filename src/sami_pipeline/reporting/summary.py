@@ -16,6 +16,7 @@ from sami_pipeline.evaluation.statistics import (
 )
 from sami_pipeline.reporting import headlines
 from sami_pipeline.reporting.run import duration
+from sami_pipeline.reporting.run_pages import write_index
 from sami_pipeline.training.responses import shortage
 
 if TYPE_CHECKING:
@@ -98,8 +99,19 @@ def of_run(
     if print_tables or not reports:
         parts += _tables(made, catalog)
     parts += [_outcome(name.rpartition(".")[0], catalog) for name in reports]
+    parts += [f"All runs: {place}\n" for place in _index(reports, catalog)]
     parts.append(f"Finished in {duration(seconds)}\n")
     return "".join(parts)
+
+
+def _index(reports: list[str], catalog: CatalogProtocol) -> list[str]:
+    """Write the page of all runs anew where a report was written, and return its address."""
+    for name in reports:
+        path = getattr(catalog[name], "_filepath", None)
+        if path is not None and Path(path).is_file():
+            # LAYER/RUN/EXPERIMENT/report.html
+            return [write_index(Path(path).resolve().parents[2]).as_uri()]
+    return []
 
 
 def _outcome(experiment: str, catalog: CatalogProtocol) -> str:
@@ -110,10 +122,10 @@ def _outcome(experiment: str, catalog: CatalogProtocol) -> str:
         if f"{experiment}.{name}" in catalog and catalog.exists(f"{experiment}.{name}")
     }
     found = headlines.cards(tables)
-    lines = headlines.as_lines(found, headlines.before_you_believe(tables), _LINES - 2)
+    lines = headlines.as_lines(found, headlines.before_you_believe(tables), _LINES - 3)
     return "\n".join(
         [
-            f"{experiment}: what came out" if lines else f"{experiment}: there are no results",
+            *([f"{experiment}: what came out"] if lines else []),
             *(f"  {each}" for each in lines),
             f"Report: {_link(catalog[f'{experiment}.report'])}",
             "",
