@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -402,6 +403,19 @@ def _choose_pairs(
         if apart is None or one[apart] != other[apart]
     ]
     return generator.sample(pairs, min(wanted, len(pairs)))
+
+
+def count_pairs(principles: int, pairs_differ_in: str | None = None) -> int:
+    """Return how many pairs of different constitutions so many principles have.
+
+    Args:
+        principles: how many.
+        pairs_differ_in: a principle on which they must differ, as for ``sample_constitutions``.
+    """
+    constitutions = 2**principles
+    if pairs_differ_in is None:
+        return math.comb(constitutions, 2)
+    return (constitutions // 2) ** 2
 
 
 def _position(names: Sequence[str], principle: str | None, category: str) -> int | None:
