@@ -481,3 +481,30 @@ def format_statements(
     if len(statements) == 1:
         return statements[0]
     return "\n".join(f"{number}. {text}" for number, text in enumerate(statements, start=1))
+
+
+def statements_in(
+    constitution: str, stances: Sequence[tuple[str, str]], principles: pd.DataFrame
+) -> dict[tuple[str, str], str]:
+    """Return each statement of a constitution in the wording that was drawn for it.
+
+    Args:
+        constitution: its text, as from ``format_statements``.
+        stances: its (principle, "principle" | "antithesis") pairs, in the order of the text.
+        principles: the rows of its category, with the wordings of every use.
+
+    Raises:
+        ValueError: a statement stands in none of its wordings where it should.
+    """
+    words = [wording(principles, use) for use in ("training", "evaluation")]
+    found, rest = {}, constitution
+    for number, stance in enumerate(stances, start=1):
+        mark = f"{number}. " if len(stances) > 1 else ""
+        texts = {text for by_use in words for text in by_use[stance]}
+        here = [text for text in texts if rest.startswith(mark + text)]
+        if not here:
+            raise ValueError(f"no wording of {' '.join(stance)!r} begins {rest!r}")
+        # A wording may begin like another one.
+        found[stance] = max(here, key=len)
+        rest = rest[len(mark + found[stance] + "\n") :]
+    return found

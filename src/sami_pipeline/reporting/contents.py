@@ -260,7 +260,7 @@ CONTENTS: tuple[Table | Figure, ...] = (*_CONTENTS, *(table.shown for table in R
 # What the browser of answers and the count of tokens are made of.
 _TEXTS = (
     "answers", "attempts", "checked", "generations", "judgements", "principles", "problems",
-    "questions", "verdicts",
+    "question_constitutions", "questions", "verdicts",
 )  # fmt: skip
 SHOWN = tuple(dict.fromkeys([*(part.name for part in CONTENTS), *_TEXTS]))
 """Names of all results that a report shows, where a run makes them."""
