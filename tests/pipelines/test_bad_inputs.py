@@ -18,6 +18,8 @@ from bad_inputs import CASES, PROJECT, Case, Workshop
 
 DATA = PROJECT / "data"
 SHARE = 10
+# Each in some minutes.
+PARTS = 10
 ENVIRONMENT = os.environ | {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 # The short form: what `kedro` runs, in forks of one process that has imported everything.
 FORKS = """
@@ -134,7 +136,7 @@ def _refuse_all(
         if found:
             wrong[case.name] = found
     refused = len(cases) - len(wrong)
-    tell(f"inputs refused: {refused} of {len(cases)}")
+    tell(f"inputs refused: {refused} of {len(cases)}, of {len(CASES)} in all")
     report = "\n".join(f"{name}: {'; '.join(found)}" for name, found in wrong.items())
     assert not wrong, (
         f"{len(wrong)} of {len(cases)} inputs are not refused as they should:\n{report}"
@@ -174,9 +176,9 @@ def test_a_share_of_the_malformed_inputs_is_refused(
 
 
 @pytest.mark.stress
-@pytest.mark.timeout(5400)
+@pytest.mark.parametrize("part", range(PARTS))
 def test_every_malformed_input_is_refused_by_the_command(
-    earlier, random_checkpoint, tmp_path, tell
+    part, earlier, random_checkpoint, tmp_path, tell
 ):
-    by_command = _in_a_process_of_its_own
-    _refuse_all(CASES, earlier, random_checkpoint.folder, tmp_path, by_command, tell)
+    cases, by_command = CASES[part::PARTS], _in_a_process_of_its_own
+    _refuse_all(cases, earlier, random_checkpoint.folder, tmp_path, by_command, tell)
