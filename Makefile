@@ -54,10 +54,10 @@ mt-bench: setup  ## Run the MT-Bench experiment on the embedded default, or go o
 math: setup  ## Run the math experiment on the embedded default, or go on with it
 	$(BIN)/kedro run --pipelines math --only-missing-outputs
 
-# Two processes with one thread each: most tests start processes of their own or wait for them.
 align: setup  ## Run SAMI on your own queries and principles (posts to summarise by default)
 	$(BIN)/kedro run --pipelines align --only-missing-outputs
 
+# Two processes with one thread each: most tests start further processes or wait for them.
 test stress: export OMP_NUM_THREADS ?= 1
 PYTEST_PROCESSES ?= 2
 

@@ -91,6 +91,35 @@ def check_attention(device: str) -> Check:
     return {"ok": max(map(max, found.values())) < 1e-3, "apart": found}
 
 
+def check_levels(device: str) -> Check:
+    """Compare attention in one call a level of the tree with one a segment, and both with fp64."""
+    import torch
+
+    from sami_pipeline.core.packing import pack
+    from sami_pipeline.core.tree_attention import TokenTree, _level_by_level, _segment_by_segment
+
+    packed = pack([_grid(seed) for seed in range(3)], pad_to_multiple=64)
+    generator, length = torch.Generator().manual_seed(0), packed.input_ids.shape[1]
+    states = [torch.randn(1, heads, length, 64, generator=generator) for heads in (8, 2, 2)]
+
+    def computed(walk: Any, dtype: torch.dtype, window: int | None, where: str) -> list[Any]:
+        leaves = [state.to(where, dtype).requires_grad_() for state in states]
+        tree = TokenTree(packed.segments)
+        output = walk(*leaves, tree, dropout=0.0, scale=0.3, window=window)
+        return [output, *torch.autograd.grad((output * output.detach()).sum(), leaves)]
+
+    found = {}
+    for dtype, limit in ((torch.float32, 1e-4), (torch.bfloat16, 3e-2)):
+        for window in (None, 7):
+            exact = computed(_segment_by_segment, torch.float64, window, "cpu")
+            for walk in (_level_by_level, _segment_by_segment):
+                pairs = zip(computed(walk, dtype, window, device), exact, strict=True)
+                apart = max(_apart(*pair) for pair in pairs)
+                name = f"{walk.__name__.strip('_')}, {dtype}, window {window}"
+                found[name] = {"ok": apart < limit, "apart": apart}
+    return {"ok": all(each["ok"] for each in found.values()), "walks": found}
+
+
 def check_heads(device: str) -> Check:
     """Compare output heads with fp64: values, and gradients of states and weights."""
     import torch
@@ -284,6 +313,7 @@ def check_memory(device: str) -> Check:
 
 CHECKS: dict[str, Callable[[str], Check]] = {
     "attention": check_attention,
+    "levels": check_levels,
     "heads": check_heads,
     "optimisers": check_optimisers,
     "families": check_families,

@@ -728,7 +728,8 @@ def judge_table(path: Path, resamples: int) -> dict[str, Any]:
         Rows, processor seconds of each node, and the peak memory of this whole process.
     """
     from sami_pipeline.parameters import EvaluationParameters, JudgeParameters, ModelsParameters
-    from sami_pipeline.pipelines.mt_bench_eval import nodes
+    from sami_pipeline.pipelines.mt_bench_eval.nodes import judging, results
+    from sami_pipeline.principles.statements import check_answers
     from sami_pipeline.tables import StoredTable
 
     given = StoredTable(path)
@@ -748,13 +749,13 @@ def judge_table(path: Path, resamples: int) -> dict[str, Any]:
         seconds[node.__name__] = time.process_time() - started
         return result
 
-    statements = run(nodes.check_answers, given, principles())
-    run(nodes.tabulate_compliance, statements, models)
-    table = run(nodes.judge_answers, statements, models, JudgeParameters(kind="checklist"))
-    rates = run(nodes.tabulate_win_rates, table)
-    run(nodes.tabulate_length_controlled, table, given, parameters)
-    run(nodes.tabulate_judge_quality, table, given)
-    run(nodes.tabulate_degeneration, given)
+    statements = run(check_answers, given, principles())
+    run(results.tabulate_compliance, statements, models)
+    table = run(judging.judge_answers, statements, models, JudgeParameters(kind="checklist"))
+    rates = run(results.tabulate_win_rates, table)
+    run(results.tabulate_length_controlled, table, given, parameters)
+    run(results.tabulate_judge_quality, table, given)
+    run(results.tabulate_degeneration, given)
     whole = rates[(rates["category"] == "overall") & (rates["turn"] == "both")]
     return {
         "answers": len(given),

@@ -7,7 +7,6 @@ What the embedded default was chosen by, so that MT-Bench stays unseen:
 """
 
 import argparse
-import json
 from contextlib import closing
 from pathlib import Path
 
@@ -21,13 +20,13 @@ from sami_pipeline.inputs.query_templates import build_training_prompts
 from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.principles.constitutions import sample_constitutions
 from sami_pipeline.principles.statements import check_answers
+from sami_pipeline.result_tables.steerability import paired_statements
 from sami_pipeline.training import responses
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 # Of the queries' templates: other ones than a run's.
 QUERIES_SEED = 77
 SEED = 5
-_OPPOSITE = {"principle": "antithesis", "antithesis": "principle"}
 _STATEMENT = ["question_id", "category", "principle"]
 
 
@@ -72,23 +71,13 @@ def statements(answers: pd.DataFrame, principles: pd.DataFrame) -> pd.DataFrame:
     its antithesis is followed; ``steerability`` is ``desired`` less whether the principle is
     followed under the opposite constitution.
     """
-    contrasting = answers["constitution"] == "contrasting"
-    turned = [
-        json.dumps([(name, _OPPOSITE[stance]) for name, stance in json.loads(stances)])
-        for stances in answers.loc[contrasting, "stances"]
-    ]
-    parts = {
-        "desired": answers[~contrasting],
-        "contrasting": answers[contrasting],
-        "unasked": answers[contrasting].assign(stances=turned),
-    }
-    columns = {}
-    for name, given in parts.items():
-        checked = check_answers(given, principles)
-        checked["follows"] = complies(checked).astype(float)
-        columns[name] = checked.set_index(["model", *_STATEMENT])["follows"]
-    table = pd.DataFrame(columns)
-    return table.assign(steerability=table["desired"] - table["unasked"]).reset_index()
+    key = ["model", *_STATEMENT]
+    checked = check_answers(answers, principles)
+    checked["follows"] = complies(checked).astype(float)
+    followed = checked.pivot(index=key, columns="constitution", values="follows")
+    pairs = paired_statements(answers, principles)
+    gains = pairs[pairs["stance"] == "principle"].set_index(key)["gain"]
+    return followed.assign(steerability=gains.astype(float)).reset_index()
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
     python benchmarks/sami_step.py                  # this machine; writes docs/benchmarks.md
     python benchmarks/sami_step.py --only n2-bfloat16 --rounds 1 --no-write
     python benchmarks/sami_step.py --suite gpu --json results.json    # on a GPU, without kedro
+    python benchmarks/sami_step.py --kernels        # how many kernels a layer starts, on a CPU
 
 Every measurement is a process of its own, which prints the peak memory it has needed; the
 variants of a comparison take turns, and medians over the rounds are reported.
@@ -52,6 +53,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 PLAIN, PUBLISHED = "plain", "plain, as published"
 SAMI, TWO_PASS, COMPILED = "this project", "this project, two passes", "this project, compiled"
 NOTHING_SHARED = "this project, prompts without a common start"
+SEGMENTS = "this project, one call of attention a segment (CPU)"
+LEVELS = "this project, one call of attention a level of the tree (GPU)"
 # What is compared on a CPU: name, constitutions, numerics, variants.
 CPU_SUITE = {
     "n2-bfloat16": (2, "bfloat16", (PLAIN, SAMI, COMPILED, TWO_PASS, NOTHING_SHARED, PUBLISHED)),
@@ -194,6 +197,63 @@ def measure(
         "tokens": tokens,
         "flops": training_flops(SHAPES[shape], tokens, predicted),
     }
+
+
+def kernels_a_layer(variant: str, n: int) -> int:
+    """Return how many kernels a layer's forward and backward passes start.
+
+    Counted are torch's operations below autograd that compute something, as the profiler's, of a
+    small model in fp32 on a CPU: three layers less two. A GPU runs about one kernel for each.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from sami_pipeline.core import SamiTrainingConfig, tree_attention
+    from sami_pipeline.core.logprobs import choose_layout
+    from sami_pipeline.core.training import accumulate_gradients
+
+    config = SamiTrainingConfig(compute_dtype="float32")
+    shape = SHAPES["tiny"] | {"num_hidden_layers": 0}
+    grid = make_grid(n, shape["vocab_size"], shared=True)
+    counts = []
+    segments = tree_attention._segment_by_segment
+    if variant == LEVELS:
+        tree_attention._segment_by_segment = tree_attention._level_by_level
+    try:
+        for layers in (2, 3):
+            shape["num_hidden_layers"] = layers
+            model = LlamaForCausalLM(LlamaConfig(**shape, attn_implementation="sdpa"))
+            choose_layout(model)
+            with _kernel_counter() as counter:
+                if variant == PLAIN:
+                    plain_step(model, grid, shape["vocab_size"]).backward()
+                else:
+                    accumulate_gradients(model, [grid], config)
+            counts.append(counter.count)
+    finally:
+        tree_attention._segment_by_segment = segments
+    return counts[1] - counts[0]
+
+
+_NO_KERNEL = {
+    "empty", "empty_like", "empty_strided", "new_empty", "detach", "_unsafe_view",
+    "_local_scalar_dense",
+}  # fmt: skip
+
+
+def _kernel_counter():
+    """Return a counter of operations that compute or copy; views and new memory are none."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = func._schema.name.removeprefix("aten::")
+            if not func.is_view and name not in _NO_KERNEL:
+                self.count += 1
+            return func(*args, **(kwargs or {}))
+
+    return Counter()
 
 
 def training_flops(shape: dict[str, Any], tokens: int, predicted: int) -> float:
@@ -361,8 +421,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each process")
     parser.add_argument("--shape", choices=SHAPES, help="the model's; each suite has its own")
     parser.add_argument("--json", type=Path, help="also write the raw figures here")
+    parser.add_argument("--kernels", action="store_true", help="count kernels, and nothing else")
     parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md alone")
     arguments = parser.parse_args()
+    if arguments.kernels:
+        for n in (2, 4):
+            for variant in (PLAIN, SEGMENTS, LEVELS):
+                print(f"n = {n}, {variant}: {kernels_a_layer(variant, n)}")
+        return
 
     on_gpu = arguments.suite == "gpu"
     device = "cuda" if on_gpu else "cpu"

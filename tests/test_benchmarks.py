@@ -1,11 +1,16 @@
 """The benchmark compares ways of computing the same numbers."""
 
+import json
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from sami_pipeline.principles.constitutions import tabulate_principles
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import held_out_compliance
 import sami_step
 
 
@@ -47,3 +52,30 @@ def test_a_result_becomes_a_table_and_its_section_of_the_page(plain, tmp_path, m
     assert text in written
     assert "old" not in written
     assert written.startswith("before") and written.endswith("after\n")
+
+
+def test_steerability_on_development_queries_is_what_is_followed_only_when_asked():
+    principle = {
+        "id": "brief", "principle": "Be brief.", "antithesis": "Go on.",
+        "check": {"name": "maximum_words", "words": 5},
+        "antithesis_check": {"name": "minimum_words", "words": 6},
+    }  # fmt: skip
+    principles = tabulate_principles(
+        {"math.yml": {"category": "math", "principles": [principle]}}, ["math"]
+    )
+    long, short = "one two three four five six seven", "one two"
+    answers = pd.DataFrame(
+        [
+            (model, "q", "math", 1, constitution, json.dumps([["brief", stance]]), text, "stop")
+            for model, texts in (("obeys", (short, long)), ("always_brief", (short, short)))
+            for constitution, stance, text in (
+                ("desired", "principle", texts[0]), ("contrasting", "antithesis", texts[1]),
+            )
+        ],
+        columns=["model", "question_id", "category", "turn", "constitution", "stances", "answer",
+                 "finish_reason"],
+    )  # fmt: skip
+    table = held_out_compliance.statements(answers, principles).set_index("model")
+    values = ["desired", "contrasting", "steerability"]
+    assert table.loc["obeys", values].tolist() == [1.0, 1.0, 1.0]
+    assert table.loc["always_brief", values].tolist() == [1.0, 0.0, 0.0]

@@ -19,6 +19,8 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline
 from kedro_datasets.partitions import PartitionedDataset
 from kedro_viz.data_access import DataAccessManager
+from kedro_viz.models.flowchart.node_metadata import TaskNodeMetadata
+from kedro_viz.models.flowchart.nodes import GraphNode
 
 from sami_pipeline import schemas
 from sami_pipeline.datasets import CheckpointDataset, WorkingFolder
@@ -247,6 +249,15 @@ def test_every_node_has_a_docstring_and_type_hints(environment):
             for parameter in signature.parameters.values():
                 assert parameter.annotation is not inspect.Parameter.empty, node.name
             assert inspect.getdoc(node.func), f"{node.name}: {node.func.__name__} has no docstring"
+
+
+def test_kedro_viz_shows_the_code_of_a_node_whose_model_the_graph_decides(environment):
+    _, pipeline = environment.pipelines[0]
+    for name in ("answer_as", "train", "import"):
+        node = next(node for node in pipeline.nodes if f".{name}_" in node.name)
+        shown = TaskNodeMetadata(task_node=GraphNode.create_task_node(node, "node", set())).code
+        assert shown == inspect.getsource(node.func.__wrapped__), node.name
+        assert "*inputs" not in shown, node.name
 
 
 def imported_modules(path: Path) -> set[str]:

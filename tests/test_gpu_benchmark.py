@@ -5,18 +5,37 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import gpu
 import sami_step
 
-from sami_pipeline.core import optimisers
+from sami_pipeline.core import optimisers, tree_attention
 
 
-@pytest.mark.parametrize("name", ["heads", "optimisers", "families", "states"])
+@pytest.mark.parametrize("name", ["levels", "heads", "optimisers", "families", "states"])
 def test_a_check_holds_on_a_cpu(name):
     found = gpu.CHECKS[name]("cpu")
     assert found["ok"], found
+
+
+def test_a_key_that_a_level_leaves_out_is_seen(monkeypatch):
+    real = tree_attention._Levels.mask
+
+    def without_the_first(self, *inputs):
+        mask = real(self, *inputs).clone()
+        mask[:, :, -1, 0] = -torch.inf
+        return mask
+
+    monkeypatch.setattr(tree_attention._Levels, "mask", without_the_first)
+    assert not gpu.check_levels("cpu")["ok"]
+
+
+def test_kernels_of_a_layer_do_not_grow_with_the_grid_level_by_level():
+    two, four = (sami_step.kernels_a_layer(sami_step.LEVELS, n) for n in (2, 4))
+    assert two == four < sami_step.kernels_a_layer(sami_step.SEGMENTS, 2)
+    assert four < 0.6 * sami_step.kernels_a_layer(sami_step.SEGMENTS, 4)
 
 
 def test_an_optimiser_that_computes_something_else_is_seen(monkeypatch):

@@ -5,6 +5,7 @@ Kedro checks a table against its contract when it is saved and when it is loaded
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -48,9 +49,30 @@ class _Table(pa.DataFrameModel):
 
     @classmethod
     def empty(cls, *args: Any) -> pd.DataFrame:
-        """Return a table without rows that has the columns which every such table has."""
-        optional = [name for name, column in cls.to_schema().columns.items() if not column.required]
-        return super().empty(*args).drop(columns=optional)
+        """Return a table without rows that has the columns which every such table has.
+
+        Those that name a row come first.
+        """
+        key = list(getattr(cls.Config, "unique", ()))
+        required = [name for name, column in cls.to_schema().columns.items() if column.required]
+        return super().empty(*args)[[*key, *(name for name in required if name not in key)]]
+
+    @classmethod
+    def tabulate(cls, rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+        """Return rows with the columns of this contract, in their order and of their types.
+
+        Args:
+            rows: with these columns and any others, which are left out; optional columns of the
+                contract that are there follow at the end.
+
+        Raises:
+            KeyError: a column is missing.
+        """
+        required, types = cls.empty(), super().empty().dtypes
+        table = pd.DataFrame(rows) if isinstance(rows, pd.DataFrame) or rows else required
+        optional = [name for name in types.index if name in table and name not in required]
+        names = [*required, *optional]
+        return table[names].astype(types[names].to_dict()).reset_index(drop=True)
 
     @classmethod
     def validate(cls, check_obj: pd.DataFrame | StoredTable, *args: Any, **options: Any) -> Any:
@@ -59,7 +81,8 @@ class _Table(pa.DataFrameModel):
         Training seeds, where a table has them, are a part of what names a row.
         """
         key = list(getattr(cls.Config, "unique", ()))
-        if seeds := [name for name in SEED_COLUMNS if key and name in check_obj.columns]:
+        seeds = [name for name in SEED_COLUMNS if name in check_obj.columns and name not in key]
+        if key and seeds:
             return cls._validate_with(seeds, check_obj, *args, **options)
         if not isinstance(check_obj, StoredTable):
             return super().validate(check_obj, *args, **options)
@@ -356,7 +379,7 @@ class HeldOutLengths(_Lengths):
         unique = ("model", "constitution")
 
 
-class Answers(_OnATurn, _Completed):
+class Answers(_Completed, _OnATurn):
     """One row is a model's answer to one turn of a question under one constitution.
 
     Answers from a file have no prompt, and the number of its tokens is 0.
@@ -432,7 +455,7 @@ class Judgements(_OnATurn):
     verdict: Series[str] = pa.Field(str_length={"min_value": 1})
     prompt_tokens: Series[int] = pa.Field(ge=0)
     completion_tokens: Series[int] = pa.Field(ge=0)
-    finish_reason: Series[str] = pa.Field(isin=[*_FINISH_REASONS, "failed"])
+    finish_reason: Series[str] = pa.Field(isin=_FINISH_REASONS)
 
     class Config(_Table.Config):
         """Together these name a row."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,18 +16,24 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from sami_pipeline.core import Grid, grid_logprobs, tree_attention
+from sami_pipeline.core import Grid, batched_grid_logprobs, grid_logprobs, tree_attention
 from sami_pipeline.core.model_outputs import _attention_inputs
 from sami_pipeline.core.packing import PackedTokens, Segment, pack
 from sami_pipeline.core.probe import traits_of
 from sami_pipeline.core.tree_attention import (
+    _LARGE,
     TokenTree,
     _attend,
+    _calls,
+    _level_by_level,
     _MatmulAttention,
     _path_mask,
     tree_attention_forward,
     use_tree_attention,
 )
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import families
 
 few = settings(deadline=None, max_examples=30)
 
@@ -150,10 +158,19 @@ def test_the_mask_that_a_gpu_knows_by_name_equals_the_written_one(length, offset
 # --- Values and gradients ---
 
 
+@pytest.fixture(scope="module", params=["segments", "levels"])
+def walk(request):
+    """What a CPU does, and what a GPU does, here on a CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "levels":
+            patch.setattr(tree_attention, "_segment_by_segment", _level_by_level)
+        yield request.param
+
+
 @few
 @given(many_grids, st.sampled_from([(4, 4), (4, 2), (6, 1)]), windows, st.sampled_from([1, 8]))
 def test_values_and_gradients_equal_masked_attention_over_the_whole_row(
-    grids, heads, window, multiple
+    walk, grids, heads, window, multiple
 ):
     packed = pack(grids, pad_to_multiple=multiple)
     states = random_states(packed.input_ids.shape[1], *heads, torch.float64)
@@ -169,6 +186,59 @@ def test_values_and_gradients_equal_masked_attention_over_the_whole_row(
     expected_gradients = torch.autograd.grad(uneven(expected), states)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("n", "calls"), [(1, [1, 1, 1]), (2, [1, 2, 4]), (4, [1, 4, 16])], ids=["n1", "n2", "n4"]
+)
+def test_a_level_of_the_tree_is_one_call(n, calls):
+    def ids(start: int, count: int) -> list[int]:
+        return [start, *range(count - 1)]
+
+    prompts = [[7] * 40 + ids(100 + i, 10 + i) for i in range(n)]
+    grid = Grid(prompts or [[1]], [ids(200 + j, 30 - j) for j in range(n)])
+    if n == 1:  # a second prompt, since a lone one is no tree of three levels
+        grid = Grid([prompts[0], [7] * 40], grid.response_ids)
+        calls = [1, 2, 1]
+    assert [len(c.segments) for c in _calls(pack([grid]).segments)] == calls
+
+
+@few
+@given(many_grids, st.sampled_from([1, 64]))
+def test_a_padded_call_computes_at_most_twice_the_scores_and_every_segment_once(grids, multiple):
+    segments = pack(grids, pad_to_multiple=multiple).segments
+    calls = _calls(segments)
+    assert sorted(i for c in calls for i in c.segments) == list(range(len(segments)))
+    for call in calls:
+        parts = [segments[i] for i in call.segments]
+        assert len({len(s.ancestors) for s in parts}) == 1
+        if len(parts) > 1:
+            scores = sum(s.length * (s.offset + s.length) for s in parts)
+            assert len(parts) * call.length * call.keys <= 2 * scores
+
+
+def test_a_large_segment_is_a_call_of_its_own_for_flash_attention():
+    large = Segment(_LARGE // 2000 + 1, 2000, (0,))
+    segments = (Segment(2000, 0, ()), large, Segment(5, 2000, (0,)), Segment(6, 2000, (0,)), large)
+    assert [c.segments for c in _calls(segments)] == [(0,), (1,), (4,), (3, 2)]
+
+
+@pytest.mark.parametrize("value_width", [4, 8])
+def test_keys_are_taken_and_their_gradients_added_up_in_full_precision(value_width):
+    """Each key's gradient is a sum over many segments, which 16-bit numbers must round once."""
+    grid = Grid([[7, 8, 9, i] for i in range(10, 18)], [[30 + j, 31] for j in range(8)])
+    packed = pack([grid])
+    states = random_states(packed.input_ids.shape[1], 4, 2, torch.bfloat16)
+    states[2] = states[2].detach()[..., :value_width].requires_grad_()
+    tree = TokenTree(packed.segments)
+
+    def gradients(dtype: torch.dtype) -> list[Tensor]:
+        own = [state.detach().to(dtype).requires_grad_() for state in states]
+        output = _level_by_level(*own, tree, dropout=0.0, scale=0.35, window=None)
+        return list(torch.autograd.grad(uneven(output.double()), own))
+
+    for sixteen, exact in zip(gradients(torch.bfloat16), gradients(torch.float64), strict=True):
+        assert (sixteen - exact).norm() <= 0.02 * exact.norm()
 
 
 def test_scores_are_scaled_by_the_root_of_the_width_by_default():
@@ -248,7 +318,7 @@ def test_autocast_reaches_the_attention_and_its_gradient():
         assert (gradient - expected_gradient).norm() < 0.03 * expected_gradient.norm()
 
 
-def test_dropout_changes_the_weights_and_keeps_segments_apart():
+def test_dropout_changes_the_weights_and_keeps_segments_apart(walk):
     packed = pack([GRID])
     states = random_states(packed.input_ids.shape[1], 4, 2, torch.float32)
     tree = TokenTree(packed.segments)
@@ -268,6 +338,23 @@ def test_dropout_changes_the_weights_and_keeps_segments_apart():
 
 
 # --- In a model ---
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen3", "gemma3_text", "deepseek_v3", "gptj"])
+def test_a_model_computes_the_same_level_by_level(family, monkeypatch):
+    grids = [LONG_GRID, Grid([[5, 6], [5, 7, 8]], [[9] * 7, [10]])]
+    computed = []
+    for levels in (False, True):
+        model = families.tiny_model(family)
+        if levels:
+            monkeypatch.setattr(tree_attention, "_segment_by_segment", _level_by_level)
+        assert traits_of(model).layout == "shared_prefix"
+        sums = [r.sums for r in batched_grid_logprobs(model, grids, pad_to_multiple=16)]
+        (gradient := uneven(torch.cat([s.flatten() for s in sums]))).backward()
+        computed.append([*sums, gradient, *(p.grad for p in model.parameters())])
+    for one, other in zip(*computed, strict=True):
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "qwen3"])

@@ -25,7 +25,7 @@ from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.parameters import JudgeParameters, ModelsParameters
 from sami_pipeline.pipelines.data_ingest.nodes import tidy_judge_prompts, tidy_questions
-from sami_pipeline.pipelines.mt_bench_eval import nodes
+from sami_pipeline.pipelines.mt_bench_eval.nodes import judging, results
 from sami_pipeline.schemas import (
     Checked,
     Compliance,
@@ -649,7 +649,7 @@ def ask(prompts, random_checkpoint, tmp_path):
     """Return a function that lets the random model judge as the node does."""
 
     def judgements(settings, answers=None, folder="completions") -> pd.DataFrame:
-        table = nodes.ask_judge(
+        table = judging.ask_judge(
             answers_of(CATEGORIES, ("base", "sami")) if answers is None else answers,
             questions_of(CATEGORIES),
             constitutions_of(CATEGORIES),
@@ -699,7 +699,7 @@ def test_constrained_judge_always_gives_a_verdict(ask, kind, verdicts, calls):
     assert len(table) == calls
     assert set(table["verdict"]) <= verdicts
     assert set(table["judge_model"]) == {"base"}
-    decided = Verdicts.validate(nodes.decide_verdicts(table, MODELS, parameters(kind)))
+    decided = Verdicts.validate(judging.decide_verdicts(table, MODELS, parameters(kind)))
     assert len(decided) == calls // 2
     assert "invalid" not in set(decided["winner"])
 
@@ -714,7 +714,7 @@ def test_repeats_are_sampled_apart_and_each_is_stored(ask, asked):
     assert (table.groupby(key)["sample"].agg(list).map(tuple) == (0, 1, 2)).all()
     assert table.groupby(key)["text"].nunique().max() == 3, "repeats are drawn apart"
     assert {request.sample for request in asked} == {0, 1, 2}
-    decided = Verdicts.validate(nodes.decide_verdicts(table, MODELS, settings))
+    decided = Verdicts.validate(judging.decide_verdicts(table, MODELS, settings))
     assert len(decided) == 10
     asked.clear()
     pd.testing.assert_frame_equal(ask(settings), table)
@@ -746,19 +746,20 @@ def test_two_judges_at_a_server_give_verdicts_ratings_and_their_agreement(prompt
             }
         )
         said = [
-            ask(*tables, settings, tmp_path) for ask in (nodes.ask_judge, nodes.ask_second_judge)
+            ask(*tables, settings, tmp_path)
+            for ask in (judging.ask_judge, judging.ask_second_judge)
         ]
     judgements = Judgements.validate(pd.concat(said, ignore_index=True))
     assert judgements["judge"].value_counts().to_dict() == {
         "principle_based_form": 8 * 3,
         "second_single": 8 * 2,
     }
-    verdicts = Verdicts.validate(nodes.decide_verdicts(judgements, MODELS, settings))
+    verdicts = Verdicts.validate(judging.decide_verdicts(judgements, MODELS, settings))
     assert verdicts["judge"].value_counts().tolist() == [8, 8]
-    assert set(Ratings.validate(nodes.tabulate_ratings(judgements, settings))["judge"]) == {
+    assert set(Ratings.validate(results.tabulate_ratings(judgements, settings))["judge"]) == {
         "second_single"
     }
-    quality = nodes.tabulate_judge_quality(verdicts, answers, judgements)
+    quality = results.tabulate_judge_quality(verdicts, answers, judgements)
     quality = JudgeQuality.validate(quality).query("category == 'overall'")
     quality = quality.set_index(["judge", "metric"])
     assert quality.loc[("second_single", "kappa"), "reference"] == "principle_based_form"
@@ -771,7 +772,7 @@ def test_text_without_a_verdict_is_kept_and_counted(ask, caplog):
         table = ask(settings)
     assert set(table["verdict"]) == {"invalid"}
     assert (table["text"].str.len() > 0).any()
-    decided = nodes.decide_verdicts(table, MODELS, settings)
+    decided = judging.decide_verdicts(table, MODELS, settings)
     assert set(decided["winner"]) == {"invalid"}
     assert len(decided) == 10
     assert "20 of 20 calls gave no verdict" in caplog.text
@@ -789,7 +790,7 @@ def test_prompt_beyond_the_judges_context_is_invalid_and_says_why(ask, caplog):
     assert too_long.equals((table["question_id"] == "math") & (table["turn"] == 2))
     assert (table.loc[too_long, "prompt_tokens"] > 8192).all()
     assert "4 calls without a verdict ended with 'prompt_too_long'" in caplog.text
-    winners = nodes.decide_verdicts(table, MODELS, parameters())["winner"]
+    winners = judging.decide_verdicts(table, MODELS, parameters())["winner"]
     assert (winners == "invalid").sum() == 2
 
 
@@ -823,10 +824,10 @@ def test_changed_answer_is_judged_anew_and_the_others_are_not(ask, asked):
 
 def test_principles_without_checks_leave_the_checklist_silent_beside_a_judge():
     checked = Checked.empty()
-    verdicts = nodes.judge_answers(checked, MODELS, parameters("constitution"))
+    verdicts = judging.judge_answers(checked, MODELS, parameters("constitution"))
     assert len(Verdicts.validate(verdicts)) == 0
-    tables = nodes.tabulate_compliance(checked, MODELS)
+    tables = results.tabulate_compliance(checked, MODELS)
     for contract, table in zip((Compliance, ComplianceDifference), tables, strict=True):
         assert len(contract.validate(table)) == 0
     with pytest.raises(InputError, match=r"judge\.kind: .* no principle names a check"):
-        nodes.judge_answers(checked, MODELS, JudgeParameters())
+        judging.judge_answers(checked, MODELS, JudgeParameters())

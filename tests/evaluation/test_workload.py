@@ -9,7 +9,7 @@ from sami_pipeline.evaluation import judges, math_attempts, mt_bench, mt_bench_a
 from sami_pipeline.evaluation.workload import attempted, judged
 from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import ExperimentParameters
-from sami_pipeline.pipelines.mt_bench_eval.nodes import constitute_questions
+from sami_pipeline.pipelines.mt_bench_eval.nodes.answering import constitute_questions
 from sami_pipeline.principles.constitutions import sample_constitutions, tabulate_principles
 from sami_pipeline.session.experiments import experiment_parameters
 

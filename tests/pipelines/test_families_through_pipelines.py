@@ -21,9 +21,9 @@ from sami_pipeline.parameters import (
     ModelsParameters,
     TrainingParameters,
 )
-from sami_pipeline.pipelines import sami_generation, sami_training
+from sami_pipeline.pipelines import bind, sami_generation, sami_training
 from sami_pipeline.pipelines.data_ingest.nodes import import_named_model
-from sami_pipeline.pipelines.mt_bench_eval.nodes import respond_as
+from sami_pipeline.pipelines.mt_bench_eval.nodes.answering import respond_as
 from sami_pipeline.principles.constitutions import tabulate_principles
 from sami_pipeline.schemas import HeldOut, HeldOutResponses, History, ResponseCounts, Responses
 from sami_pipeline.training.data import select_grids
@@ -62,10 +62,12 @@ def _tables(principle_files) -> dict[str, pd.DataFrame]:
 
 def _pipeline() -> Pipeline:
     imported = Node(
-        import_named_model("student"), inputs="params:models", outputs="student_checkpoint"
+        bind(import_named_model, name="student"),
+        inputs="params:models",
+        outputs="student_checkpoint",
     )
     answering = Node(
-        respond_as("sami"),
+        bind(respond_as, model="sami"),
         inputs=["sami_checkpoint", "responses", "training_prompt", "params:generation",
                 "params:evaluation", "completions"],
         outputs="own_responses",

@@ -87,11 +87,11 @@ class Results:
 
 @pytest.fixture(scope="module")
 def runs(kedro_run, run_name, project_folder) -> SimpleNamespace:
-    """Two runs of the same experiment under different names."""
+    """Two runs of the same experiment under different names, which hash texts differently."""
     results = []
-    for _ in range(2):
+    for variables in (None, {"PYTHONHASHSEED": "1"}):
         name = run_name()
-        finished = kedro_run("--env", "test", "--params", f"run_name={name}")
+        finished = kedro_run("--env", "test", "--params", f"run_name={name}", variables=variables)
         assert finished.returncode == 0, finished.stderr[-3000:]
         results.append(Results(project_folder, name, finished))
     return SimpleNamespace(first=results[0], second=results[1])

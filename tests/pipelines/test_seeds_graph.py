@@ -47,7 +47,7 @@ def test_a_replicate_after_sft_goes_on_with_the_sft_of_its_seed(graph):
         assert f"mt_bench.{student}_checkpoint" in node.inputs
         assert f"mt_bench.{name}_checkpoint" in node.outputs
     further = {
-        name.rpartition(".train_")[2]: _bound(node.func)["further"]
+        name.rpartition(".train_")[2]: _bound(node.func)["values"]["further"]
         for name, node in nodes.items() if ".train_" in name
     }  # fmt: skip
     assert further["sft_seed_7"] == further["sami_seed_7"] == further["sft_sami_seed_7"] == 2

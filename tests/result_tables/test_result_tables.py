@@ -16,7 +16,7 @@ from sami_pipeline.evaluation.statistics import (
     win_rates,
 )
 from sami_pipeline.pipelines import mt_bench_eval
-from sami_pipeline.pipelines.mt_bench_eval.nodes import constitute_questions
+from sami_pipeline.pipelines.mt_bench_eval.nodes.answering import constitute_questions
 from sami_pipeline.principles.constitutions import tabulate_principles
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.reporting.outcome import outcome

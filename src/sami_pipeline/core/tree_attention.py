@@ -1,12 +1,15 @@
 """Attention over a packed tree of tokens: each segment sees its own path and nothing else.
 
-Every segment attends with one call to the keys of its path, so no (T, T) mask is built and no
-score between unrelated tokens is ever computed. A mask over the whole row costs both: with two
-prompts of 400 and four responses of 250 tokens it took a third of the step on a CPU.
+Queries of a segment attend to the keys of its path, so no (T, T) mask is built and no score
+between unrelated tokens is ever computed. A mask over the whole row costs both: with two prompts of
+400 and four responses of 250 tokens it took a third of the step on a CPU. On a CPU every segment is
+a call of its own, without padding. Elsewhere, where starting a kernel takes as long as a small one
+runs, the segments of a level of the tree are one padded call.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,13 +24,34 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 
+# Scores of a segment and head from which on its call fills a GPU alone. FlashAttention then skips
+# what its mask hides, and no mask is written out.
+_LARGE = 2**20
+# How many times the scores of its segments a padded call may compute.
+_MOST_PADDED = 2.0
+# Keys of a padded call, so that a mask's rows lie where kernels can load them at once.
+_ALIGNED = 16
+
+
 class TokenTree:
-    """The segments of a packed row, with the masks that layers share."""
+    """The segments of a packed row, with the masks and places that layers share."""
 
     def __init__(self, segments: tuple[Segment, ...]) -> None:
         self.segments = segments
         self.lengths = [segment.length for segment in segments]
         self._masks: dict[Any, Tensor | None] = {}
+        self._levels: dict[Any, _Levels] = {}
+
+    def levels(self, group: int, device: torch.device) -> _Levels:
+        """Return the calls of attention level by level.
+
+        Args:
+            group: query heads that share a key head.
+            device: where their places are put.
+        """
+        if (group, device) not in self._levels:
+            self._levels[group, device] = _Levels(self, group, device)
+        return self._levels[group, device]
 
     def mask(self, segment: Segment, window: int | None, like: Tensor) -> Tensor:
         """Return the additive mask (length, offset + length) of a segment over its path.
@@ -64,6 +88,188 @@ class TokenTree:
 
         total = sum(self.lengths)
         return create_block_mask(allowed, None, None, total, total, device=device)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Segments whose queries attend in one call.
+
+    Attributes:
+        segments: their indices.
+        length: queries of each, padded: L.
+        keys: of each, padded: K.
+    """
+
+    segments: tuple[int, ...]
+    length: int
+    keys: int
+
+
+class _Levels:
+    """Attention in one call a level of a tree: what is computed together, and where it lies.
+
+    The queries of all heads that share a key head stand behind each other, so that keys are never
+    repeated. With B segments, ``group`` G heads a key head, L queries and K keys a call has the
+    shapes (key heads, B, G · L, width) and (key heads, B, K, width), and a mask (1, B, G · L, K).
+
+    Attributes:
+        calls: what is computed together.
+        queries: places of all calls' queries (Σ B · G · L) among G · T ones of a key head.
+        keys: places of all calls' keys (Σ B · K) in the row.
+        outputs: for each of the T · G outputs of a key head, its place among the calls' queries.
+    """
+
+    def __init__(self, tree: TokenTree, group: int, device: torch.device) -> None:
+        self.tree, self.group, self.device = tree, group, device
+        self.calls = _calls(tree.segments)
+        total = sum(tree.lengths)
+        row = torch.arange(total).split(tree.lengths)
+        heads = torch.arange(group)[:, None]
+        queries, keys, outputs, slots = [], [], torch.empty(total, group, dtype=torch.long), 0
+        for call in self.calls:
+            for index in call.segments:
+                segment = tree.segments[index]
+                path = torch.cat([row[p] for p in (*segment.ancestors, index)])
+                keys.append(_padded(path, call.keys))
+                queries.append(_padded(row[index] + total * heads, call.length).flatten())
+                within = torch.arange(segment.length)
+                outputs[row[index]] = (slots + within + call.length * heads).T
+                slots += group * call.length
+        self.queries, self.keys, self.outputs = (
+            _Places(index, size, device)
+            for index, size in (
+                (torch.cat(queries), group * total),
+                (torch.cat(keys), total),
+                (outputs.flatten(), slots),
+            )
+        )
+        self._masks: dict[Any, Tensor] = {}
+
+    def mask(self, call: _Call, window: int | None, like: Tensor) -> Tensor:
+        """Return the additive mask (1, B, G · L, K) of a call of several segments."""
+        key = (call, window, like.dtype)
+        if key not in self._masks:
+            segments = [self.tree.segments[index] for index in call.segments]
+            offsets, lengths = (
+                torch.tensor(numbers, device=self.device)[:, None]
+                for numbers in ([s.offset for s in segments], [s.length for s in segments])
+            )
+            # A path's positions count from 0 without a gap, so they are the places of its keys.
+            # What fills the queries up sees what the last one sees: no row is without a key.
+            within = torch.arange(call.length, device=self.device)
+            query = (offsets + within.minimum(lengths - 1))[:, None, :, None]
+            keys = torch.arange(call.keys, device=self.device)
+            hidden = keys > query
+            if window is not None:
+                hidden |= query - keys >= window
+            mask = torch.zeros(hidden.shape, dtype=like.dtype, device=self.device)
+            mask.masked_fill_(hidden, float("-inf"))
+            self._masks[key] = mask.expand(-1, self.group, -1, -1).flatten(1, 2)[None]
+        return self._masks[key]
+
+
+def _calls(segments: tuple[Segment, ...]) -> list[_Call]:
+    """Return the calls of attention: a level in one, unless padding or size speak against it."""
+    by_level: dict[int, list[int]] = {}
+    for index, segment in enumerate(segments):
+        by_level.setdefault(len(segment.ancestors), []).append(index)
+    parts: list[list[int]] = []
+    for level in by_level.values():
+        part: list[int] = []
+        for index in sorted(level, key=lambda i: _scores(segments[i]), reverse=True):
+            if _scores(segments[index]) > _LARGE:
+                parts.append([index])
+            elif not part or _padding([segments[i] for i in (*part, index)]) > _MOST_PADDED:
+                part = [index]
+                parts.append(part)
+            else:
+                part.append(index)
+    return [_call(part, [segments[index] for index in part]) for part in parts]
+
+
+def _call(indices: list[int], segments: list[Segment]) -> _Call:
+    length = max(segment.length for segment in segments)
+    keys = max(segment.offset + segment.length for segment in segments)
+    if len(segments) > 1:
+        keys = -(-keys // _ALIGNED) * _ALIGNED
+    return _Call(tuple(indices), length, keys)
+
+
+def _scores(segment: Segment) -> int:
+    return segment.length * (segment.offset + segment.length)
+
+
+def _padding(segments: list[Segment]) -> float:
+    call = _call([], segments)
+    return call.length * call.keys * len(segments) / sum(map(_scores, segments))
+
+
+def _padded(places: Tensor, length: int) -> Tensor:
+    """Fill up the last dimension with -1."""
+    return F.pad(places, (0, length - places.shape[-1]), value=-1)
+
+
+class _Places:
+    """Rows that are taken from a tensor, some of them several times, and the way back.
+
+    A gradient is the sum over all the times a row was taken, added up in a fixed order, which
+    ``index_add`` would not keep on a GPU, and rounded once.
+
+    Args:
+        index: (N,) int64 of the rows; -1 takes any, whose gradient is 0.
+        size: rows that there are.
+        device: of the tensors.
+    """
+
+    def __init__(self, index: Tensor, size: int, device: torch.device) -> None:
+        self.index = index.clamp_min(0).to(device)
+        real = (index >= 0).nonzero().flatten()
+        order = index[real].argsort(stable=True)
+        slots, counts = real[order], index[real].bincount(minlength=size)
+        starts = counts.cumsum(0) - counts
+        back, self.groups, target, done = [], [], torch.empty(size, dtype=torch.long), 0
+        # Rows that are taken equally often are added up at once.
+        for times in counts.unique().tolist():
+            rows = (counts == times).nonzero().flatten()
+            if times:
+                back.append(slots[starts[rows, None] + torch.arange(times)].flatten())
+            self.groups.append((len(rows), times))
+            target[rows] = done + torch.arange(len(rows))
+            done += len(rows)
+        self.back = torch.cat(back).to(device)
+        self.target = target.to(device)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Return (rows of others, N, width) of a tensor (rows of others, size, width)."""
+        return _Take.apply(tensor, self)
+
+    def gradient(self, gradient: Tensor) -> Tensor:
+        """Return the gradient of the tensor from that of what was taken."""
+        taken = gradient.index_select(1, self.back)
+        if [times for _, times in self.groups] == [1]:
+            return taken
+        sizes = [rows * times for rows, times in self.groups]
+        parts = [
+            part.unflatten(1, (rows, times)).sum(2)
+            if times > 1
+            else part
+            if times
+            else part.new_zeros(len(part), rows, part.shape[2])
+            for part, (rows, times) in zip(taken.split(sizes, dim=1), self.groups, strict=True)
+        ]
+        return torch.cat(parts, dim=1).index_select(1, self.target)
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, places: _Places) -> Tensor:
+        ctx.places = places
+        return tensor.index_select(1, places.index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.places.gradient(gradient), None
 
 
 def _path_mask(length: int, offset: int, window: int | None, like: Tensor) -> Tensor:
@@ -200,6 +406,20 @@ def _attend_along_paths(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    attend = _segment_by_segment if query.device.type == "cpu" else _level_by_level
+    return attend(query, key, value, tree, dropout=dropout, scale=scale, window=window)
+
+
+def _segment_by_segment(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: TokenTree,
+    *,
+    dropout: float,
+    scale: float,
+    window: int | None,
+) -> Tensor:
     # One split has one concatenation as its backward; slices would each fill a whole row.
     queries, keys, values = (t.split(tree.lengths, dim=2) for t in (query, key, value))
     outputs = []
@@ -214,6 +434,43 @@ def _attend_along_paths(
             _attend(queries[index], path_keys, path_values, mask, scale=scale, dropout=dropout)
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+
+
+def _level_by_level(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: TokenTree,
+    *,
+    dropout: float,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    _, heads, total, width = query.shape
+    key_heads = key.shape[1]
+    group = heads // key_heads
+    levels = tree.levels(group, query.device)
+    sizes = [len(call.segments) * group * call.length for call in levels.calls]
+    key_sizes = [len(call.segments) * call.keys for call in levels.calls]
+    queries = levels.queries.take(query.reshape(key_heads, group * total, width)).split(sizes, 1)
+    keys, values = (levels.keys.take(t.squeeze(0)).split(key_sizes, 1) for t in (key, value))
+    outputs = []
+    for call, *states in zip(levels.calls, queries, keys, values, strict=True):
+        alone = len(call.segments) == 1
+        # One segment: (key heads, G, L, width) with one key head for all; else B in the place of G.
+        shapes = [(group if alone else len(call.segments), -1)] + 2 * [(len(call.segments), -1)]
+        states = [state.unflatten(1, shape) for state, shape in zip(states, shapes, strict=True)]
+        if alone:
+            mask = tree.mask(tree.segments[call.segments[0]], window, query)
+        else:
+            mask = levels.mask(call, window, query)
+        output = F.scaled_dot_product_attention(
+            *states, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=alone and group > 1
+        )
+        outputs.append(output.flatten(1, 2))
+    output = levels.outputs.take(torch.cat(outputs, dim=1)).unflatten(1, (total, group))
+    # (key heads, T, G, width) to (1, T, heads, width).
+    return output.transpose(0, 1).contiguous().view(1, total, heads, -1)
 
 
 def use_tree_attention() -> None:

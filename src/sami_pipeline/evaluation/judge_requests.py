@@ -6,6 +6,7 @@ import logging
 
 import pandas as pd
 
+from sami_pipeline import schemas
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.evaluation import judges, mt_bench
 from sami_pipeline.evaluation.judge_kinds import judge_kind
@@ -21,12 +22,6 @@ from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.parameters import JudgeParameters, ModelJudgeParameters
 
 logger = logging.getLogger(__name__)
-
-JUDGEMENT_COLUMNS = (
-    "judge", "judge_model", "model", "opponent", "question_id", "category", "turn",
-    "constitution", "order", "sample", "prompt", "text", "verdict", "prompt_tokens",
-    "completion_tokens", "finish_reason",
-)  # fmt: skip
 
 
 def with_references(questions: pd.DataFrame, parameters: ModelJudgeParameters) -> pd.DataFrame:
@@ -102,7 +97,7 @@ def tabulate_judgements(
         logger.warning("Judge: %d calls gave two different verdicts", contradictory.sum())
     for reason, count in unread.loc[~contradictory, "finish_reason"].value_counts().items():
         logger.warning("Judge: %d calls without a verdict ended with %r", count, reason)
-    return table[[*JUDGEMENT_COLUMNS, *seed_columns(table)]]
+    return schemas.Judgements.tabulate(table)
 
 
 def decide_verdicts(

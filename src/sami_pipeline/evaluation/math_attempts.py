@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from sami_pipeline import schemas
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.evaluation import math_answers, math_readings
 from sami_pipeline.evaluation.math_accuracy import GREEDY
@@ -77,7 +78,7 @@ def tabulate_attempts(
         pairs = zip(answers, rows["reference"], strict=True)
         return [math_answers.same_number(answer, reference) for answer, reference in pairs]
 
-    return rows.assign(
+    table = rows.assign(
         model=model,
         text=texts,
         answer=answers,
@@ -92,11 +93,5 @@ def tabulate_attempts(
         finish_reason=[completion.finish_reason for completion in completions],
         prompt_tokens=[completion.prompt_tokens for completion in completions],
         completion_tokens=[completion.completion_tokens for completion in completions],
-    )[list(ATTEMPT_COLUMNS)]
-
-
-ATTEMPT_COLUMNS = (
-    "model", "problem_id", "attempt", "text", "answer", "reading", "strict", "flexible",
-    "published", "correct", "strict_correct", "harness_strict", "harness_flexible", "reference",
-    "prompt", "finish_reason", "prompt_tokens", "completion_tokens",
-)  # fmt: skip
+    )
+    return schemas.Attempts.tabulate(table)

@@ -9,23 +9,9 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from sami_pipeline import schemas
 from sami_pipeline.parameters import EvaluationParameters
 from sami_pipeline.principles.degeneration import is_degenerate
-
-ANSWER_COLUMNS = (
-    "model",
-    "question_id",
-    "category",
-    "turn",
-    "constitution",
-    "stances",
-    "prompt",
-    "answer",
-    "finish_reason",
-    "prompt_tokens",
-    "completion_tokens",
-    "degenerate",
-)
 
 
 def plan_first_turn(
@@ -105,7 +91,7 @@ def answer_questions(
         without_constitution: see ``plan_first_turn``.
 
     Returns:
-        One row per (question, turn, constitution) with ``ANSWER_COLUMNS``.
+        The rows of `schemas.Answers`: one per (question, turn, constitution).
     """
     planned = plan_first_turn(questions, constitutions, without_constitution=without_constitution)
     answers = generate(planned, f"{model}: turn 1")
@@ -115,7 +101,7 @@ def answer_questions(
     answers = answers.assign(model=model)
     answers["degenerate"] = [is_degenerate(text) for text in answers["answer"]]
     answers = answers.sort_values(["question_id", "turn", "constitution"], ignore_index=True)
-    return answers[list(ANSWER_COLUMNS)]
+    return schemas.Answers.tabulate(answers)
 
 
 WRONG_REFERENCES = frozenset(

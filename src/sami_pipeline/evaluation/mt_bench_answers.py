@@ -7,23 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from sami_pipeline import schemas
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.models.prompts import Prompt, PromptTemplate
 from sami_pipeline.parameters import EvaluationParameters, GenerationParameters
 from sami_pipeline.training.responses import with_completions
-
-_HELD_OUT_COLUMNS = {
-    "model": "str",
-    "query_id": "str",
-    "category": "str",
-    "constitution_index": int,
-    "constitution": "str",
-    "prompt": "str",
-    "response": "str",
-    "finish_reason": "str",
-    "prompt_tokens": int,
-    "completion_tokens": int,
-}
 
 
 def turn_requests(
@@ -82,4 +70,4 @@ def tabulate_held_out(
 ) -> pd.DataFrame:
     """Return a model's own responses to the held-out queries, one row for each constitution."""
     table = with_completions(rows.assign(model=model), completions)
-    return table[list(_HELD_OUT_COLUMNS)].astype(_HELD_OUT_COLUMNS).reset_index(drop=True)
+    return schemas.HeldOutResponses.tabulate(table)

@@ -508,6 +508,22 @@ def compliance_difference(
     return with_corrected_p(table, key, matches=["model", "baseline"])
 
 
+def estimates(
+    of: pd.DataFrame, records: Iterable[tuple], names: Sequence[str], values: Sequence[str]
+) -> pd.DataFrame:
+    """Return results as a table whose columns have their types, also where there are no rows.
+
+    Args:
+        of: what they were computed from; results have `seeds` if it names training seeds.
+        records: of each result its names, then `n`, `rows`, `seeds`, then its values.
+        names: columns of text.
+        values: columns of numbers.
+    """
+    types = dict.fromkeys(names, "str") | dict.fromkeys(["n", "rows", "seeds"], int)
+    types |= dict.fromkeys(values, float)
+    return with_seeds(of, pd.DataFrame(records, columns=list(types)).astype(types))
+
+
 def response_lengths(responses: pd.DataFrame) -> pd.DataFrame:
     """Mean length of each model's responses under each constitution.
 
@@ -533,12 +549,9 @@ def response_lengths(responses: pd.DataFrame) -> pd.DataFrame:
         truncated = mean_interval(rows["finish_reason"] == "length", queries, seeds=seeds)
         counts = (*tokens.counts, tokens.seeds)
         records.append((model, constitution, *counts, *tokens.bounds, *truncated.bounds))
-    dtypes = {"model": "str", "constitution": "str", "n": int, "rows": int, "seeds": int}
-    for column in ("mean_tokens", "truncated_rate"):
-        prefix = column.removesuffix("_rate")
-        dtypes |= dict.fromkeys((column, f"{prefix}_ci_low", f"{prefix}_ci_high"), float)
-    table = pd.DataFrame(records, columns=list(dtypes)).astype(dtypes)
-    return with_seeds(responses, table)
+    values = ["mean_tokens", "mean_tokens_ci_low", "mean_tokens_ci_high"]
+    values += ["truncated_rate", "truncated_ci_low", "truncated_ci_high"]
+    return estimates(responses, records, ["model", "constitution"], values)
 
 
 def degeneration(answers: pd.DataFrame | StoredTable) -> pd.DataFrame:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import reduce, wraps
 from operator import add
+from typing import Any
 
 import pandas as pd
 from kedro.pipeline import Node, Pipeline
@@ -33,9 +35,26 @@ def with_datasets_under(name: str, pipeline: Pipeline) -> Pipeline:
     )
 
 
+def bind(function: Callable[..., Any], **values: Any) -> Callable[..., Any]:
+    """Return a node's function with values for those of its arguments that the graph decides.
+
+    ``functools.partial`` binds them too, but kedro-viz shows no code for it, and Kedro reads no
+    types of parameters from it.
+    """
+
+    @wraps(function)
+    def bound(*inputs: Any, **named_inputs: Any) -> Any:
+        return function(*inputs, **named_inputs, **values)
+
+    signature = inspect.signature(function)
+    left = [each for name, each in signature.parameters.items() if name not in values]
+    bound.__signature__ = signature.replace(parameters=left)
+    return bound
+
+
 def for_each_model(
     models: Sequence[str],
-    make: Callable[[str], Callable[..., pd.DataFrame]],
+    function: Callable[..., pd.DataFrame],
     *,
     inputs: Sequence[str],
     output: str,
@@ -44,19 +63,18 @@ def for_each_model(
 
     Args:
         models: by name.
-        make: gives the node function of a model; the node is named after it.
+        function: of the nodes, with the argument ``model``; a node is named after both.
         inputs: what follows ``{model}_checkpoint``.
         output: the table is ``{model}_{output}``.
     """
-    functions = {model: make(model) for model in models}
     return [
         Node(
-            function,
+            bind(function, model=model),
             inputs=[f"{model}_checkpoint", *inputs],
             outputs=f"{model}_{output}",
-            name=function.__name__,
+            name=f"{function.__name__}_{model}",
         )
-        for model, function in functions.items()
+        for model in models
     ]
 
 
@@ -70,39 +88,41 @@ def combined(
         table: each has one, ``{name}_{table}``.
         output: name of the whole; None takes ``table``.
     """
-    several = any(name != model for name, (model, _) in replicates.items())
     return Node(
-        combine_replicates(dict(replicates)) if several else combine_tables,
+        bind(combine_replicates, replicates=dict(replicates))
+        if with_seeds(replicates)
+        else combine_tables,
         inputs=[f"{name}_{table}" for name in replicates],
         outputs=output or table,
         name=f"combine_{table}",
     )
 
 
+def with_seeds(replicates: Mapping[str, tuple[str, int]]) -> bool:
+    """Return whether some models were trained with several seeds."""
+    return any(name != model for name, (model, _) in replicates.items())
+
+
 def combine_replicates(
-    replicates: Mapping[str, tuple[str, int]],
-) -> Callable[..., pd.DataFrame | StoredTable]:
-    """Return the node function that combines tables of replicates, with their training seeds.
+    *tables: pd.DataFrame | StoredTable, replicates: Mapping[str, tuple[str, int]]
+) -> pd.DataFrame | StoredTable:
+    """Return the rows of all models in one table with ``seed``; of stored ones none is read.
 
     Args:
+        tables: of each replicate.
         replicates: model and seed of every table, in the order of the tables.
     """
-
-    def combine(*tables: pd.DataFrame | StoredTable) -> pd.DataFrame | StoredTable:
-        """Return the rows of all models in one table with ``seed``; of stored ones none is read."""
-        marked = []
-        for table, (model, seed) in zip(tables, replicates.values(), strict=True):
-            constants = {"model": model, SEED: seed}
-            marked.append(
-                table.with_constants(constants)
-                if isinstance(table, StoredTable)
-                else table.assign(**constants)
-            )
-        if all(isinstance(table, StoredTable) for table in marked):
-            return reduce(add, marked)
-        return pd.concat(marked, ignore_index=True)
-
-    return combine
+    marked = []
+    for table, (model, seed) in zip(tables, replicates.values(), strict=True):
+        constants = {"model": model, SEED: seed}
+        marked.append(
+            table.with_constants(constants)
+            if isinstance(table, StoredTable)
+            else table.assign(**constants)
+        )
+    if all(isinstance(table, StoredTable) for table in marked):
+        return reduce(add, marked)
+    return pd.concat(marked, ignore_index=True)
 
 
 def combine_tables(*tables: pd.DataFrame | StoredTable) -> pd.DataFrame | StoredTable:

@@ -32,6 +32,9 @@ CONTRASTING = "contrasting"
 # The desired constitution in evaluation, in the words that were trained on.
 TRAINED_WORDING = "desired_trained_wording"
 
+OPPOSITE = {"principle": "antithesis", "antithesis": "principle"}
+"""The other stance of each."""
+
 Contrast = Literal["sampled", "opposite"]
 # How the constitutions that train are drawn; pairs gives grids without the desired one too.
 TrainingContrast = Literal["sampled", "opposite", "pairs"]

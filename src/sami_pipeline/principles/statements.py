@@ -8,27 +8,13 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from sami_pipeline import schemas
 from sami_pipeline.evaluation.seeds import SEED, seed_columns
 from sami_pipeline.principles.checks import Check, parse_check
 from sami_pipeline.principles.degeneration import is_degenerate
 from sami_pipeline.tables import StoredTable, parts_of
 
-STATEMENT_COLUMNS = (
-    "model",
-    "question_id",
-    "category",
-    "turn",
-    "constitution",
-    "principle",
-    "stance",
-    "check",
-    "asked",
-    "evidence",
-    "passed",
-    "degenerate",
-)
-
-_ANSWER_COLUMNS = (*STATEMENT_COLUMNS[:5], "stances", "answer", "finish_reason")
+_ANSWER = ("model", "question_id", "category", "turn", "constitution")
 
 
 class CheckedStatement(NamedTuple):
@@ -114,35 +100,26 @@ def check_answers(answers: pd.DataFrame | StoredTable, principles: pd.DataFrame)
         principles: as from ``tabulate_principles``.
 
     Returns:
-        ``model, question_id, category, turn, constitution, principle, stance, check, asked,
-        evidence, passed, degenerate`` and, if the answers have it, ``seed``: the input of the
+        The rows of `schemas.Checked`, with ``seed`` if the answers have it: the input of the
         checklist judge and of the compliance tables.
     """
     checks = checks_by_category(principles)
-    tables = [_tabulated([])]
-    for part in parts_of(answers, [*_ANSWER_COLUMNS, "degenerate", SEED]):
+    tables = [schemas.Checked.empty()]
+    read = [*_ANSWER, "stances", "answer", "finish_reason"]
+    for part in parts_of(answers, [*read, "degenerate", SEED]):
         if "degenerate" not in part:
             part = part.assign(degenerate=[is_degenerate(text) for text in part["answer"]])
         # The training seed follows, where there are several.
         kept = ["degenerate", *seed_columns(part)]
-        columns = [part[column].tolist() for column in _ANSWER_COLUMNS]
+        columns = [part[column].tolist() for column in read]
         rest = zip(*(part[column].tolist() for column in kept), strict=True)
-        tables.append(
-            _tabulated(
-                [
-                    (*key, *statement, *own)
-                    for *key, stances, text, reason, own in zip(*columns, rest, strict=True)
-                    for statement in checks[key[2]].outcomes(
-                        text, json.loads(stances), truncated=reason == "length"
-                    )
-                ],
-                seed_columns(part),
+        rows = [
+            (*key, *statement, *own)
+            for *key, stances, text, reason, own in zip(*columns, rest, strict=True)
+            for statement in checks[key[2]].outcomes(
+                text, json.loads(stances), truncated=reason == "length"
             )
-        )
+        ]
+        names = [*_ANSWER, *CheckedStatement._fields, *kept]
+        tables.append(schemas.Checked.tabulate(pd.DataFrame(rows, columns=names)))
     return pd.concat(tables if len(tables) == 1 else tables[1:], ignore_index=True)
-
-
-def _tabulated(rows: list[tuple], seeds: Sequence[str] = ()) -> pd.DataFrame:
-    dtypes = dict.fromkeys(STATEMENT_COLUMNS, "str")
-    dtypes |= {"turn": int, "passed": bool, "degenerate": bool} | dict.fromkeys(seeds, int)
-    return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from sami_pipeline import schemas
 from sami_pipeline.engines import Completion, GenerationRequest
 from sami_pipeline.errors import InputError, first_fault
 from sami_pipeline.models.prompts import Prompt, check_placeholders
@@ -25,7 +26,6 @@ from sami_pipeline.principles.constitutions import CategoryPrinciples
 logger = logging.getLogger(__name__)
 
 COMPLETE, INCOMPLETE, MALFORMED = "complete", "incomplete", "malformed"
-WRITING_COLUMNS = ("category", "attempt", "status", "found", "kept", "text")
 
 _LONGEST_STATEMENT = 300
 # A label begins a line, after a number or signs of markup, or a field of JSON.
@@ -197,11 +197,15 @@ def write_principles(
             kept = new_pairs(found, known)[:room]
             written[name] += kept
             rows.append(
-                (
-                    name, attempt, _status(completion, found, len(kept) == room),
-                    len(found), len(kept), text,
-                )
-            )  # fmt: skip
+                {
+                    "category": name,
+                    "attempt": attempt,
+                    "status": _status(completion, found, len(kept) == room),
+                    "found": len(found),
+                    "kept": len(kept),
+                    "text": text,
+                }
+            )
     files = {
         name: _file(name, pairs, existing.get(name, ()), written_by)
         for name, pairs in written.items()
@@ -214,7 +218,7 @@ def write_principles(
                 "principle_writing",
                 name, len(pairs), parameters.per_category, parameters.attempts,
             )  # fmt: skip
-    return files, pd.DataFrame(rows, columns=list(WRITING_COLUMNS))
+    return files, schemas.PrincipleWriting.tabulate(rows)
 
 
 def _status(completion: Completion, found: Sequence[Pair], complete: bool) -> str:

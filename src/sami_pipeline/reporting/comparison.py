@@ -11,6 +11,7 @@ import pandas as pd
 from pandera.errors import SchemaError
 from pandera.pandas import DataFrameModel
 
+from sami_pipeline import schemas
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
 from sami_pipeline.evaluation.math_accuracy import accuracy, accuracy_difference
@@ -214,9 +215,8 @@ def run_differences(outputs: Results, runs: Sequence[str]) -> pd.DataFrame:
         runs: names of the runs; the first is the one that the others are compared with.
 
     Returns:
-        ``experiment, run, other_run, model, metric, n, rows, difference, ci_low, ci_high,
-        p_value``; ``rows`` counts pairs. A model or experiment without a shared question has no
-        row.
+        The rows of `schemas.RunDifferences`. A model or experiment without a shared question has
+        none.
     """
     found = []
     experiments = sorted({place.split("/")[1] for place in outputs if place.count("/") == 2})
@@ -228,14 +228,14 @@ def run_differences(outputs: Results, runs: Sequence[str]) -> pd.DataFrame:
             first, *others = (outputs[f"{run}/{experiment}/{kind}"]() for run in there)
             for run, table in zip(there[1:], others, strict=True):
                 for model in first["model"].drop_duplicates():
-                    rows = compare(*_asked_alike(first, table, model, kind), there[0], run)
+                    ours, theirs = _asked_alike(first, table, model, kind)
+                    if ours.empty:
+                        continue
+                    sides = [theirs.assign(model=run), ours.assign(model=there[0])]
+                    rows = compare(pd.concat(sides, ignore_index=True), there[0])
                     found.append(rows.assign(experiment=experiment, run=run, other_run=there[0],
                                              model=model))  # fmt: skip
-    names = dict.fromkeys(["experiment", "run", "other_run", "model", "metric"], "str")
-    names |= {"n": int, "rows": int}
-    names |= dict.fromkeys(["difference", "ci_low", "ci_high", "p_value"], float)
-    table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(names))
-    return table[list(names)].astype(names)
+    return schemas.RunDifferences.tabulate(pd.concat(found) if found else [])
 
 
 def _asked_alike(
@@ -252,23 +252,12 @@ def _asked_alike(
     return tuple(side.merge(shared, on=key) for side in sides)
 
 
-def _compliance_between(
-    ours: pd.DataFrame, theirs: pd.DataFrame, first: str, run: str
-) -> pd.DataFrame:
-    if ours.empty:
-        return pd.DataFrame()
-    both = pd.concat([theirs.assign(model=run), ours.assign(model=first)], ignore_index=True)
-    table = compliance_difference(both, first)
-    table = table[(table["category"] == OVERALL) & (table["turn"] == FIRST_TURN)]
+def _compliance_between(both: pd.DataFrame, first: str) -> pd.DataFrame:
+    table = _headline(compliance_difference(both, first))
     return table.assign(metric="compliance, " + table["constitution"] + " " + table["stance"])
 
 
-def _accuracy_between(
-    ours: pd.DataFrame, theirs: pd.DataFrame, first: str, run: str
-) -> pd.DataFrame:
-    if ours.empty:
-        return pd.DataFrame()
-    both = pd.concat([theirs.assign(model=run), ours.assign(model=first)], ignore_index=True)
+def _accuracy_between(both: pd.DataFrame, first: str) -> pd.DataFrame:
     table = accuracy_difference(both, first, extraction="answer", ks=[1])
     table = table[table["metric"].isin(["greedy", "pass_at_k"])]
     return table.assign(rows=table["n"], metric=table["metric"].replace("pass_at_k", "pass_at_1"))

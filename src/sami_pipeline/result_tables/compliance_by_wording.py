@@ -14,13 +14,14 @@ import pandera.pandas as pa
 from pandera.typing import Series
 
 from sami_pipeline.evaluation.intervals import DIFFERENCE, SHARE, mean_interval, paired_p
-from sami_pipeline.evaluation.seeds import seed_columns, seeds_in, with_seeds
+from sami_pipeline.evaluation.seeds import seed_columns, seeds_in
 from sami_pipeline.evaluation.statistics import (
     ALL_PRINCIPLES,
     DESIRED,
     OVERALL,
     by_category,
     complies,
+    estimates,
     with_clusters,
     with_corrected_p,
 )
@@ -104,11 +105,8 @@ def compliance_by_wording(checked: pd.DataFrame) -> pd.DataFrame:
                     key = (model, wording, principle, category)
                     counts = (*result.counts, result.seeds)
                     records.append((*key, *counts, *result.bounds, *tested))
-    dtypes = dict.fromkeys([*_KEY, "category"], "str")
-    dtypes |= dict.fromkeys(["n", "rows", "seeds"], int)
     values = ["compliance", "ci_low", "ci_high", "detectable", "p_value"]
-    dtypes |= dict.fromkeys(values, float)
-    table = with_seeds(checked, pd.DataFrame(records, columns=list(dtypes)).astype(dtypes))
+    table = estimates(checked, records, [*_KEY, "category"], values)
     return with_corrected_p(table, _KEY, matches=["model"])
 
 

@@ -17,8 +17,8 @@ from pandera.typing import Series
 
 from sami_pipeline.evaluation.checklist import judge_checklist
 from sami_pipeline.evaluation.intervals import holm, mean_interval, paired_p
-from sami_pipeline.evaluation.seeds import NO_SEED, SEED, with_seeds
-from sami_pipeline.evaluation.statistics import POINTS, by_constitution
+from sami_pipeline.evaluation.seeds import NO_SEED, SEED
+from sami_pipeline.evaluation.statistics import POINTS, by_constitution, estimates
 from sami_pipeline.principles.degeneration import is_degenerate
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.result_tables.record import ResultTable
@@ -136,9 +136,7 @@ def controls(
             p_value = paired_p(2 * rows["value"] - 1, rows["question_id"], seeds=seeds)
         records.append((*key, *result.counts, result.seeds, *result.bounds, p_value))
     names = ["control", "constitution", "model", "opponent"]
-    dtypes = dict.fromkeys(names, "str") | dict.fromkeys(["n", "rows", "seeds"], int)
-    dtypes |= dict.fromkeys(["value", "ci_low", "ci_high", "p_value"], float)
-    table = with_seeds(answers, pd.DataFrame(records, columns=list(dtypes)).astype(dtypes))
+    table = estimates(answers, records, names, ["value", "ci_low", "ci_high", "p_value"])
     corrected = pd.Series(float("nan"), index=table.index)
     for _, family in table.groupby(["control", "constitution"], sort=False):
         corrected[family.index] = holm(family["p_value"].tolist())

@@ -23,7 +23,6 @@ from sami_pipeline.evaluation.seeds import (
     seed_columns,
     seed_pairs,
     seeds_in,
-    with_seeds,
 )
 from sami_pipeline.evaluation.statistics import (
     ALL_PRINCIPLES,
@@ -32,10 +31,11 @@ from sami_pipeline.evaluation.statistics import (
     by_category,
     by_constitution,
     complies,
+    estimates,
     with_clusters,
     with_corrected_p,
 )
-from sami_pipeline.principles.constitutions import TRAINED_WORDING
+from sami_pipeline.principles.constitutions import OPPOSITE, TRAINED_WORDING
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.result_tables.record import ResultTable
 from sami_pipeline.result_tables.shown import Estimate, Table
@@ -44,7 +44,6 @@ from sami_pipeline.tables import StoredTable, columns_of
 if TYPE_CHECKING:
     from sami_pipeline.parameters import JudgedParameters, ModelsParameters
 
-_OPPOSITE = {"principle": "antithesis", "antithesis": "principle"}
 _STATEMENT = ["question_id", "principle", "stance"]
 _COMPARISON = ["model", "baseline", "constitution", "stance", "principle"]
 
@@ -61,7 +60,7 @@ class Contract(pa.DataFrameModel):
     model: Series[str]
     baseline: Series[str]
     constitution: Series[str]
-    stance: Series[str] = pa.Field(isin=list(_OPPOSITE))
+    stance: Series[str] = pa.Field(isin=list(OPPOSITE))
     principle: Series[str]
     category: Series[str] = pa.Field(str_length={"min_value": 1})
     n: Series[int] = pa.Field(ge=1)
@@ -102,7 +101,7 @@ def paired_statements(
     first = first[(first["turn"] == 1) & (first["constitution"] != TRAINED_WORDING)]
     swapped = first.assign(
         stances=[
-            json.dumps([[principle, _OPPOSITE[stance]] for principle, stance in json.loads(each)])
+            json.dumps([[principle, OPPOSITE[stance]] for principle, stance in json.loads(each)])
             for each in first["stances"]
         ]
     )
@@ -153,11 +152,8 @@ def steerability(
             key = (model, other, constitution, stance, principle, category)
             measures = (*result.counts, result.seeds, *result.bounds, result.detectable, p_value)
             records.append((*key, *measures))
-    dtypes = dict.fromkeys([*_COMPARISON, "category"], "str")
-    dtypes |= dict.fromkeys(["n", "rows", "seeds"], int)
-    values = ["steerability", "ci_low", "ci_high", "detectable", "p_value"]
-    dtypes |= dict.fromkeys(values, float)
-    table = with_seeds(pairs, pd.DataFrame(records, columns=list(dtypes)).astype(dtypes))
+    measures = ["steerability", "ci_low", "ci_high", "detectable", "p_value"]
+    table = estimates(pairs, records, [*_COMPARISON, "category"], measures)
     return with_corrected_p(table, _COMPARISON, matches=["model"])
 
 

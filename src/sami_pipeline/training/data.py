@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sami_pipeline import engines
+from sami_pipeline import engines, schemas
 from sami_pipeline.errors import InputError, writing
 from sami_pipeline.evaluation.intervals import DIFFERENCE, SHARE, mean_interval
 from sami_pipeline.models.prompts import Prompt
@@ -30,23 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HISTORY_COLUMNS = {
-    "model": "str",
-    "step": int,
-    "loss": float,
-    "gradient_norm": float,
-    "learning_rate": float,
-    "weights_moved": float,
-    "tokens_per_second": float,
-    "peak_memory_bytes": int,
-    "response_tokens": float,
-    "row_accuracy": float,
-    "column_accuracy": float,
-    "mi_lower_bound": float,
-    "kl": float,
-    "preference_accuracy": float,
-    "reward_margin": float,
-}
 HELD_OUT_METRICS = (
     "loss",
     "mi_lower_bound",
@@ -235,16 +218,12 @@ def state_kept_in(folder: Path) -> Iterator[None]:
 
 def history_table(model: str, history: pd.DataFrame) -> pd.DataFrame:
     """Return a model's history with all columns of the table of histories, empty where unknown."""
-    return (
-        history.assign(model=model)
-        .reindex(columns=list(HISTORY_COLUMNS))
-        .astype(HISTORY_COLUMNS)
-        .reset_index(drop=True)
-    )
+    known = history.assign(model=model)
+    return schemas.History.tabulate(known.reindex(columns=list(schemas.History.empty())))
 
 
 def held_out_table(model: str, measured: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return ``model, stage, metric, n, value, ci_low, ci_high``, intervals over held-out queries.
+    """Return the rows of `schemas.HeldOut`, with intervals over held-out queries.
 
     Args:
         model: the trained model's name.
@@ -272,6 +251,4 @@ def held_out_table(model: str, measured: Mapping[str, pd.DataFrame]) -> pd.DataF
                     "ci_high": interval.high,
                 }
             )
-    dtypes = {"model": "str", "stage": "str", "metric": "str", "n": int}
-    dtypes |= dict.fromkeys(("value", "ci_low", "ci_high"), float)
-    return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
+    return schemas.HeldOut.tabulate(rows)

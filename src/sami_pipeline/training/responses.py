@@ -9,12 +9,14 @@ from collections.abc import Sequence
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
+from sami_pipeline import schemas
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.errors import InputError
 from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import FiltersParameters, GenerationParameters
 from sami_pipeline.principles.constitutions import (
     DESIRED,
+    OPPOSITE,
     choose_wordings,
     format_statements,
     wording,
@@ -193,7 +195,6 @@ def teacher_compliance(generations: pd.DataFrame, principles: pd.DataFrame) -> p
         in words what was asked of a response, shares in [0, 1],
         NaN where no response was asked for that stance.
     """
-    opposite = {"principle": "antithesis", "antithesis": "principle"}
     checks = checks_by_category(principles)
     rows = []
     given = generations[generations["finish_reason"] != "failed"]
@@ -203,7 +204,7 @@ def teacher_compliance(generations: pd.DataFrame, principles: pd.DataFrame) -> p
             stances = json.loads(row.stances)
             for kind, asked in (
                 ("asked", stances),
-                ("unasked", [(name, opposite[stance]) for name, stance in stances]),
+                ("unasked", [(name, OPPOSITE[stance]) for name, stance in stances]),
             ):
                 for statement in checks[category].outcomes(
                     row.response, asked, truncated=row.finish_reason == "length"
@@ -224,9 +225,7 @@ def teacher_compliance(generations: pd.DataFrame, principles: pd.DataFrame) -> p
                     "unasked": float(pd.Series(cell["unasked"], dtype=float).mean()),
                 }
             )
-    dtypes = dict.fromkeys(["category", "principle", "stance", "check"], "str")
-    dtypes |= {"n_asked": int, "asked": float, "n_unasked": int, "unasked": float}
-    return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
+    return schemas.TeacherCompliance.tabulate(rows)
 
 
 def count_statuses(responses: pd.DataFrame) -> pd.DataFrame:

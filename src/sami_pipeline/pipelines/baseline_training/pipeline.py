@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import ExperimentParameters
-from sami_pipeline.pipelines import sami_training
+from sami_pipeline.pipelines import bind, sami_training
 from sami_pipeline.pipelines.baseline_training.nodes import train_baseline
-from sami_pipeline.training.baselines.record import Baseline
+from sami_pipeline.training.baselines.record import Baseline, function
 from sami_pipeline.training.baselines.registry import baselines
 
 
@@ -55,7 +55,15 @@ def _alone(
     return Pipeline(
         [
             Node(
-                train_baseline(baseline, name, further),
+                bind(
+                    train_baseline,
+                    baseline=baseline,
+                    # Bound as functions, so that a change in one counts for this node.
+                    method=function(baseline.method),
+                    choose=function(baseline.choose) if baseline.choose else None,
+                    name=name,
+                    further=further,
+                ),
                 inputs={
                     "student": _student(experiment, baseline, further),
                     "responses": "responses",

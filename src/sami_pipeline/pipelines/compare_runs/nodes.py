@@ -13,29 +13,24 @@ from sami_pipeline.parameters import CompareRunsParameters
 from sami_pipeline.reporting import comparison
 
 
-def compare_by(
+def compare(
+    results: dict[str, Callable[[], pd.DataFrame]],
+    outputs: dict[str, Callable[[], pd.DataFrame]],
+    records: dict[str, Callable[[], Mapping[str, Any]]],
+    parameters: CompareRunsParameters,
+    *,
     headlines: Mapping[str, comparison.Headline],
-) -> Callable[..., tuple[pd.DataFrame, pd.DataFrame]]:
-    """Return the node function that compares runs by these figures; see ``compare_runs``."""
-
-    def compare(
-        results: dict[str, Callable[[], pd.DataFrame]],
-        outputs: dict[str, Callable[[], pd.DataFrame]],
-        records: dict[str, Callable[[], Mapping[str, Any]]],
-        parameters: CompareRunsParameters,
-    ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Return headline figures of the chosen runs, and paired differences from the first."""
-        runs = parameters.runs
-        if parameters.pooled:
-            tables, made = comparison.pooled_results(outputs, records, parameters.pooled)
-            results, outputs = results | tables, outputs | made
-            if runs is not None:
-                runs = (*runs, comparison.POOLED)
-        table = comparison.compare_runs(results, headlines, runs)
-        compared = table["run"].drop_duplicates().tolist()
-        return table, comparison.run_differences(outputs, compared)
-
-    return compare
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return headline figures of the chosen runs, and paired differences from the first."""
+    runs = parameters.runs
+    if parameters.pooled:
+        tables, made = comparison.pooled_results(outputs, records, parameters.pooled)
+        results, outputs = results | tables, outputs | made
+        if runs is not None:
+            runs = (*runs, comparison.POOLED)
+    table = comparison.compare_runs(results, headlines, runs)
+    compared = table["run"].drop_duplicates().tolist()
+    return table, comparison.run_differences(outputs, compared)
 
 
 def tabulate_differences(

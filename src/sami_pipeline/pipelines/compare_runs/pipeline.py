@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from kedro.pipeline import Node, Pipeline
 
+from sami_pipeline.pipelines import bind
 from sami_pipeline.pipelines.compare_runs.nodes import (
-    compare_by,
+    compare,
     draw_comparison,
     tabulate_differences,
 )
@@ -23,7 +24,7 @@ def create_pipeline(headlines: Mapping[str, Headline]) -> Pipeline:
     return Pipeline(
         [
             Node(
-                compare_by(headlines),
+                bind(compare, headlines=headlines),
                 inputs=["results", "outputs", "records", "params:compare_runs"],
                 outputs=["comparison", "run_differences"],
                 name="compare",

@@ -43,17 +43,11 @@ from sami_pipeline.principles.constitutions import tabulate_principles
 logger = logging.getLogger(__name__)
 
 
-def import_named_model(name: str) -> Callable[[ModelsParameters], Checkpoint | LoadedModel]:
-    """Return the node function that imports the model of that name."""
-
-    def import_source(models: ModelsParameters) -> Checkpoint | LoadedModel:
-        trusted = name in models.trust_remote_code
-        imported = import_model(models.sources[name], PROJECT_FOLDER, trust_remote_code=trusted)
-        return replace(imported, chat=models.chat)
-
-    import_source.__name__ = f"import_{name}"
-    import_source.__doc__ = f"Return the model {name}, from the source that the parameters name."
-    return import_source
+def import_named_model(models: ModelsParameters, *, name: str) -> Checkpoint | LoadedModel:
+    """Return the model of that name, from the source that the parameters name."""
+    trusted = name in models.trust_remote_code
+    imported = import_model(models.sources[name], PROJECT_FOLDER, trust_remote_code=trusted)
+    return replace(imported, chat=models.chat)
 
 
 def tidy_questions(question_file: pd.DataFrame, reference_file: pd.DataFrame) -> pd.DataFrame:
@@ -136,17 +130,12 @@ def build_queries(
     return queries
 
 
-def build_principles_for(
-    categories: Sequence[str] | None,
-) -> Callable[[dict[str, Callable[[], Any]]], pd.DataFrame]:
-    """Return the node function that reads the principles of an experiment's categories."""
-
-    def build_principles(specifications: dict[str, Callable[[], Any]]) -> pd.DataFrame:
-        """Return one row per principle of a category; see ``tabulate_principles``."""
-        loaded = {f"{name}.yml": load() for name, load in specifications.items()}
-        return tabulate_principles(loaded, categories)
-
-    return build_principles
+def build_principles(
+    specifications: dict[str, Callable[[], Any]], *, categories: Sequence[str]
+) -> pd.DataFrame:
+    """Return one row per principle of these categories; see ``tabulate_principles``."""
+    loaded = {f"{name}.yml": load() for name, load in specifications.items()}
+    return tabulate_principles(loaded, categories)
 
 
 def read_own_queries(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import ExperimentParameters
-from sami_pipeline.pipelines.data_ingest.nodes import build_principles_for, import_named_model
+from sami_pipeline.pipelines import bind
+from sami_pipeline.pipelines.data_ingest.nodes import build_principles, import_named_model
 from sami_pipeline.vocabulary import RAW
 
 
@@ -20,7 +21,7 @@ def create_pipeline(experiment: ExperimentParameters, categories: Sequence[str] 
     """
     models = [
         Node(
-            import_named_model(name),
+            bind(import_named_model, name=name),
             inputs="params:models",
             outputs=f"{name}_checkpoint",
             name=f"import_{name}",
@@ -36,7 +37,7 @@ def create_pipeline(experiment: ExperimentParameters, categories: Sequence[str] 
 def principles_node(categories: Sequence[str]) -> Node:
     """Return the node that reads the principles of the catalog's files."""
     return Node(
-        build_principles_for(categories),
+        bind(build_principles, categories=categories),
         inputs="principle_files",
         outputs="principles",
         name="build_principles",

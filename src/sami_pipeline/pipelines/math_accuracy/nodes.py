@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +17,30 @@ from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import AccuracyParameters, ModelsParameters
 
 
-def attempt_as(model: str) -> Callable[..., pd.DataFrame]:
-    """Return the node function that attempts the test problems as the model of that name."""
-
-    def attempt(
-        checkpoint: Checkpoint,
-        problems: pd.DataFrame,
-        principles: pd.DataFrame,
-        template: dict[str, Any],
-        parameters: AccuracyParameters,
-        completions_folder: Path,
-    ) -> pd.DataFrame:
-        prompt_template = PromptTemplate.parse(template, "evaluation_prompt")
-        rows, requests = math_attempts.attempt_requests(
-            problems, principles, prompt_template, parameters
-        )
-        completions = complete(
-            parameters.engine,
-            checkpoint,
-            requests,
-            seed=parameters.seed,
-            description=f"{model}: attempts",
-            completions_folder=completions_folder,
-        )
-        return math_attempts.tabulate_attempts(model, rows, completions)
-
-    attempt.__name__ = f"attempt_as_{model}"
-    attempt.__doc__ = (
-        f"Return the greedy and the sampled attempts of {model} at every test problem."
+def attempt_as(
+    checkpoint: Checkpoint,
+    problems: pd.DataFrame,
+    principles: pd.DataFrame,
+    template: dict[str, Any],
+    parameters: AccuracyParameters,
+    completions_folder: Path,
+    *,
+    model: str,
+) -> pd.DataFrame:
+    """Return the greedy and the sampled attempts of a model at every test problem."""
+    prompt_template = PromptTemplate.parse(template, "evaluation_prompt")
+    rows, requests = math_attempts.attempt_requests(
+        problems, principles, prompt_template, parameters
     )
-    return attempt
+    completions = complete(
+        parameters.engine,
+        checkpoint,
+        requests,
+        seed=parameters.seed,
+        description=f"{model}: attempts",
+        completions_folder=completions_folder,
+    )
+    return math_attempts.tabulate_attempts(model, rows, completions)
 
 
 def tabulate_accuracy(

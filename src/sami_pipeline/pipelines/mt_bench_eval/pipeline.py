@@ -6,8 +6,9 @@ from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.evaluation.judge_kinds import judge_kind
 from sami_pipeline.parameters import JudgedParameters, JudgeParameters
-from sami_pipeline.pipelines import combine_tables, combined, for_each_model
-from sami_pipeline.pipelines.mt_bench_eval import nodes
+from sami_pipeline.pipelines import bind, combine_tables, combined, for_each_model
+from sami_pipeline.pipelines.mt_bench_eval.nodes import answering, drawing, judging, results
+from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.result_tables.registry import RESULT_TABLES
 
 
@@ -20,7 +21,7 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
         [
             *for_each_model(
                 list(checkpoints),
-                nodes.respond_as,
+                answering.respond_as,
                 inputs=[
                     "responses",
                     "training_prompt",
@@ -31,20 +32,20 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 output="held_out_responses",
             ),
             Node(
-                nodes.tabulate_held_out_lengths(checkpoints),
+                bind(results.tabulate_held_out_lengths, replicates=checkpoints),
                 inputs=[f"{name}_held_out_responses" for name in checkpoints],
                 outputs="held_out_lengths",
                 name="tabulate_held_out_lengths",
             ),
             Node(
-                nodes.constitute_questions,
+                answering.constitute_questions,
                 inputs=["questions", "principles", "params:evaluation"],
                 outputs="question_constitutions",
                 name="constitute_questions",
             ),
             *(
                 Node(
-                    nodes.read_answers_of(model),
+                    bind(answering.read_answers_of, model=model),
                     inputs=[
                         f"{experiment.models.student}_checkpoint",
                         "questions",
@@ -60,7 +61,7 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
             ),
             *for_each_model(
                 list(checkpoints),
-                nodes.answer_as,
+                answering.answer_as,
                 inputs=[
                     "questions",
                     "question_constitutions",
@@ -72,32 +73,32 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
             ),
             combined(replicates, "answers"),
             Node(
-                nodes.check_answers,
+                check_answers,
                 inputs=["answers", "principles"],
                 outputs="checked",
                 name="check_answers",
             ),
             Node(
-                nodes.judge_answers,
+                judging.judge_answers,
                 inputs=["checked", "params:models", "params:judge"],
                 outputs="verdicts" if checklist_alone else "checklist_verdicts",
                 name="judge_answers",
             ),
             *([] if checklist_alone else _judging(experiment.judge)),
             Node(
-                nodes.tabulate_win_rates,
+                results.tabulate_win_rates,
                 inputs="verdicts",
                 outputs="win_rates",
                 name="tabulate_win_rates",
             ),
             Node(
-                nodes.tabulate_length_controlled,
+                results.tabulate_length_controlled,
                 inputs=["verdicts", "answers", "params:evaluation"],
                 outputs="length_controlled",
                 name="tabulate_length_controlled",
             ),
             Node(
-                nodes.tabulate_judge_quality,
+                results.tabulate_judge_quality,
                 inputs=[
                     "verdicts",
                     "answers",
@@ -107,13 +108,13 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 name="tabulate_judge_quality",
             ),
             Node(
-                nodes.tabulate_compliance,
+                results.tabulate_compliance,
                 inputs=["checked", "params:models"],
                 outputs=["compliance", "compliance_difference"],
                 name="tabulate_compliance",
             ),
             Node(
-                nodes.tabulate_degeneration,
+                results.tabulate_degeneration,
                 inputs="answers",
                 outputs="degeneration",
                 name="tabulate_degeneration",
@@ -129,25 +130,25 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 if table.wanted(experiment)
             ),
             Node(
-                nodes.draw_win_rates,
+                drawing.draw_win_rates,
                 inputs="win_rates",
                 outputs=["figure_win_rates", "figure_win_rates_html"],
                 name="draw_win_rates",
             ),
             Node(
-                nodes.draw_compliance,
+                drawing.draw_compliance,
                 inputs="compliance",
                 outputs="figure_compliance",
                 name="draw_compliance",
             ),
             Node(
-                nodes.draw_questions,
+                drawing.draw_questions,
                 inputs="verdicts",
                 outputs="figure_questions",
                 name="draw_questions",
             ),
             Node(
-                nodes.draw_lengths,
+                drawing.draw_lengths,
                 inputs="degeneration",
                 outputs="figure_lengths",
                 name="draw_lengths",
@@ -159,7 +160,7 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
 def _judging(judge: JudgeParameters) -> list[Node]:
     """Return the nodes of the one or two models that judge beside the checklist."""
     said = ["judgements"] if judge.second is None else ["first_judgements", "second_judgements"]
-    asks = (nodes.ask_judge, nodes.ask_second_judge)
+    asks = (judging.ask_judge, judging.ask_second_judge)
     asking = [
         Node(
             ask,
@@ -183,7 +184,7 @@ def _judging(judge: JudgeParameters) -> list[Node]:
             Node(combine_tables, inputs=said, outputs="judgements", name="combine_judgements")
         )
     ratings = Node(
-        nodes.tabulate_ratings,
+        results.tabulate_ratings,
         inputs=["judgements", "params:judge"],
         outputs="ratings",
         name="tabulate_ratings",
@@ -192,7 +193,7 @@ def _judging(judge: JudgeParameters) -> list[Node]:
     return [
         *asking,
         Node(
-            nodes.decide_verdicts,
+            judging.decide_verdicts,
             inputs=["judgements", "params:models", "params:judge"],
             outputs="judge_verdicts",
             name="decide_verdicts",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.pipelines.mt_bench_eval import nodes as mt_bench_nodes
+from sami_pipeline.pipelines.mt_bench_eval.nodes import drawing, results
 from sami_pipeline.pipelines.published import nodes
 from sami_pipeline.vocabulary import RAW
 
@@ -27,7 +27,7 @@ def create_pipeline() -> Pipeline:
                 tags=RAW,
             ),
             Node(
-                mt_bench_nodes.tabulate_win_rates,
+                results.tabulate_win_rates,
                 inputs="verdicts",
                 outputs="win_rates",
                 name="tabulate_win_rates",
@@ -39,7 +39,7 @@ def create_pipeline() -> Pipeline:
                 name="tabulate_length_controlled",
             ),
             Node(
-                mt_bench_nodes.tabulate_degeneration,
+                results.tabulate_degeneration,
                 inputs="answers",
                 outputs="degeneration",
                 name="tabulate_degeneration",
@@ -51,7 +51,7 @@ def create_pipeline() -> Pipeline:
                 name="draw_win_rates",
             ),
             Node(
-                mt_bench_nodes.draw_lengths,
+                drawing.draw_lengths,
                 inputs="degeneration",
                 outputs="figure_lengths",
                 name="draw_lengths",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import ExperimentParameters
-from sami_pipeline.pipelines.reporting.nodes import report_on
+from sami_pipeline.pipelines import bind
+from sami_pipeline.pipelines.reporting.nodes import write_report
 from sami_pipeline.reporting import Subject
 from sami_pipeline.reporting.contents import SHOWN
 
@@ -30,7 +31,13 @@ def create_pipeline(
     return Pipeline(
         [
             Node(
-                report_on(name, subject, experiment, nodes),
+                bind(
+                    write_report,
+                    experiment=name,
+                    subject=subject,
+                    parameters=experiment,
+                    nodes=nodes,
+                ),
                 inputs={result: result for result in ("node_records", *shown, *checkpoints)},
                 outputs=["report", "run_record"],
                 name="write_report",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,36 +40,33 @@ def constitute_queries(
     )
 
 
-def write_responses_in(iteration: int) -> Callable[..., pd.DataFrame]:
-    """Return the node function that writes the training responses of an iteration."""
+def write_responses(
+    queries: pd.DataFrame,
+    constitutions: pd.DataFrame,
+    template: dict[str, Any],
+    parameters: GenerationParameters,
+    iterations: IterationsParameters,
+    completions_folder: Path,
+    teacher: Checkpoint | None = None,
+    *,
+    iteration: int,
+) -> pd.DataFrame:
+    """Return the teacher's response to every chosen query under each of its constitutions.
 
-    def write_responses(
-        queries: pd.DataFrame,
-        constitutions: pd.DataFrame,
-        template: dict[str, Any],
-        parameters: GenerationParameters,
-        iterations: IterationsParameters,
-        completions_folder: Path,
-        teacher: Checkpoint | None = None,
-    ) -> pd.DataFrame:
-        """Return the teacher's response to every chosen query under each of its constitutions.
-
-        Without a teacher the engine is a server.
-        """
-        rows, requests = _planned(
-            queries, constitutions, template, parameters, iterations.half(iteration)
-        )
-        completions = complete(
-            iterations.generation_engine(parameters.engine, iteration),
-            teacher,
-            requests,
-            seed=parameters.seed,
-            description="Training responses",
-            completions_folder=completions_folder,
-        )
-        return responses.with_completions(rows, completions)
-
-    return write_responses
+    Without a teacher the engine is a server.
+    """
+    rows, requests = _planned(
+        queries, constitutions, template, parameters, iterations.half(iteration)
+    )
+    completions = complete(
+        iterations.generation_engine(parameters.engine, iteration),
+        teacher,
+        requests,
+        seed=parameters.seed,
+        description="Training responses",
+        completions_folder=completions_folder,
+    )
+    return responses.with_completions(rows, completions)
 
 
 def _planned(

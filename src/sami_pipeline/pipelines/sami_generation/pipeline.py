@@ -5,12 +5,13 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import HOSTED, WORKED_SOLUTIONS
+from sami_pipeline.pipelines import bind
 from sami_pipeline.pipelines.sami_generation.nodes import (
     constitute_queries,
     copy_solutions,
     measure_teacher,
     prepare_responses,
-    write_responses_in,
+    write_responses,
 )
 
 # What the nodes that write responses ask for, in this order.
@@ -67,7 +68,7 @@ def _writing(iteration: int, teacher: str | None) -> Node:
         )
     hosted = teacher == HOSTED
     return Node(
-        write_responses_in(iteration),
+        bind(write_responses, iteration=iteration),
         inputs=[
             *_ASKED, *_SETTINGS, "completions", *([] if hosted else ["teacher_checkpoint"]),
         ],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.pipelines.sami_training.nodes import train_in
+from sami_pipeline.pipelines import bind
+from sami_pipeline.pipelines.sami_training.nodes import train_model
 
 
 def create_pipeline(iteration: int = 1, model: str = "sami", further: int = 0) -> Pipeline:
@@ -18,7 +19,7 @@ def create_pipeline(iteration: int = 1, model: str = "sami", further: int = 0) -
     return Pipeline(
         [
             Node(
-                train_in(iteration, model, further),
+                bind(train_model, iteration=iteration, name=model, further=further),
                 inputs=[
                     "student_checkpoint",
                     "responses",
