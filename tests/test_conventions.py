@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
@@ -249,6 +250,7 @@ def test_every_node_has_a_docstring_and_type_hints(environment):
             for parameter in signature.parameters.values():
                 assert parameter.annotation is not inspect.Parameter.empty, node.name
             assert inspect.getdoc(node.func), f"{node.name}: {node.func.__name__} has no docstring"
+            get_type_hints(node.func)  # else Kedro warns at every run that it can't read them
 
 
 def test_kedro_viz_shows_the_code_of_a_node_whose_model_the_graph_decides(environment):

@@ -62,6 +62,22 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, kind):
     assert names(tmp_path) == ["output"]
 
 
+def test_a_folder_is_on_the_disk_before_it_stands_under_its_name(tmp_path, monkeypatch):
+    place, reached, fsync = tmp_path / "model", {}, os.fsync
+
+    def seen(descriptor):
+        reached[os.fstat(descriptor).st_ino] = place.exists()
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    with files.whole_folder(place) as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "weights").write_text("weights")
+    for path in (place, place / "inner", place / "inner" / "weights"):
+        assert reached[path.stat().st_ino] is False, path
+    assert reached[tmp_path.stat().st_ino] is True
+
+
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
     place = tmp_path / "model"
     with files.whole_folder(place) as partial:

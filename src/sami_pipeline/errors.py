@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 _LONGEST = 1000
+# Of pydantic's types of faults.
+_KINDS = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+}
 
 
 class InputError(ValueError):
@@ -32,9 +38,8 @@ def first_fault(error: ValidationError) -> str:
         message = "expected fields with values; it is empty or holds something else"
     elif fault["type"] == "string_unicode":
         message = "holds half a character (a lone surrogate); remove it"
-    elif fault["type"] in ("int_type", "float_type") and isinstance(fault["input"], str):
-        text = one_line(fault["input"])
-        message = f"must be a number, got the text {text!r:.40}; leave out the quotes"
+    elif fault["type"] in _KINDS:
+        message = f"must be {_KINDS[fault['type']]}, got {_as_written(fault['input'])}"
     elif fault["type"] == "missing":
         message = "is missing; add it"
     elif fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -45,6 +50,16 @@ def first_fault(error: ValidationError) -> str:
     if field and fault["type"] == "value_error" and re.match(r"[a-z_][\w.]*: ", message):
         return f"{field}.{message}{more}"
     return f"{field}: {message}{more}" if field else f"{message}{more}"
+
+
+def _as_written(value: object) -> str:
+    """Return what stands in YAML where something else was wanted, as far as it is short."""
+    if isinstance(value, str):
+        return f"the text {one_line(value)!r:.40}; leave out the quotes"
+    if isinstance(value, bool | int | float):
+        return str(value).lower()
+    kinds = {list: "a list", dict: "fields with values", type(None): "nothing"}
+    return kinds.get(type(value), "something else")
 
 
 def one_line(text: str) -> str:

@@ -38,8 +38,7 @@ def whole_file(place: Path) -> Iterator[Path]:
     partial = partial_place(place)
     try:
         yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
+        _synchronise(partial)
         partial.replace(place)
     finally:
         partial.unlink(missing_ok=True)
@@ -65,14 +64,40 @@ def whole_folder(place: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        if place.exists():
-            shutil.rmtree(_replaced(place), ignore_errors=True)
-            place.rename(_replaced(place))
-        partial.rename(place)
-        shutil.rmtree(_replaced(place), ignore_errors=True)
+        replace_folder(partial, place)
     finally:
         # What failed, such as on a full disk, would only be in the way.
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_folder(whole: Path, place: Path) -> None:
+    """Let a folder that is whole stand at ``place``, once all of it has reached the disk.
+
+    Args:
+        whole: a neighbour of ``place``.
+        place: of an earlier folder, or of none.
+    """
+    for path in [*whole.rglob("*"), whole]:
+        _synchronise(path)
+    if place.exists():
+        shutil.rmtree(_replaced(place), ignore_errors=True)
+        place.rename(_replaced(place))
+    whole.rename(place)
+    _synchronise(place.parent)
+    shutil.rmtree(_replaced(place), ignore_errors=True)
+
+
+def _synchronise(path: Path) -> None:
+    """Let a file or folder reach the disk; Windows opens no folder, and a file to write alone."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    elif path.is_file():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def link_or_copy(source: Path, target: Path) -> None:

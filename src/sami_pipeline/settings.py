@@ -13,6 +13,7 @@ from sami_pipeline.session.hooks import (
     ErrorMessageHook,
     InputCheckHook,
     NodeRecordHook,
+    ProgressHook,
     RunLockHook,
     RunSummaryHook,
 )
@@ -22,6 +23,10 @@ from sami_pipeline.session.session import ExperimentSession
 warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
 # Datasets carry their experiment's name, nodes that of the shared pipeline they fold into.
 warnings.filterwarnings("ignore", message="One or more dataset names contain '.' characters")
+# What libraries will change is told to those who change their versions, by the tests.
+for module in ("transformers", "trl", "datasets", "torch", "peft", "accelerate"):
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=rf"{module}\b")
 
 SESSION_CLASS = ExperimentSession
 CONTEXT_CLASS = ExperimentContext
@@ -32,6 +37,7 @@ HOOKS = (
     CredentialsHook(),
     NodeRecordHook(),
     RunSummaryHook(),
+    ProgressHook(),
     ErrorMessageHook(),
     EngineReleaseHook(),
     RunLockHook(),

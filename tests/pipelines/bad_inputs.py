@@ -142,12 +142,12 @@ def _parameter(field: str, value: Any, *named: str, label: str = "") -> None:
 _NAN, _INF, _HUGE = float("nan"), float("inf"), 10**30
 for _field, _value, *_named in (
     ("mt_bench.queries.per_category", 0, "greater than 0"),
-    ("mt_bench.queries.per_category", "forty", "must be a number"),
+    ("mt_bench.queries.per_category", "forty", "must be a whole number"),
     ("mt_bench.queries.per_category", "4", "leave out the quotes"),
-    ("mt_bench.queries.per_category", True, "must be a number"),
-    ("mt_bench.queries.per_category", 2.5, "integer"),
+    ("mt_bench.queries.per_category", True, "must be a whole number"),
+    ("mt_bench.queries.per_category", 2.5, "whole number"),
     ("mt_bench.queries.per_category", _HUGE, "1000000"),
-    ("mt_bench.queries.per_category", [4], "integer"),
+    ("mt_bench.queries.per_category", [4], "whole number, got a list"),
     ("mt_bench.queries.seed", -1, "greater than or equal to 0"),
     ("mt_bench.queries.seed", 2**32, "4294967296"),
     ("mt_bench.queries.tables", {"cooking": {"query": "q"}}, "writing"),

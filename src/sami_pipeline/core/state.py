@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import random
 import shutil
 import warnings
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from sami_pipeline import files
 from sami_pipeline.code_versions import CodeVersion, listed
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.core.distributed import Workers, as_shard_of, current_workers, own_part
@@ -170,6 +170,7 @@ def save_state(
     """
     workers = current_workers()
     final = folder / _NAME.format(step)
+    # Not ``files.whole_folder``: all workers write into it, whose names have their process in them.
     temporary = folder / f".{final.name}.partial"
     weights = _trained_weights(model)
     kept, scalars = _kept_by_optimiser(weights, optimiser)
@@ -200,11 +201,7 @@ def save_state(
         _write_tensors(temporary, plain, kept, workers)
         if workers.is_first:
             (temporary / "state.json").write_text(record, "utf-8")
-            for path in [*temporary.iterdir(), temporary]:
-                _synchronise(path)
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-            _synchronise(folder)
+            files.replace_folder(temporary, final)
             # At the end of a run there is nothing left to fall back to.
             for old in list_states(folder)[: -1 if finished else -STATES_KEPT]:
                 shutil.rmtree(old)
@@ -360,16 +357,3 @@ def changed_parts(saved: dict[str, str], wanted: dict[str, str]) -> list[str]:
 def list_states(folder: Path) -> list[Path]:
     """Return the whole states in a folder, oldest first."""
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
-
-
-def _synchronise(path: Path) -> None:
-    """Let a file or folder reach the disk; Windows opens no folder, and flushes what is written."""
-    if path.is_file():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    elif hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

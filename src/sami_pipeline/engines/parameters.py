@@ -45,16 +45,19 @@ def _without_keys(value: dict[str, Any], remedy: str) -> dict[str, Any]:
 
 
 class Settings(BaseModel):
-    """What every group of parameters keeps: known fields, finite numbers, nothing guessed at."""
+    """What every group of parameters keeps: known fields, finite numbers, nothing guessed at.
+
+    Strict: ``yes`` and ``on`` are true in YAML, and true is not 1; "8" in quotes is not 8.
+    """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
     )
 
     @field_validator("*", mode="before")
     @classmethod
-    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        return as_written(value, cls.model_fields[info.field_name].annotation)
+    def _lists_may_be_short(cls, value: Any, info: ValidationInfo) -> Any:
+        return listed(value, cls.model_fields[info.field_name].annotation)
 
 
 class OpenSettings(Settings):
@@ -95,34 +98,24 @@ class OpenSettings(Settings):
         return found
 
 
-def as_written(value: Any, annotation: Any) -> Any:
-    """Return a value, unless it would only pass as a number after a conversion.
-
-    ``yes`` and ``on`` are true in YAML, and true would be 1; "8" in quotes would be 8.
-    """
-    value, kinds = listed(value, annotation), _kinds(annotation)
-    if {int, float} & kinds and not {bool, str} & kinds:
-        if isinstance(value, bool):
-            raise ValueError(f"must be a number, got {str(value).lower()}")
-        if isinstance(value, str):
-            raise ValueError(f"must be a number, got the text {value!r:.40}; leave out the quotes")
-    return value
-
-
 def listed(value: Any, annotation: Any) -> Any:
-    """Return a list for a text such as ``base+sami``, as lists are short on the command line.
+    """Return a list, also for a text such as ``base+sami``: lists are short on the command line.
 
     Args:
         value: of a parameter.
-        annotation: what the parameter admits; a text for what may be one stays as it is.
+        annotation: what the parameter admits; a text for what may be one stays as it is, and a list
+            becomes a tuple where it is to be one, which YAML does not have.
     """
-    of_items = _kinds_of_items(annotation)
-    if not isinstance(value, str) or of_items is None or str in _kinds(annotation):
+    admitted = _list_of(annotation)
+    if admitted is None:
         return value
-    items = [item.strip() for item in value.split("+")]
-    if not all(items):
-        raise ValueError(f"must be a list, such as [a, b] or a+b, got {value!r:.40}")
-    return [yaml.safe_load(item) for item in items] if {int, float} & of_items else items
+    kind, of_items = admitted
+    if isinstance(value, str) and str not in _kinds(annotation):
+        items = [item.strip() for item in value.split("+")]
+        if not all(items):
+            raise ValueError(f"must be a list, such as [a, b] or a+b, got {value!r:.40}")
+        value = [yaml.safe_load(item) for item in items] if {int, float} & of_items else items
+    return kind(value) if isinstance(value, list) else value
 
 
 def with_lists(values: Any, model: type) -> Any:
@@ -156,15 +149,16 @@ def _kinds(annotation: Any) -> set[Any]:
     return {annotation} if get_origin(annotation) is None else set()
 
 
-def _kinds_of_items(annotation: Any) -> set[Any] | None:
-    """Return the types of the items of a list, or None where an annotation admits no list."""
+def _list_of(annotation: Any) -> tuple[type, set[Any]] | None:
+    """Return tuple or list and the types of its items, or None where neither is admitted."""
     if get_origin(annotation) is Annotated:
-        return _kinds_of_items(get_args(annotation)[0])
+        return _list_of(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        found = (_kinds_of_items(part) for part in get_args(annotation))
-        return next((kinds for kinds in found if kinds is not None), None)
-    if get_origin(annotation) in (tuple, list):
-        return set().union(*(_kinds(part) for part in get_args(annotation) if part is not ...))
+        found = (_list_of(part) for part in get_args(annotation))
+        return next((each for each in found if each is not None), None)
+    if (kind := get_origin(annotation)) in (tuple, list):
+        parts = [_kinds(part) for part in get_args(annotation) if part is not ...]
+        return kind, set().union(*parts)
     return None
 
 

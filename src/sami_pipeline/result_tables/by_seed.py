@@ -8,7 +8,6 @@ it too, so it is above 0 where seeds do not matter.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import pandera.pandas as pa
@@ -17,13 +16,11 @@ from pandera.typing import Series
 from sami_pipeline.evaluation import statistics
 from sami_pipeline.evaluation.seeds import NO_SEED, SEED
 from sami_pipeline.evaluation.statistics import ALL_PRINCIPLES, FIRST_TURN, OVERALL
+from sami_pipeline.parameters import EvaluationParameters, JudgedParameters, ModelsParameters
 from sami_pipeline.result_tables.record import ResultTable
 from sami_pipeline.result_tables.shown import Estimate, Table
 from sami_pipeline.result_tables.steerability import steerability
 from sami_pipeline.tables import StoredTable, columns_of
-
-if TYPE_CHECKING:
-    from sami_pipeline.parameters import EvaluationParameters, JudgedParameters, ModelsParameters
 
 MEASURES = ("win_rate", "compliance", "compliance_difference", "steerability")
 _KEY = ["measure", "judge", "constitution", "stance", "model", "opponent"]

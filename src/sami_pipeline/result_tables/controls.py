@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import pandera.pandas as pa
@@ -19,14 +18,12 @@ from sami_pipeline.evaluation.checklist import judge_checklist
 from sami_pipeline.evaluation.intervals import holm, mean_interval, paired_p
 from sami_pipeline.evaluation.seeds import NO_SEED, SEED
 from sami_pipeline.evaluation.statistics import POINTS, by_constitution, estimates
+from sami_pipeline.parameters import ModelsParameters
 from sami_pipeline.principles.degeneration import is_degenerate
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.result_tables.record import ResultTable
 from sami_pipeline.result_tables.shown import Estimate, Table
 from sami_pipeline.tables import StoredTable, columns_of
-
-if TYPE_CHECKING:
-    from sami_pipeline.parameters import ModelsParameters
 
 CONSTANT = "constant"
 ITSELF = "itself"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import pandera.pandas as pa
@@ -35,14 +34,12 @@ from sami_pipeline.evaluation.statistics import (
     with_clusters,
     with_corrected_p,
 )
+from sami_pipeline.parameters import JudgedParameters, ModelsParameters
 from sami_pipeline.principles.constitutions import OPPOSITE, TRAINED_WORDING
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.result_tables.record import ResultTable
 from sami_pipeline.result_tables.shown import Estimate, Table
 from sami_pipeline.tables import StoredTable, columns_of
-
-if TYPE_CHECKING:
-    from sami_pipeline.parameters import JudgedParameters, ModelsParameters
 
 _STATEMENT = ["question_id", "principle", "stance"]
 _COMPARISON = ["model", "baseline", "constitution", "stance", "principle"]

@@ -27,6 +27,10 @@ _LAYERS = PROJECT_FOLDER / "data"
 def read_files(loader: AbstractConfigLoader) -> dict[Path, Any]:
     """Return what the files of the base and the run's environment hold, by path, each by itself.
 
+    Kedro's loader reads them too: OmegaConfigLoader opens, merges and resolves the files of a part
+    in one call, and only its private methods would take what is read here. It says neither the file
+    nor the line of some faults, takes a date for one, and spreads aliases without a limit.
+
     Raises:
         InputError: one line with the file and the line; never what stands there, it may be a key.
     """
@@ -75,6 +79,7 @@ def read(loader: AbstractConfigLoader, files: Mapping[Path, Any]) -> Mapping[str
             raise InputError(f"{loader.conf_source}: {part}: {reason}") from error
         if not isinstance(found[part], Mapping):
             raise InputError(f"{loader.conf_source}: {part}: must hold names with values")
+        loader[part] = found[part]  # Kedro takes it from here instead of reading it again
     for group, values in found["credentials"].items():
         if not isinstance(values, Mapping):
             raise InputError(
