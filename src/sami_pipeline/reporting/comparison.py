@@ -317,7 +317,7 @@ def _win_rates_between(
     for match, met in pairs.groupby(_MATCH, sort=False):
         gain, questions = met["points"] - met["points_first"], met["question_id"]
         options = {"limits": DIFFERENCE, "seeds": different([met[name] for name in names])}
-        result = mean_interval(gain, questions, **options)
+        result = mean_interval(gain, questions, **options, step=0.5)
         rows.append(
             {
                 "metric": _win_rate_name(*match),
