@@ -413,8 +413,7 @@ def bootstrap_statistic(
         seed: Seed of `numpy.random.default_rng`.
 
     Returns:
-        The statistic of all rows and its interval; no interval where the statistic is undefined, or
-        the same in nearly all samples: one without width would claim certainty.
+        The statistic of all rows and its interval; no interval where the statistic is undefined.
         A statistic that needs an array of all rows for each sample gets about 2^20 numbers at once.
 
     Raises:
@@ -439,9 +438,6 @@ def bootstrap_statistic(
         float(np.quantile(np.nan_to_num(drawn, nan=limit), share))
         for limit, share in zip(limits, ((1 - level) / 2, (1 + level) / 2), strict=True)
     )
-    if low == high:
-        # All samples agree, which says nothing of other questions.
-        low = high = math.nan
     return Interval(estimate, low, high, number, clusters.size)
 
 
