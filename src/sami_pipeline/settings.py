@@ -12,6 +12,7 @@ from sami_pipeline.session.hooks import (
     EngineReleaseHook,
     ErrorMessageHook,
     InputCheckHook,
+    MlflowHook,
     NodeRecordHook,
     RunLockHook,
     RunSummaryHook,
@@ -34,6 +35,7 @@ HOOKS = (
     RunSummaryHook(),
     ErrorMessageHook(),
     EngineReleaseHook(),
+    MlflowHook(),
     RunLockHook(),
     InputCheckHook(),  # the last one here is asked first
 )

@@ -17,7 +17,7 @@ from sami_pipeline.inputs import yaml_files
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
-    "merge_strategy": {"parameters": "soft", "globals": "soft"},
+    "merge_strategy": {"parameters": "soft", "globals": "soft", "mlflow": "soft"},
 }
 
 _LAYERS = PROJECT_FOLDER / "data"

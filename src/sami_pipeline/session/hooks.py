@@ -1,4 +1,4 @@
-"""Hooks: credentials, input checks, the run lock, engine release, node records, error messages."""
+"""Hooks: credentials, input checks, lock, engine release, node records, errors, summary, MLflow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sami_pipeline.parameters import HousekeepingParameters
 from sami_pipeline.process_settings import give_back_freed_memory
 from sami_pipeline.reporting import summary
 from sami_pipeline.reporting.record import RunRecord
-from sami_pipeline.session import input_checks, provenance
+from sami_pipeline.session import input_checks, mlflow_results, provenance
 from sami_pipeline.session.catalog import STATE, RunCatalog
 from sami_pipeline.session.command_line import CommandLineError
 from sami_pipeline.session.experiments import housekeeping
@@ -212,6 +212,16 @@ def _name_in(experiment: str, node: Node) -> str:
 
 def _run_record(experiment: str, catalog: CatalogProtocol) -> RunRecord:
     return RunRecord(catalog.get(f"{experiment}.node_records").load())
+
+
+class MlflowHook:
+    """Gives a run's parameters and results to MLflow, where kedro-mlflow is installed."""
+
+    # Before the plugin ends MLflow's run.
+    @hook_impl(tryfirst=True)
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        """Log what was made."""
+        mlflow_results.log(pipeline, catalog)
 
 
 class RunSummaryHook:
