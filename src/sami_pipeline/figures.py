@@ -155,6 +155,21 @@ def _forest(
     return figure
 
 
+def outcome(table: pd.DataFrame) -> go.Figure:
+    """Return the differences from the baseline, what was asked as a whole and by principle.
+
+    Args:
+        table: as from ``reporting.headlines.forest_rows``.
+    """
+    figure = _forest(
+        table.assign(against="points more than the baseline"), panels=["against"],
+        row="measure", series=["model", "baseline"], value="difference", parity=0.0,
+    )  # fmt: skip
+    figure.update_xaxes(zeroline=False)
+    figure.update_layout(title={"text": f"Against the baseline<br><sup>{_over(table)}</sup>"})
+    return figure
+
+
 def _details(record: Mapping[str, Any], row: str, hover: Sequence[str]) -> str:
     shown = {name: record[name] for name in ("n", *hover) if name in record}
     lines = [
@@ -364,7 +379,7 @@ def paired_questions(verdicts: pd.DataFrame) -> go.Figure:
                 hovertemplate=f"{opponent} %{{x}}, {model} %{{y}}: %{{text}} {what}<extra></extra>",
             )
             figure.update_xaxes(
-                title=f"{opponent}, statements followed", row=line, col=place,
+                title=opponent, row=line, col=place,
                 range=[-0.5, most + 0.5], dtick=1,
             )  # fmt: skip
             figure.update_yaxes(title=model, row=line, col=place, range=[-0.5, most + 0.5], dtick=1)
@@ -372,8 +387,9 @@ def paired_questions(verdicts: pd.DataFrame) -> go.Figure:
         **_LAYOUT,
         height=160 + 260 * max(1, len(constitutions)),
         title={
-            "text": "The same questions, answered by two models<br><sup>first turn; numbers count "
-            f"{what}; above the dashed line the model at the left follows more</sup>"
+            "text": "The same questions, answered by two models<br><sup>statements followed at the "
+            f"first turn; numbers count {what}; above the dashed line "
+            "the model at the left follows more</sup>"
         },
     )
     return figure

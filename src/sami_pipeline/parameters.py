@@ -96,7 +96,7 @@ def _refuse_resamples(value: Any) -> Any:
 
 
 class HousekeepingParameters(Settings):
-    """What a run takes from earlier ones and what it leaves; they stand at the top level."""
+    """What a run takes from earlier ones, leaves and prints; they stand at the top level."""
 
     completions: Literal["take_up", "ask_again"] = Field(
         "take_up",
@@ -111,6 +111,10 @@ class HousekeepingParameters(Settings):
         False,
         description="Keep the last state of a training whose results are saved: weights and what "
         "the optimiser keeps, with AdamW three times the model.",
+    )
+    print_tables: bool = Field(
+        False,
+        description="Print the tables of results at a run's end too; they are in the report.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What this process asks of malloc and OpenMP, so that work is as fast by hand as under make.
+"""What this process asks of malloc, OpenMP and tqdm: as fast and as quiet by hand as under make.
 
 ``sami_pipeline`` applies it when it is imported, whoever imports it: kedro, a worker, a notebook, a
 script. It must come before torch, whose OpenMP reads the environment once, when it is loaded. What
@@ -28,7 +28,16 @@ def apply() -> None:
     # busy neighbour wait for each other most of the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _limit_threads(os.environ)
+    _quiet_bars(os.environ)
     keep_freed_memory(os.environ)
+
+
+def _quiet_bars(environment: MutableMapping[str, str]) -> None:
+    """Show progress bars, of libraries too, only of what takes a while; tqdm reads this once."""
+    environment.setdefault("TQDM_DELAY", "3")  # seconds; loading a model is over before
+    environment.setdefault("TQDM_LEAVE", "")  # the line after a bar says how it ended
+    if sys.stderr is None or not sys.stderr.isatty():
+        environment.setdefault("TQDM_MININTERVAL", "30")  # a file of a log keeps every state
 
 
 def keep_freed_memory(environment: MutableMapping[str, str]) -> bool:

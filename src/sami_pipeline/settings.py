@@ -14,6 +14,7 @@ from sami_pipeline.session.hooks import (
     InputCheckHook,
     MlflowHook,
     NodeRecordHook,
+    ProgressHook,
     RunLockHook,
     RunSummaryHook,
 )
@@ -23,6 +24,10 @@ from sami_pipeline.session.session import ExperimentSession
 warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
 # Datasets carry their experiment's name, nodes that of the shared pipeline they fold into.
 warnings.filterwarnings("ignore", message="One or more dataset names contain '.' characters")
+# What libraries will change is told to those who change their versions, by the tests.
+for module in ("transformers", "trl", "datasets", "torch", "peft", "accelerate"):
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=rf"{module}\b")
 
 SESSION_CLASS = ExperimentSession
 CONTEXT_CLASS = ExperimentContext
@@ -33,6 +38,7 @@ HOOKS = (
     CredentialsHook(),
     NodeRecordHook(),
     RunSummaryHook(),
+    ProgressHook(),
     ErrorMessageHook(),
     EngineReleaseHook(),
     MlflowHook(),

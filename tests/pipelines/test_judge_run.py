@@ -74,7 +74,7 @@ def test_same_answers_can_be_rated_later(judged):
     verdicts = judged.table("07_model_output", "verdicts")
     assert set(verdicts["judge"]) == {"checklist", "single"}
     assert verdicts["model_score"].notna().all()
-    assert re.search(r"mt_bench\.ratings\s+data/08_reporting/", finished.stdout)
+    assert "mt_bench: what came out" in finished.stdout
 
 
 def test_second_judge_judges_the_same_answers_and_agreement_is_told(judged):

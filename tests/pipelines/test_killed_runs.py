@@ -119,7 +119,8 @@ class KilledRun:
         ended = subprocess.run(
             command, cwd=self.project, start_new_session=True, capture_output=True, text=True,
             timeout=550, check=False,
-            env=os.environ | {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+                              "KEDRO_LOGGING_CONFIG": "conf/logging_all.yml"},
         )  # fmt: skip
         killed = ended.returncode == -signal.SIGKILL
         assert killed or ended.returncode == 0, ended.stderr[-3000:]

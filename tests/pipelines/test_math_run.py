@@ -91,11 +91,11 @@ def test_report_counts_no_tokens_for_solutions_that_were_copied(run):
     assert "SAMI on math problems" in (run[1]["08_reporting"] / "report.html").read_text("utf-8")
 
 
-def test_screen_shows_the_table_of_the_models_and_where_the_figures_are(run):
+def test_screen_ends_with_what_each_number_of_attempts_solves(run):
     shown = run[0].stdout
-    assert "Math problems solved" in shown
-    for name in (*MODELS, "math.figure_accuracy", "math.figure_attempts"):
-        assert name in shown
+    assert "math: what came out" in shown
+    for card in ("One greedy attempt: sft_sami against base", "Any of "):
+        assert card in shown
 
 
 def test_student_teacher_and_attempts_are_swapped_on_the_command_line(

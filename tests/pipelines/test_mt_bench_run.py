@@ -250,17 +250,32 @@ def test_page_of_results_says_what_the_tables_say(run, monkeypatch):
     assert page.count("constant text | desired") == table["model"].nunique()
 
 
-def test_screen_shows_the_win_rates_and_where_the_figure_is(run):
-    shown = run.finished.stdout
-    table = run.table("win_rates")
-    table = table[(table["turn"] == "1") & (table["constitution"] == "desired")]
-    header = ["model", "opponent", "category", "n", "adjusted_win_rate", "adjusted_ci_low"]
-    assert re.search(r"\s+".join(header), shown)
-    for row in table.itertuples():
-        line = [row.model, row.opponent, row.category, str(row.n), f"{row.adjusted_win_rate:.3f}"]
-        assert re.search(r"\s+".join(line) + r"\b", shown)
-    figure = run.path("08_reporting", "win_rates.html").relative_to(run.project)
-    assert str(figure) in shown
+def test_screen_ends_with_the_outcome_and_its_cautions_in_ten_lines(run):
+    shown = run.finished.stdout.strip().splitlines()
+    assert shown[0] == "mt_bench: what came out"
+    assert len(shown) <= 11 and shown[-1].startswith("Finished in ")
+    assert shown[-2] == f"All runs: {run.path('08_reporting').parents[1].as_uri()}/index.html"
+    row = run.table("compliance_difference").query(
+        "model == 'sami' and category == 'overall' and turn == '1' "
+        "and constitution == 'desired' and stance == 'principle'"
+    )
+    value = f"{100 * row['difference'].iloc[0]:+.1f}".replace("-", "−")
+    assert f"Principles followed: sami against base {value} points" in shown[1]
+    assert any(line.startswith("  Caution: ") for line in shown)
+    assert shown[-3] == f"Report: {run.path('08_reporting', 'report.html').as_uri()}"
+
+
+def test_screen_says_what_runs_where_it_is_and_what_models_write_without_noise(run):
+    shown = run.finished.stderr
+    stages = re.findall(r"INFO (\d+) of (\d+): (.+)", shown)
+    assert [int(number) for number, _, _ in stages] == list(range(1, int(stages[0][1]) + 1))
+    assert shown.index("nodes in") < shown.index("1 of ")
+    titles = [title.partition(",")[0] for _, _, title in stages]
+    assert {"sami is trained", "base answers the questions", "the report"} <= set(titles)
+    assert "asked for the principle" in shown and "asked for the opposite of" in shown
+    for noise in ("Running node", "Completed", "--async", "type hints", "FutureWarning",
+                  "Loading weights", "logging configuration"):  # fmt: skip
+        assert noise not in shown, noise
 
 
 def test_progress_and_log_do_not_mix_with_the_results(run):
@@ -481,4 +496,4 @@ def test_more_seeds_go_on_with_what_one_seed_has_made(runs, kedro_run):
     page = run.path("08_reporting", "report.html").read_text("utf-8")
     assert "over questions and 2 training seeds" in page
     assert "training seeds 0, 1" in page
-    assert "2 trainings with different seeds" in finished.stdout
+    assert "what came out" in finished.stdout

@@ -5,6 +5,10 @@ from examples import HOSTILE, QUESTIONS
 from sami_pipeline.reporting.answers import judged_answers, math_answers
 
 
+def text_of(part) -> str:
+    return "\n".join(text for _, text in part["blocks"])
+
+
 def test_every_answer_of_every_model_is_there_with_its_statements_and_verdicts(mt_bench_tables):
     shown = judged_answers(mt_bench_tables, "base", None)
     assert [question["id"] for question in shown["questions"]] == list(QUESTIONS)
@@ -18,7 +22,7 @@ def test_every_answer_of_every_model_is_there_with_its_statements_and_verdicts(m
         for setting in question["settings"]:
             verdicts += len(setting["verdicts"])
             for answer in setting["answers"]:
-                answers.append(answer["texts"][0]["text"])
+                answers.append(text_of(answer["texts"][0]))
                 statements += len(answer["statements"])
     assert sorted(answers) == sorted(mt_bench_tables["answers"]["answer"])
     assert statements == len(mt_bench_tables["checked"])
@@ -91,7 +95,7 @@ def test_every_attempt_at_a_problem_is_there_with_what_was_read_and_whether_it_i
         ("Attempt 2", True, "answer 2 (marked)"),
     ]
     base = first["answers"][0]["texts"][0]
-    assert base["text"].startswith(HOSTILE)
+    assert text_of(base).startswith(HOSTILE)
     assert not base["right"]
     outcomes = [q["settings"][0]["verdicts"][0]["outcome"] for q in shown["questions"]]
     assert outcomes == ["win", "tie", "tie"]
@@ -102,3 +106,32 @@ def test_answers_are_plain_json_for_empty_tables_too(mt_bench_tables, math_table
         json.dumps(browser(tables, "base", None), allow_nan=False)
         empty = {name: table.iloc[:0] for name, table in tables.items()}
         assert browser(empty, "base", None)["questions"] == []
+
+
+def test_examples_are_the_first_the_middle_and_the_last_by_margin(mt_bench_tables):
+    shown = judged_answers(mt_bench_tables, "base", None)
+    assert shown["matches"][shown["pair"]] == ["sami", "base"]
+    margins = {}
+    for question in shown["questions"]:
+        (verdict,) = (
+            verdict for verdict in question["settings"][0]["verdicts"]
+            if (verdict["model"], verdict["opponent"], verdict["judge"])
+            == ("sami", "base", "checklist")
+        )  # fmt: skip
+        margins[question["id"]] = verdict["margin"]
+    chosen = [example["question"] for example in shown["examples"]]
+    best, worst = max(margins.values()), min(margins.values())
+    assert margins[chosen[0]] == best and margins[chosen[-1]] == worst
+    assert chosen[0] == next(each for each, margin in margins.items() if margin == best)
+    assert len(set(chosen)) == len(chosen) <= 3
+    assert "sorted by how far sami is ahead of base" in shown["rule"]
+
+
+def test_settings_say_what_they_can_be_filtered_by(mt_bench_tables):
+    cut = mt_bench_tables["answers"].assign(finish_reason="length")
+    shown = judged_answers({**mt_bench_tables, "answers": cut}, "base", None)
+    assert shown["constitutions"] == ["desired", "contrasting"] and shown["turns"] == ["1", "2"]
+    setting = shown["questions"][0]["settings"][1]
+    assert (setting["turn"], setting["under"]) == ("1", "contrasting")
+    assert set(setting["principles"]) <= set(shown["principles"]) and setting["principles"]
+    assert all(answer["faults"] == ["is cut off"] for answer in setting["answers"])

@@ -1,5 +1,7 @@
 """Runs side by side: the headline figures of each, and nothing of another version."""
 
+import json
+
 import pandas as pd
 import pytest
 from kedro.config import OmegaConfigLoader
@@ -15,6 +17,7 @@ from sami_pipeline.reporting.comparison import (
     pooled_results,
     run_differences,
 )
+from sami_pipeline.reporting.run_pages import write_comparison, write_index
 from sami_pipeline.schemas import Comparison, ParameterDifferences, RunDifferences
 from sami_pipeline.session.configuration import CONFIG_LOADER_ARGS
 
@@ -295,3 +298,67 @@ def test_records_of_runs_are_found_among_everything_that_runs_leave(tmp_path):
     records = DataCatalog.from_config({"records": entry}).load("records")
     assert list(records) == ["a/math"]
     assert parameter_differences(records).empty
+
+
+def compared() -> tuple:
+    table = compare_runs(RESULTS, HEADLINES)
+    columns = ["experiment", "parameter", "run", "value"]
+    parameters = pd.DataFrame(
+        [("math", "training.sami.seed", "one", "0"), ("math", "training.sami.seed", "two", "1")],
+        columns=columns,
+    )
+    differences = pd.DataFrame(
+        [("math", "two", "one", "sft", "greedy", 40, 40, 0.1, 0.05, 0.2, 0.01)],
+        columns=["experiment", "run", "other_run", "model", "metric", "n", "rows", "difference",
+                 "ci_low", "ci_high", "p_value"],
+    )  # fmt: skip
+    return table, differences, parameters, figures.comparison(table)
+
+
+def test_page_of_compared_runs_has_their_figures_their_differences_and_what_differs():
+    page = write_comparison(*compared())
+    for words in ("training.sami.seed", "two − one", "+10.0", "win rate against base, desired",
+                  'href="../../two/mt_bench/report.html"'):  # fmt: skip
+        assert words in page
+    assert page.count("Save as CSV") == 3
+    same = write_comparison(*(part.iloc[:0] if i in (1, 2) else part
+                              for i, part in enumerate(compared())))  # fmt: skip
+    assert "the runs have the same parameters" in same
+    assert "nothing that two runs asked alike" in same
+
+
+def test_page_of_compared_runs_in_a_browser(open_page, tmp_path):
+    (tmp_path / "report.html").write_text(write_comparison(*compared()), "utf-8")
+    phone = {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
+    watched = open_page((tmp_path / "report.html").as_uri(), **phone)
+    watched.page.locator(".plot path.point").first.wait_for(state="attached")
+    assert watched.page.evaluate("document.documentElement.scrollWidth") == 390
+    assert watched.errors == [] and watched.outside == set()
+
+
+def test_index_lists_every_run_with_its_outcome_the_last_first_and_survives_a_broken_record(
+    tmp_path,
+):
+    def record(run: str, started: str, outcome: list) -> None:
+        folder = tmp_path / run / "mt_bench"
+        folder.mkdir(parents=True)
+        attempt = {"started": started, "seconds": 60.0, "command": {"runtime_params": {"seeds": 3}}}
+        made = {"nodes": [{"node": "a", "attempts": [attempt]}], "outcome": outcome}
+        (folder / "run_record.json").write_text(json.dumps(made))
+        (folder / "report.html").write_text("")
+
+    finding = {"model": "sami", "other": "base", "value": "+1.0 points", "interval": "[0, 2]",
+               "verdict": "no difference seen"}  # fmt: skip
+    card = {"title": "Principles <followed>", "split": "", "findings": [finding]}
+    record("old", "2026-01-01T10:00:00Z", [])
+    record("new", "2026-01-02T10:00:00Z", [card])
+    (tmp_path / "broken" / "math").mkdir(parents=True)
+    (tmp_path / "broken" / "math" / "run_record.json").write_text("{")
+    page = write_index(tmp_path).read_text("utf-8")
+    assert page.index("new/mt_bench/report.html") < page.index("old/mt_bench/report.html")
+    assert "sami against base +1.0 points" in page and "no difference seen" in page
+    assert "Principles &lt;followed&gt;" in page, "escaped"
+    assert "given: seeds = 3" in page and "1 min 0 s in its nodes" in page
+    assert "written by an earlier version" in page
+    assert "broken, math" in page and "can&#39;t be read" in page
+    assert "<script" not in page

@@ -67,7 +67,9 @@ def test_nothing_is_fetched(page):
         if name in ("src", "href", "srcset", "action")
     ]
     assert addresses
-    assert all(address.startswith(("#", "data:")) for address in addresses), addresses
+    # A link to the page of all runs is followed by hand alone.
+    fetched = [address for address in addresses if address != "../../index.html"]
+    assert all(address.startswith(("#", "data:")) for address in fetched), fetched
 
 
 def test_model_text_arrives_unchanged_in_the_data(page):
@@ -75,7 +77,7 @@ def test_model_text_arrives_unchanged_in_the_data(page):
     assert "<" not in text
     found = json.loads(text)
     texts = [
-        part["text"]
+        "\n".join(text for _, text in part["blocks"])
         for question in found["questions"]
         for setting in question["settings"]
         for answer in setting["answers"]
@@ -88,7 +90,8 @@ def test_page_is_built_for_keyboards_and_readers(page):
     assert page.named("html")[0]["lang"] == "en"
     assert len(page.named("h1")) == len(page.named("main")) == 1
     assert [attributes for attributes in page.named("button") if attributes["type"] == "button"]
-    assert len(page.named("label")) == len(page.named("select")) == 5
+    fields = len(page.named("select")) + len(page.named("input"))
+    assert len(page.named("label")) == fields == 11
     for attributes in page.named("div"):
         if attributes.get("class") == "scroll":
             assert attributes["tabindex"] == "0"
@@ -98,8 +101,30 @@ def test_page_is_built_for_keyboards_and_readers(page):
 def test_ids_are_unique_and_links_lead_to_them(page):
     ids = [attributes["id"] for _, attributes in page.elements if attributes.get("id")]
     assert len(ids) == len(set(ids))
-    links = {link["href"][1:] for link in page.named("a")}
-    assert links <= set(ids)
+    links = [link["href"] for link in page.named("a")]
+    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+    assert all(link.startswith(("#", "data:text/csv", "../../index.html")) for link in links)
+
+
+def test_every_table_can_be_saved_as_it_is(page, request, mt_bench_tables, math_tables):
+    saved = {link["download"]: link["href"] for link in page.named("a") if link.get("download")}
+    tables = mt_bench_tables if "win_rates.csv" in saved else math_tables
+    assert {"accuracy.csv", "accuracy_difference.csv"} <= set(saved) or "steerability.csv" in saved
+    for name, address in saved.items():
+        text = base64.b64decode(address.partition("base64,")[2]).decode()
+        assert text == tables[name.removesuffix(".csv")].to_csv(index=False)
+
+
+def test_report_begins_with_three_cards_the_split_by_principle_and_what_speaks_against(
+    page_of, mt_bench_tables
+):
+    written = page_of("mt_bench", mt_bench_tables)
+    assert written.count('<article class="card') == 3
+    assert "no difference seen" in written or "too little was asked to say" in written
+    assert "Before you believe this" in written
+    assert written.index('id="cards"') < written.index('data-figure="outcome"')
+    assert written.index('data-figure="outcome"') < written.index('id="limits"')
+    assert written.index('id="limits"') < written.index('id="table-win_rates"')
 
 
 def test_empty_tables_give_a_whole_page_that_says_so(page_of, mt_bench_tables, math_tables):

@@ -9,6 +9,7 @@ from examples import HOSTILE, QUESTIONS
 
 PHONE = {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
 MARKS = {
+    "outcome": ".scatterlayer path.point",
     "figure_win_rates": ".scatterlayer path.point",
     "figure_compliance": ".scatterlayer path.point",
     "figure_questions": ".scatterlayer path.point",
@@ -91,7 +92,7 @@ def test_a_script_of_a_model_would_not_run_even_as_an_element(open_report):
 def test_every_figure_has_marks(open_report, experiment):
     page = open_report(experiment).page
     names = page.eval_on_selector_all(".plot", "places => places.map(p => p.dataset.figure)")
-    assert len(names) == {"mt_bench": 4, "math": 2}[experiment]
+    assert len(names) == {"mt_bench": 5, "math": 3}[experiment]
     for name in names:
         assert page.locator(f".plot[data-figure={name}] {MARKS[name]}").count() > 0, name
 
@@ -127,7 +128,7 @@ def test_arrow_keys_in_a_select_stay_there(open_report):
 def test_everything_that_can_be_used_is_reached_by_tab_and_shows_its_focus(open_report):
     page = open_report("mt_bench").page
     reached = set()
-    for _ in range(200):
+    for _ in range(300):
         page.keyboard.press("Tab")
         identity, outline = page.evaluate(
             """() => {
@@ -139,7 +140,8 @@ def test_everything_that_can_be_used_is_reached_by_tab_and_shows_its_focus(open_
             reached.add(identity)
             assert outline == "solid", identity
     # "previous" is disabled at the first question.
-    controls = {"filter-category", "filter-match", "filter-judge", "filter-result", "question"}
+    names = ("category", "match", "judge", "result", "constitution", "turn", "principle", "fault")
+    controls = {f"filter-{name}" for name in names} | {"order", "search", "question"}
     assert controls | {"next"} <= reached
 
 
@@ -170,7 +172,7 @@ def test_a_filter_without_any_question_says_so_and_recovers(open_report):
     page = open_report("mt_bench").page
     page.select_option("#filter-result", "invalid")
     assert shown_questions(page) == []
-    assert page.locator("#position").text_content() == "No question has such an outcome."
+    assert page.locator("#position").text_content() == "No question fits these filters."
     assert page.locator("#next").is_disabled() and page.locator("#previous").is_disabled()
     page.keyboard.press("ArrowRight")
     page.select_option("#filter-result", "")
@@ -194,7 +196,7 @@ def test_on_a_phone_the_page_is_no_wider_than_the_screen(open_report, experiment
     page = open_report(experiment, **PHONE).page
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     heights = page.eval_on_selector_all(
-        "#answers select:not([hidden] *), #answers button",
+        "#answers :is(select, input):not([hidden] *), #answers button",
         "controls => controls.map(c => c.getBoundingClientRect().height)",
     )
     assert min(height for height in heights if height) >= 44, "large enough for a finger"
@@ -225,7 +227,8 @@ def contrast(page, selector: str) -> float:
 def test_text_has_contrast_in_light_and_dark(open_report, scheme):
     page = open_report("mt_bench", color_scheme=scheme).page
     for selector in (
-        "#outcome", "nav a", ".note", ".interval", ".above .number", "#shown .written",
+        "#cards .note", "#cards .split", "#cards .verdict", "#limits", "nav a", ".note",
+        ".interval", ".above .number", "#shown .written",
         "#shown .win", "#shown .wrong", "#shown .facts", "#next", ".plot .xtick text",
         ".plot .legendtext",
     ):  # fmt: skip
@@ -248,3 +251,131 @@ def test_an_address_leads_to_its_question(open_report, open_page):
     page.keyboard.press("ArrowRight")
     again = open_page(page.url).page
     assert again.input_value("#question") == list(QUESTIONS)[1]
+
+
+def titles(page) -> list[str]:
+    return page.locator("#shown > details > summary").all_text_contents()
+
+
+def test_filters_of_what_was_asked_leave_the_settings_that_are_such(open_report):
+    page = open_report("mt_bench").page
+    assert len(titles(page)) == 3
+    page.select_option("#filter-constitution", "contrasting")
+    assert titles(page) == ["Turn 1, under the contrasting constitution"]
+    page.select_option("#filter-constitution", "")
+    page.select_option("#filter-turn", "2")
+    assert titles(page) == ["Turn 2, under the desired constitution"]
+    page.select_option("#filter-turn", "")
+    page.select_option("#filter-principle", "letter")
+    assert shown_questions(page) == ["81"], "writing alone has it"
+    page.select_option("#filter-principle", "")
+    page.select_option("#filter-fault", "is cut off")
+    assert shown_questions(page) == []
+    page.select_option("#filter-fault", "none")
+    assert len(shown_questions(page)) == len(QUESTIONS)
+
+
+def test_a_pair_shows_its_two_models_and_all_models_all(open_report):
+    page = open_report("mt_bench").page
+    first = page.locator("#shown > details").first.locator(".answer h4")
+    assert first.all_text_contents() == ["base", "sami"]
+    page.select_option("#filter-match", label="sami against dpo")
+    assert first.all_text_contents() == ["sami", "dpo"]
+    page.select_option("#filter-match", "all")
+    assert first.all_text_contents() == ["base", "sami", "dpo"]
+
+
+def test_search_finds_and_marks_what_a_shown_model_wrote_as_text(open_report):
+    page = open_report("mt_bench").page
+    page.fill("#search", "as fully as it can be said")
+    assert len(shown_questions(page)) == len(QUESTIONS)
+    assert page.locator("#shown mark").first.text_content() == "as fully as it can be said"
+    page.fill("#search", "dear reader")
+    assert shown_questions(page) == [], "dpo wrote it, which is not shown"
+    page.select_option("#filter-match", "all")
+    assert len(shown_questions(page)) == len(QUESTIONS)
+    page.fill("#search", "<script>")
+    assert page.locator("#shown mark").first.text_content() == "<script>"
+    assert page.locator("#shown script").count() == 0
+
+
+def test_questions_are_sorted_by_margin(open_report, mt_bench_tables):
+    page = open_report("mt_bench").page
+    page.select_option("#filter-constitution", "desired")
+    page.select_option("#filter-turn", "1")
+    page.select_option("#filter-judge", "checklist")
+    verdicts = mt_bench_tables["verdicts"].query(
+        "model == 'sami' and opponent == 'base' and judge == 'checklist' and turn == 1 "
+        "and constitution == 'desired'"
+    ).set_index("question_id")  # fmt: skip
+    margins = verdicts["model_score"] - verdicts["opponent_score"]
+    for order, sign in (("ahead", -1), ("behind", 1)):
+        page.select_option("#order", order)
+        expected = sorted(QUESTIONS, key=lambda name: sign * margins[name])
+        assert shown_questions(page) == expected
+
+
+def test_a_link_opens_the_same_answers_with_the_same_filters(open_report, open_page):
+    page = open_report("mt_bench").page
+    page.select_option("#filter-match", label="sami against dpo")
+    page.fill("#search", "turn")
+    page.keyboard.press("Tab")
+    page.select_option("#question", "101")
+    link = page.locator("#shown > details").nth(1).get_by_text("Link to these answers")
+    again = open_page(page.url.partition("#")[0] + link.get_attribute("href")).page
+    assert again.input_value("#question") == "101"
+    assert again.input_value("#search") == "turn"
+    assert titles(again) == ["Turn 1, under the contrasting constitution"]
+    assert again.locator("#shown .answer h4").all_text_contents() == ["sami", "dpo"]
+    box = again.locator("#answers").bounding_box()
+    assert box["y"] < 100, "the answers are in sight"
+
+
+def test_an_example_leads_to_its_answers(open_report):
+    page = open_report("mt_bench").page
+    page.select_option("#filter-category", "math")
+    example = page.locator(".example").first
+    assert example.locator(".answer h4").all_text_contents() == ["base", "sami"]
+    example.get_by_text("Open it among all answers").click()
+    title = example.locator("h4").first.text_content()
+    page.wait_for_function("() => document.querySelector('#filter-category').value === ''")
+    assert f"question {page.input_value('#question')} (" in title
+
+
+def test_code_and_lists_are_set_as_such_and_keep_their_characters(open_report):
+    page = open_report("mt_bench").page
+    sami = page.locator("#shown .answer").nth(1).locator(".written")
+    items = sami.locator(".item").all_text_contents()
+    assert items[:2] == [
+        "1. First this.", "2. Then that, as well and as fully as it can be said.",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("experiment", ["mt_bench", "math"])
+def test_on_a_phone_each_panel_of_a_figure_fits_the_screen_and_nothing_is_cut_off(
+    open_report, experiment
+):
+    page = open_report(experiment, **PHONE).page
+    for plot in page.locator(".plot").all():
+        assert plot.evaluate("plot => plot.scrollWidth") <= 390
+        for panel in plot.locator(".cartesianlayer .subplot .plot").all():
+            box = panel.bounding_box()
+            if box:
+                assert box["height"] <= 800 and box["x"] >= 0 and box["x"] + box["width"] <= 391
+        for text in plot.locator(".ytick text, .annotation-text, .legendtext").all():
+            box = text.bounding_box()
+            if box:
+                assert box["x"] >= 0 and box["x"] + box["width"] <= 391, text.text_content()
+
+
+def test_printed_it_is_dark_on_white_without_what_only_a_screen_can_do(open_report):
+    page = open_report("mt_bench", color_scheme="dark").page
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert not page.locator("#filters").is_visible() and not page.locator("nav").is_visible()
+    assert page.locator("#cards .big").first.is_visible()
+    colours = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(colours) == "rgb(255, 255, 255)"
+    assert contrast(page, ".plot .xtick text") >= 4.5
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(colours) != "rgb(255, 255, 255)"

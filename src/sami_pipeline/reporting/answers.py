@@ -3,15 +3,19 @@
 All experiments give the same shape, so that one page shows both::
 
     {"note", "total", "models": [...], "categories": [...], "judges": [...],
-     "matches": [[model, opponent], ...],
+     "matches": [[model, opponent], ...], "pair": index of the match that is shown first,
+     "constitutions": [...], "turns": [...], "principles": [...], "faults": [...],
+     "examples": [{"why", "question", "setting"}, ...], "rule",
      "questions": [{"id", "category", "asked": [...], "settings": [
-        {"title", "asked", "constitution", "reference", "answers": [
-            {"model", "texts": [{"title", "text", "facts", "right"}], "statements": [...],
-             "judgements": [...]}],
-         "verdicts": [{"judge", "model", "opponent", "outcome", "detail", "judgements": [...]}]}]}]}
+        {"title", "turn", "under", "principles", "asked", "constitution", "reference", "answers": [
+            {"model", "texts": [{"title", "blocks", "facts", "right"}], "faults": [...],
+             "statements": [...], "judgements": [...]}],
+         "verdicts": [{"judge", "model", "opponent", "outcome", "margin", "detail",
+                       "judgements": [...]}]}]}]}
 
 A *setting* is one thing that every model was asked: a turn of a question under a constitution, or a
-problem.
+problem. A *margin* is by how much a match's first model is ahead: statements followed, points of a
+judge's rating, or 1, 0 and -1 where there is only a winner.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import pandas as pd
 from sami_pipeline.evaluation.math_accuracy import GREEDY
 from sami_pipeline.evaluation.seeds import labelled
 from sami_pipeline.evaluation.statistics import in_order
+from sami_pipeline.figures import label
 from sami_pipeline.principles.constitutions import (
     TRAINED_WORDING,
     Use,
@@ -32,6 +37,8 @@ from sami_pipeline.principles.constitutions import (
     format_statements,
     wording,
 )
+from sami_pipeline.reporting.blocks import blocks
+from sami_pipeline.reporting.headlines import sami_first
 
 Tables = Mapping[str, pd.DataFrame]
 Json = dict[str, Any]
@@ -40,6 +47,10 @@ Words = Mapping[tuple[Use, str], Mapping[tuple[str, str], str]]
 
 # How a winner is written, from the model's side.
 _OUTCOMES = {"model": "win", "opponent": "loss", "tie": "tie", "invalid": "invalid"}
+_MARGINS = {"model": 1.0, "opponent": -1.0}
+# Before what a check found in a text that follows nothing.
+_REPEATS = "mostly repeats itself, which follows nothing; "
+_CUT_OFF, _REPEATED = "is cut off", "repeats itself"
 _FINISHED = {
     "length": "cut off at the token limit",
     "prompt_too_long": "the prompt was too long",
@@ -98,13 +109,19 @@ def judged_answers(tables: Tables, baseline: str, questions_shown: int | None) -
         settings.setdefault(question, []).append(
             {
                 "title": f"Turn {turn}, {_CONSTITUTIONS[constitution]}",
+                "turn": str(turn),
+                "under": constitution,
+                "principles": [
+                    label(name) for name, _ in json.loads(rows.iloc[0]["stances"] or "[]")
+                ],
                 "asked": texts.loc[(question, turn), "question"],
                 "constitution": _constitution(rows.iloc[0], words),
                 "reference": texts.loc[(question, turn), "reference"],
                 "answers": [
                     {
                         "model": row.model,
-                        "texts": [{"title": "", "text": row.answer, "facts": _facts(row)}],
+                        "texts": [_text(row.answer, row)],
+                        "faults": _faults(row),
                         "statements": statements.get((row.model, question, turn, constitution), []),
                         "judgements": said.get((row.model, ""), []),
                     }
@@ -116,22 +133,22 @@ def judged_answers(tables: Tables, baseline: str, questions_shown: int | None) -
                 ],
             }
         )
-    categories = in_order(kept["category"])
+    questions = [
+        {
+            "id": row.question_id,
+            "category": row.category,
+            "asked": row.question,
+            "settings": settings[row.question_id],
+        }
+        for row in kept.itertuples(index=False)
+    ]
     return {
         "note": "Every model's answer to a question, side by side, with the verdicts and what they "
-        "rest on. An outcome is that of the match's first model.",
-        **_common(answers, verdicts),
-        "categories": categories,
+        "rest on. An outcome is that of the pair's first model.",
+        **_common(answers, verdicts, questions, baseline),
+        "categories": in_order(kept["category"]),
         "total": int(first["question_id"].nunique()),
-        "questions": [
-            {
-                "id": row.question_id,
-                "category": row.category,
-                "asked": row.question,
-                "settings": settings[row.question_id],
-            }
-            for row in kept.itertuples(index=False)
-        ],
+        "questions": questions,
     }
 
 
@@ -147,43 +164,46 @@ def published_answers(tables: Tables, questions_shown: int | None) -> Json:
     kept = first if questions_shown is None else first.groupby("category").head(questions_shown)
     answers_to = dict(list(answers.groupby("question_id", sort=False)))
     verdicts_of = dict(list(verdicts.groupby("question_id", sort=False)))
+    questions = [
+        {
+            "id": row.question_id,
+            "category": row.category,
+            "asked": row.question,
+            "settings": [
+                {
+                    "title": f"Turn {row.turn}, {_CONSTITUTIONS[row.constitution]}",
+                    "turn": str(row.turn),
+                    "under": row.constitution,
+                    "principles": [],
+                    "asked": row.question,
+                    "constitution": row.text,
+                    "reference": "",
+                    "answers": [
+                        {
+                            "model": given.model,
+                            "texts": [_text(given.answer, given)],
+                            "faults": _faults(given),
+                            "statements": [],
+                            "judgements": [],
+                        }
+                        for given in answers_to[row.question_id].itertuples(index=False)
+                    ],
+                    "verdicts": [
+                        _verdict(verdict, [])
+                        for verdict in _rows_of(verdicts_of, row.question_id).itertuples()
+                    ],
+                }
+            ],
+        }
+        for row in kept.itertuples(index=False)
+    ]
     return {
         "note": "The published answers to a question, side by side, with the published verdicts. "
-        "An outcome is that of the match's first model.",
-        **_common(answers, verdicts),
+        "An outcome is that of the pair's first model.",
+        **_common(answers, verdicts, questions, ""),
         "categories": in_order(kept["category"]),
         "total": len(first),
-        "questions": [
-            {
-                "id": row.question_id,
-                "category": row.category,
-                "asked": row.question,
-                "settings": [
-                    {
-                        "title": f"Turn {row.turn}, {_CONSTITUTIONS[row.constitution]}",
-                        "asked": row.question,
-                        "constitution": row.text,
-                        "reference": "",
-                        "answers": [
-                            {
-                                "model": given.model,
-                                "texts": [
-                                    {"title": "", "text": given.answer, "facts": _facts(given)}
-                                ],
-                                "statements": [],
-                                "judgements": [],
-                            }
-                            for given in answers_to[row.question_id].itertuples(index=False)
-                        ],
-                        "verdicts": [
-                            _verdict(verdict, [])
-                            for verdict in _rows_of(verdicts_of, row.question_id).itertuples()
-                        ],
-                    }
-                ],
-            }
-            for row in kept.itertuples(index=False)
-        ],
+        "questions": questions,
     }
 
 
@@ -205,44 +225,111 @@ def math_answers(tables: Tables, baseline: str, questions_shown: int | None) -> 
     verdicts = _greedy_verdicts(attempts, baseline)
     verdicts_of = dict(list(verdicts.groupby("problem_id", sort=False)))
     attempts_at = dict(list(attempts.groupby("problem_id", sort=False)))
+    questions = [
+        {
+            "id": row.problem_id,
+            "category": row.category,
+            "asked": row.question,
+            "settings": [
+                {
+                    "title": f"Correct answer: {row.answer}",
+                    "turn": "1",
+                    "under": "",
+                    "principles": [],
+                    "asked": row.question,
+                    "constitution": "",
+                    "reference": row.solution,
+                    "answers": _attempts(attempts_at[row.problem_id]),
+                    "verdicts": [
+                        _verdict(verdict, [])
+                        for verdict in _rows_of(verdicts_of, row.problem_id).itertuples()
+                    ],
+                }
+            ],
+        }
+        for row in kept.itertuples(index=False)
+    ]
     return {
         "note": "Every model's attempts at a problem, side by side, with the answer that was read "
-        "from each. In a match, a model wins where its greedy attempt is right and its opponent's "
+        "from each. In a pair, a model wins where its greedy attempt is right and its opponent's "
         "is not; where both are right or both are wrong there is a tie.",
-        **_common(attempts, verdicts),
+        **_common(attempts, verdicts, questions, baseline),
         "categories": list(dict.fromkeys(test["category"])),
         "total": len(test),
-        "questions": [
-            {
-                "id": row.problem_id,
-                "category": row.category,
-                "asked": row.question,
-                "settings": [
-                    {
-                        "title": f"Correct answer: {row.answer}",
-                        "asked": row.question,
-                        "constitution": "",
-                        "reference": row.solution,
-                        "answers": _attempts(attempts_at[row.problem_id]),
-                        "verdicts": [
-                            _verdict(verdict, [])
-                            for verdict in _rows_of(verdicts_of, row.problem_id).itertuples()
-                        ],
-                    }
-                ],
-            }
-            for row in kept.itertuples(index=False)
-        ],
+        "questions": questions,
     }
 
 
-def _common(answers: pd.DataFrame, verdicts: pd.DataFrame) -> Json:
-    matches = verdicts[["model", "opponent"]].drop_duplicates()
+def _common(
+    answers: pd.DataFrame, verdicts: pd.DataFrame, questions: list[Json], baseline: str
+) -> Json:
+    """Return what can be chosen among the questions, and the examples."""
+    matches = verdicts[["model", "opponent"]].drop_duplicates().to_numpy().tolist()
+    models = list(dict.fromkeys(answers["model"]))
+    order = {model: place for place, model in enumerate(sami_first(models))}
+    # SAMI's model against the baseline is looked at first.
+    pairs = sorted(matches, key=lambda pair: (order.get(pair[0], 99), pair[1] != baseline))
+    pair = matches.index(pairs[0]) if pairs else 0
+    settings = [setting for question in questions for setting in question["settings"]]
     return {
-        "models": list(dict.fromkeys(answers["model"])),
-        "matches": matches.to_numpy().tolist(),
+        "models": models,
+        "matches": matches,
+        "pair": pair,
         "judges": list(dict.fromkeys(verdicts["judge"])),
+        "constitutions": [
+            name for name in _CONSTITUTIONS if name in {setting["under"] for setting in settings}
+        ],
+        "turns": sorted({setting["turn"] for setting in settings}),
+        "principles": sorted({name for setting in settings for name in setting["principles"]}),
+        "faults": [_CUT_OFF, _REPEATED],
+        **_examples(questions, matches[pair] if matches else None),
     }
+
+
+def _examples(questions: list[Json], pair: list[str] | None) -> Json:
+    """Return three settings chosen by a rule: the margin at which a pair's first model is ahead."""
+    margins = []
+    for question in questions:
+        of_pair = (
+            verdict
+            for verdict in question["settings"][0]["verdicts"]
+            if pair == [verdict["model"], verdict["opponent"]]
+        )
+        verdict = next(of_pair, None)  # the first judge's
+        if verdict is not None and verdict["outcome"] != "invalid":
+            margins.append((verdict["margin"], question["id"], 0))
+    chosen: dict[tuple[str, int], str] = {}
+    if margins:
+        # Of equal margins the question that stands first; sorting is stable.
+        by_margin = sorted(margins, key=lambda each: -each[0])
+        middle = by_margin[len(by_margin) // 2]
+        least = next(each for each in by_margin if each[0] == by_margin[-1][0])
+        for each, why in (
+            (by_margin[0], f"Where {pair[0]} is furthest ahead of {pair[1]}"),
+            (middle, "In the middle"),
+            (least, f"Where it is furthest behind {pair[1]}"),
+        ):
+            chosen.setdefault(each[1:], why)
+    return {
+        "rule": "" if pair is None else (
+            f"Of all questions, sorted by how far {pair[0]} is ahead of {pair[1]} at what every "
+            "question was asked first: the first, the middle one and the last; of equal ones that "
+            "which was asked first."
+        ),
+        "examples": [
+            {"why": why, "question": question, "setting": setting}
+            for (question, setting), why in chosen.items()
+        ],
+    }  # fmt: skip
+
+
+def _text(text: str, row: Any) -> Json:
+    return {"title": "", "blocks": blocks(text), "facts": _facts(row)}
+
+
+def _faults(row: Any) -> list[str]:
+    faults = [_CUT_OFF] if row.finish_reason == "length" else []
+    return [*faults, _REPEATED] if getattr(row, "degenerate", False) else faults
 
 
 def _rows_of(groups: Mapping[Any, pd.DataFrame], key: Any) -> pd.DataFrame:
@@ -266,6 +353,7 @@ def _verdict(row: Any, judgements: list[Json]) -> Json:
         "model": row.model,
         "opponent": row.opponent,
         "outcome": _OUTCOMES[row.winner],
+        "margin": float(scores[0] - scores[1]) if detail else _MARGINS.get(row.winner, 0.0),
         "detail": detail,
         "judgements": [said for said in judgements if said["judge"] == row.judge],
     }
@@ -292,7 +380,7 @@ def _statements(checked: pd.DataFrame, words: Words) -> dict[tuple, list[Json]]:
             {
                 "text": words[_use(row.constitution), row.category][row.principle, row.stance],
                 "followed": bool(row.passed and not row.degenerate),
-                "evidence": row.evidence,
+                "evidence": _REPEATS * bool(row.degenerate) + row.evidence,
             }
         )
     return found
@@ -345,7 +433,7 @@ def _attempts(rows: pd.DataFrame) -> list[Json]:
         texts = [
             {
                 "title": "Greedy attempt" if row.attempt == GREEDY else f"Attempt {row.attempt}",
-                "text": row.text,
+                "blocks": blocks(row.text),
                 "right": bool(row.correct),
                 "facts": [
                     f"answer {row.answer} ({row.reading})" if row.answer else "no answer found",
@@ -355,5 +443,14 @@ def _attempts(rows: pd.DataFrame) -> list[Json]:
             }
             for row in attempts.sort_values("attempt").itertuples(index=False)
         ]
-        answers.append({"model": model, "texts": texts, "statements": [], "judgements": []})
+        cut = (attempts["finish_reason"] == "length").any()
+        answers.append(
+            {
+                "model": model,
+                "texts": texts,
+                "faults": [_CUT_OFF] if cut else [],
+                "statements": [],
+                "judgements": [],
+            }
+        )
     return answers

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 
 from sami_pipeline.evaluation.statistics import (
-    ALL_PRINCIPLES,
     BOTH_TURNS,
     DESIRED,
     FIRST_TURN,
@@ -28,6 +27,7 @@ ASKED = ("judge", "constitution", "stance", "turn", "seed")
 
 
 SECTIONS = {
+    "outcome": "The outcome",
     "results": "Results",
     "answers": "Answers",
     "degeneration": "Repetition and length",
@@ -113,13 +113,13 @@ _CONTENTS: tuple[Table | Figure, ...] = (
     Table(
         "compliance",
         "results",
-        "Compliance",
-        "Share of the statements of its constitution that an answer follows, in percent. The "
-        "overview takes all principles together. " + _OVER_QUESTIONS,
-        rows=("category",),
+        "Compliance by principle",
+        "Share of the answers that follow the statement which they were asked to follow, in "
+        "percent; the opposites of principles apart. " + _OVER_QUESTIONS,
+        rows=("principle",),
         columns=("model",),
         estimate=Estimate("compliance"),
-        where={"principle": (ALL_PRINCIPLES,)},
+        where={"category": (OVERALL,)},
     ),
     Figure("figure_accuracy", "results", "Problems solved at one attempt", _OVER_PROBLEMS),
     Table(
@@ -339,7 +339,9 @@ def _grid(table: Table, data: pd.DataFrame, caption: str) -> Matrix:
     for record in data.to_dict("records"):
         row = rows.setdefault(tuple(record[name] for name in table.rows), {})
         row[tuple(record[name] for name in table.columns)] = table.estimate.cell(record)
-    titles = [_LINKS.get(table.columns[-1], "{}").format(*map(str, names)) for names in columns]
+    link = _LINKS.get(table.columns[-1], "{}")
+    # A number without a baseline is the model's own.
+    titles = [(link if names[-1] != "" else "{}").format(*map(str, names)) for names in columns]
     return Matrix(
         caption,
         [*(label(name) for name in table.rows), *titles],
@@ -406,7 +408,7 @@ def _detectable(data: pd.DataFrame) -> str:
 
 
 # How a column is called that compares two models.
-_LINKS = {"opponent": "{} against {}", "baseline": "{} − {}"}
+_LINKS = {"opponent": "{} against {}", "baseline": "{} − {}", "other_run": "{} − {}"}
 
 
 def whole(data: pd.DataFrame) -> Matrix:

@@ -7,9 +7,9 @@ The rules, so that no sentence is contradicted by taking a table apart:
 * A difference is named only where its 95 % interval leaves parity out, its exact paired test
   corrected for the number of comparisons has p <= 0.05 (`decided`), and at least six questions (or
   problems) were asked; a category is named by the same rule.
-* A win is not claimed where there is a simpler reason for it (`_doubts`): with length held equal it
+* A win is not claimed where there is a simpler reason for it (`doubts`): with length held equal it
   is gone, the model hardly ever gives different answers, or a constant text wins as often.
-* What limits all of this is said at the end (`_caveats`).
+* What limits all of this is said at the end (`caveats`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sami_pipeline.result_tables.shown import Estimate, Table, decided
 from sami_pipeline.training.responses import shortage
 
 NO_DIFFERENCE = "no difference can be seen"
-_ESTIMATES = {
+ESTIMATES = {
     part.name: part.estimate
     for part in CONTENTS
     if isinstance(part, Table) and part.estimate and part.whole
@@ -84,7 +84,7 @@ def outcome(tables: Mapping[str, pd.DataFrame]) -> str:
         return "There are no results: the tables of results are empty."
     over, test = "problems" if "accuracy" in present else "questions", "an exact paired test"
     asked = over
-    if (seeds := _seeds(present)) > 1:
+    if (seeds := seeds_of(present)) > 1:
         over += f" and {seeds} training seeds"
         test = "a test over both"
     closing = (
@@ -93,16 +93,18 @@ def outcome(tables: Mapping[str, pd.DataFrame]) -> str:
         f"comparisons, has p of at most 0.05; “{NO_DIFFERENCE}” says that these {asked} do not "
         "show one, not that there is none."
     )
-    return " ".join([*sentences, *_caveats(present), closing])
+    if limits := caveats(present):
+        sentences.append(f"To be kept in mind: {_listed(limits)}.")
+    return " ".join([*sentences, closing])
 
 
-def _seeds(tables: Mapping[str, pd.DataFrame]) -> int:
+def seeds_of(tables: Mapping[str, pd.DataFrame]) -> int:
     """Return how many trainings of each model are taken together."""
     return max((int(t["seeds"].max()) for t in tables.values() if "seeds" in t), default=1)
 
 
 def _win_rates(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
-    table, estimate = tables["win_rates"], _ESTIMATES["win_rates"]
+    table, estimate = tables["win_rates"], ESTIMATES["win_rates"]
     for judge, judged in table.groupby("judge", sort=False):
         for constitution, rows in judged.groupby("constitution", sort=False):
             yield _matches(tables, rows[rows["turn"] == FIRST_TURN], judge, constitution)
@@ -138,41 +140,42 @@ def _asked_under(constitution: str) -> str:
 
 def _wins(tables: Mapping[str, pd.DataFrame], overall: pd.DataFrame) -> list[str]:
     """Return what is said of each match; a win only where nothing simpler explains it."""
-    estimate, found = _ESTIMATES["win_rates"], []
+    estimate, found = ESTIMATES["win_rates"], []
     for row in overall.to_dict("records"):
         words, details = _verdict(row, estimate, _WINS), _details(row, estimate)
         ahead = decided(row, estimate)
         winner, loser = row["model"], row["opponent"]
         if ahead == "below":
             winner, loser = loser, winner
-        if ahead and (doubts := list(_doubts(tables, row, winner, loser))):
+        if ahead and (reasons := list(doubts(tables, row, winner, loser))):
             words = _DOUBTED.format(model=winner, other=loser)
-            details += f", which is no win: {', '.join(doubts)}"
+            details += f", which is no win: {', '.join(reasons)}"
         found.append(f"{words} {details}")
     return found
 
 
 def _details(row: Mapping, estimate: Estimate) -> str:
     p_value = row.get("p_holm")
-    tested = "" if p_value is None or pd.isna(p_value) else f", {_written_p(p_value)}"
+    tested = "" if p_value is None or pd.isna(p_value) else f", {written_p(p_value)}"
     return f"({_written(row, estimate, ' %')} of {row['n']} questions{tested})"
 
 
-def _written_p(p_value: float) -> str:
+def written_p(p_value: float) -> str:
+    """Return how a p-value is written."""
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
-def _doubts(
+def doubts(
     tables: Mapping[str, pd.DataFrame], row: Mapping, winner: str, loser: str
 ) -> Iterator[str]:
     """Yield the simpler reasons for which one side may be preferred."""
     if "length_controlled" in tables:
-        table, estimate = tables["length_controlled"], _ESTIMATES["length_controlled"]
+        table, estimate = tables["length_controlled"], ESTIMATES["length_controlled"]
         same = table["method"] == _LENGTH_METHOD
         for column in ("judge", "constitution", "turn", "model", "opponent"):
             same &= table[column] == row[column]
         for controlled in table[same].to_dict("records"):
-            if decided(controlled, estimate) != decided(row, _ESTIMATES["win_rates"]):
+            if decided(controlled, estimate) != decided(row, ESTIMATES["win_rates"]):
                 if pd.isna(controlled[estimate.value]):
                     yield "one of the two always writes the longer answer"
                     continue
@@ -215,7 +218,7 @@ def _categories(rows: pd.DataFrame, estimate: Estimate) -> Iterator[str]:
 
 
 def _compliance_difference(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
-    table, estimate = tables["compliance_difference"], _ESTIMATES["compliance_difference"]
+    table, estimate = tables["compliance_difference"], ESTIMATES["compliance_difference"]
     overall = table[(table["category"] == OVERALL) & (table["turn"] == FIRST_TURN)]
     for (constitution, stance), rows in overall.groupby(["constitution", "stance"], sort=False):
         yield (
@@ -225,7 +228,7 @@ def _compliance_difference(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
 
 
 def _steerability(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
-    table, estimate = tables["steerability"], _ESTIMATES["steerability"]
+    table, estimate = tables["steerability"], ESTIMATES["steerability"]
     overall = table[(table["category"] == OVERALL) & (table["principle"] == ALL_PRINCIPLES)]
     for stance, rows in overall.groupby("stance", sort=False):
         found = [
@@ -241,7 +244,7 @@ def _steerability(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
 
 def _wordings(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     """Say of each model what is followed in either wording, and whether the two differ."""
-    table, estimate = tables["compliance_by_wording"], _ESTIMATES["compliance_by_wording"]
+    table, estimate = tables["compliance_by_wording"], ESTIMATES["compliance_by_wording"]
     overall = table[(table["category"] == OVERALL) & (table["principle"] == ALL_PRINCIPLES)]
     found = []
     for model, rows in overall.groupby("model", sort=False):
@@ -264,7 +267,7 @@ def _degeneration(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     rows = rows[(rows["category"] == OVERALL) & (rows["turn"] == BOTH_TURNS)]
     for constitution, asked in rows.groupby("constitution", sort=False):
         found = [
-            f"{row['model']} {_written(row, _ESTIMATES['degeneration'], ' %')}"
+            f"{row['model']} {_written(row, ESTIMATES['degeneration'], ' %')}"
             for row in asked.to_dict("records")
         ]
         yield (
@@ -294,9 +297,9 @@ def _accuracy(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
         if differences is not None:
             changes = _of(differences, metric, k)
             rows = rows[rows["model"].isin(changes["baseline"])]
-            found = _differences(changes, _ESTIMATES["accuracy_difference"])
+            found = _differences(changes, ESTIMATES["accuracy_difference"])
         levels = [
-            f"{row['model']} solves {_written(row, _ESTIMATES['accuracy'], ' %')} of "
+            f"{row['model']} solves {_written(row, ESTIMATES['accuracy'], ' %')} of "
             f"{row['n']} problems"
             for row in rows.to_dict("records")
         ]
@@ -308,8 +311,8 @@ def _of(table: pd.DataFrame, metric: str, k: int) -> pd.DataFrame:
     return table[(table["metric"] == metric) & (table["k"] == k)]
 
 
-def _caveats(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
-    """Say what limits these results, as far as it applies."""
+def caveats(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Return what limits these results, as far as it applies."""
     found = []
     if "degeneration" in tables:
         rows = tables["degeneration"]
@@ -357,22 +360,21 @@ def _caveats(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
                 )
         itself = quality[(quality["metric"] == "self_agreement") & (quality["category"] == OVERALL)]
         for row in itself.dropna(subset="value").to_dict("records"):
-            shown = _written(row, _ESTIMATES["judge_quality"], "")
+            shown = _written(row, ESTIMATES["judge_quality"], "")
             found.append(
                 f"asked the same twice under the {row['constitution']} constitution, the "
                 f"{row['judge']} judge gives the same verdict in a share of {shown}"
             )
     if "response_counts" in tables:
         counts = tables["response_counts"]
-        found += shortage(counts)
+        found += [f"of the training queries, {words}" for words in shortage(counts)]
         dropped = counts.loc[counts["status"] != "usable", "queries"].sum()
         if dropped:
             found.append(
                 f"{dropped} of {counts['queries'].sum()} training queries were not trained on, "
                 "since a response was not usable"
             )
-    if found:
-        yield f"To be kept in mind: {_listed(found)}."
+    return found
 
 
 def _detectable(rows: pd.DataFrame) -> str:
@@ -395,19 +397,20 @@ def _differences(rows: pd.DataFrame, estimate: Estimate) -> list[str]:
     for row in rows.to_dict("records"):
         words = _verdict(row, estimate, _GAINS)
         models = found.setdefault(words, [])
-        if _enough(row, estimate):
+        if enough(row, estimate):
             models.append(f"{row['model']} ({_written(row, estimate, ' points')})")
     return [words + ", ".join(models) for words, models in found.items()]
 
 
-def _enough(row: Mapping, estimate: Estimate) -> bool:
+def enough(row: Mapping, estimate: Estimate) -> bool:
+    """Return whether enough was asked for a row to say anything."""
     return pd.notna(row[estimate.low]) and row["n"] >= FEWEST_CLUSTERS
 
 
 def _verdict(row: Mapping, estimate: Estimate, words: Mapping[str, str]) -> str:
     """Return the words for the side of parity that a row is on."""
     names = {"model": row["model"], "other": row.get("opponent", row.get("baseline"))}
-    chosen = words[decided(row, estimate)] if _enough(row, estimate) else _TOO_LITTLE
+    chosen = words[decided(row, estimate)] if enough(row, estimate) else _TOO_LITTLE
     return chosen.format(**names)
 
 

@@ -21,7 +21,9 @@ from jinja2 import FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from sami_pipeline.reporting import contents
+from sami_pipeline.figures import model_colours
+from sami_pipeline.figures import outcome as draw_outcome
+from sami_pipeline.reporting import contents, headlines
 from sami_pipeline.reporting.outcome import outcome
 from sami_pipeline.reporting.run import (
     RunDescription,
@@ -34,7 +36,9 @@ from sami_pipeline.reporting.run import (
     tokens,
 )
 
-_TEMPLATE_FOLDER = Path(__file__).parent / "template"
+# Their figures give each model its colour.
+_WITH_MODELS = ("win_rates", "compliance", "accuracy")
+TEMPLATE_FOLDER = Path(__file__).parent / "template"
 
 
 def write_page(
@@ -51,18 +55,17 @@ def write_page(
         figures: by name; likewise.
         answers: what the models wrote, as from ``answers``.
     """
-    templates = Templates(
-        loader=FileSystemLoader(_TEMPLATE_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {"duration": duration, "moment": moment, "gibibytes": gibibytes}
-    scripts = [get_plotlyjs(), (_TEMPLATE_FOLDER / "report.js").read_text("utf-8")]
-    return templates.get_template("report.html").render(
+    differences, colours = headlines.forest_rows(tables), _colours(tables)
+    return rendered(
+        "report.html",
+        figure_scripts(),
         run=description,
         outcome=outcome(tables),
+        cards=headlines.cards(tables),
+        limits=headlines.before_you_believe(tables),
+        forest=None if differences.empty else embedded(bare(draw_outcome(differences))),
+        colours=colours,
+        csv_of=csv_address,
         sections=contents.SECTIONS,
         contents=[
             part for part in contents.CONTENTS if part.name in tables or part.name in figures
@@ -70,20 +73,63 @@ def write_page(
         tables=tables,
         overviews=contents.overviews,
         whole=contents.whole,
-        figures={name: _embedded(_bare(figure)) for name, figure in figures.items()},
+        figures={name: embedded(bare(figure)) for name, figure in figures.items()},
         answers=answers,
-        answers_data=_embedded(answers),
+        answers_data=embedded({**answers, "colours": colours}),
         judges=judges(tables),
         data=data(description.subject, tables),
         tokens=tokens(description, tables),
         flattened=flattened,
-        style=Markup((_TEMPLATE_FOLDER / "report.css").read_text("utf-8")),
-        scripts=[Markup(script) for script in scripts],
-        policy=_policy(scripts),
     )
 
 
-def _bare(figure: go.Figure) -> dict[str, Any]:
+def rendered(template: str, scripts: Sequence[str], **values: Any) -> str:
+    """Return a page made from a template, all that it prints escaped.
+
+    Args:
+        template: its file.
+        scripts: what may run, and nothing else.
+        values: what the template prints.
+    """
+    templates = Templates(
+        loader=FileSystemLoader(TEMPLATE_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"duration": duration, "moment": moment, "gibibytes": gibibytes}
+    return templates.get_template(template).render(
+        style=Markup((TEMPLATE_FOLDER / "report.css").read_text("utf-8")),
+        scripts=[Markup(script) for script in scripts],
+        policy=policy(scripts),
+        **values,
+    )
+
+
+def figure_scripts() -> list[str]:
+    """Return the scripts of a page with figures: Plotly's and ours."""
+    return [get_plotlyjs(), (TEMPLATE_FOLDER / "report.js").read_text("utf-8")]
+
+
+def csv_address(table: pd.DataFrame) -> str:
+    """Return a table as an address that a page can offer to save, without a network."""
+    text = table.to_csv(index=False, lineterminator="\n")
+    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode()).decode()
+
+
+def _colours(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Return the colour of each model, the one that it has in the figures."""
+    columns = [
+        table[name].astype(str)
+        for table in (tables[name] for name in _WITH_MODELS if name in tables)
+        for name in ("model", "opponent")
+        if name in table
+    ]
+    return model_colours(*columns) if columns else {}
+
+
+def bare(figure: go.Figure) -> dict[str, Any]:
     """Return a figure without its title, which the page writes, and colours, which it chooses."""
     bare = json.loads(figure.to_json())
     bare["layout"].pop("title", None)
@@ -91,14 +137,16 @@ def _bare(figure: go.Figure) -> dict[str, Any]:
     return bare
 
 
-def _embedded(data: Any) -> Markup:
+def embedded(data: Any) -> Markup:
     """Return data as JSON that cannot end the script element it stands in."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))
 
 
-def _policy(scripts: Sequence[str]) -> str:
+def policy(scripts: Sequence[str]) -> str:
     """Return a content security policy: only these scripts run, and nothing is fetched."""
+    if not scripts:
+        return "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
         for script in scripts

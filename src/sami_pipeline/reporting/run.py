@@ -18,6 +18,7 @@ from sami_pipeline.parameters import (
     WORKED_SOLUTIONS,
     ExperimentParameters,
 )
+from sami_pipeline.reporting.headlines import as_data, cards
 from sami_pipeline.reporting.record import Environment, NodeRecord
 
 # More different values than these are only counted.
@@ -84,6 +85,7 @@ class RunDescription:
             "parameters": dict(self.parameters),
             "models": [dict(model) for model in self.models],
             "tokens": tokens(self, tables),
+            "outcome": as_data(cards(tables)),
             "nodes": [record.model_dump(mode="json") for record in self.records],
             "nodes_without_record": self.without_record,
         }

@@ -1,4 +1,4 @@
-"""The short summary that a run prints at its end."""
+"""What a run prints at its end: the outcome and where its report lies."""
 
 from __future__ import annotations
 
@@ -14,13 +14,23 @@ from sami_pipeline.evaluation.statistics import (
     FIRST_TURN,
     OVERALL,
 )
+from sami_pipeline.reporting import headlines
+from sami_pipeline.reporting.run import duration
+from sami_pipeline.reporting.run_pages import write_index
 from sami_pipeline.training.responses import shortage
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
     from kedro.pipeline import Pipeline
 
-# Printed in this order when the run made them; the others are named with their place only.
+# What an experiment's outcome at the end of its run is made of, in how many lines at most.
+_OUTCOME = (
+    "win_rates", "compliance_difference", "steerability", "accuracy_difference", "compliance",
+    "length_controlled", "controls", "degeneration", "judge_quality", "response_counts",
+)  # fmt: skip
+_LINES = 10
+# Printed in this order where a run makes no report, or when asked for; the others are named with
+# their place only.
 _TABLES = {
     "comparison": "Runs compared (95 % intervals over questions or problems)",
     "run_differences": "Runs, paired difference from the first on what both asked",
@@ -72,10 +82,65 @@ _ROWS = {
 }
 
 
-def of_run(pipeline: Pipeline, catalog: CatalogProtocol, seconds: float) -> str:
-    """Return tables of results and the places of everything a run made, as text."""
+def of_run(
+    pipeline: Pipeline, catalog: CatalogProtocol, seconds: float, print_tables: bool = False
+) -> str:
+    """Return what a run has made, as text: the outcome of each report, or its tables.
+
+    Args:
+        pipeline: the nodes that ran.
+        catalog: has what they made.
+        seconds: how long the run took.
+        print_tables: the tables of results too, which a report shows as well.
+    """
     made = sorted(pipeline.all_outputs())
-    parts, over_seeds = ["\n"], 0
+    reports = [name for name in made if name.rpartition(".")[2] == "report"]
+    parts = ["\n"]
+    if print_tables or not reports:
+        parts += _tables(made, catalog)
+    parts += [_outcome(name.rpartition(".")[0], catalog) for name in reports]
+    parts += [f"All runs: {place}\n" for place in _index(reports, catalog)]
+    parts.append(f"Finished in {duration(seconds)}\n")
+    return "".join(parts)
+
+
+def _index(reports: list[str], catalog: CatalogProtocol) -> list[str]:
+    """Write the page of all runs anew where a report was written, and return its address."""
+    for name in reports:
+        path = getattr(catalog[name], "_filepath", None)
+        if path is not None and Path(path).is_file():
+            # LAYER/RUN/EXPERIMENT/report.html
+            return [write_index(Path(path).resolve().parents[2]).as_uri()]
+    return []
+
+
+def _outcome(experiment: str, catalog: CatalogProtocol) -> str:
+    """Return an experiment's outcome and where its report lies, in at most ten lines."""
+    tables = {
+        name: catalog.load(f"{experiment}.{name}")
+        for name in _OUTCOME
+        if f"{experiment}.{name}" in catalog and catalog.exists(f"{experiment}.{name}")
+    }
+    found = headlines.cards(tables)
+    lines = headlines.as_lines(found, headlines.before_you_believe(tables), _LINES - 3)
+    return "\n".join(
+        [
+            *([f"{experiment}: what came out"] if lines else []),
+            *(f"  {each}" for each in lines),
+            f"Report: {_link(catalog[f'{experiment}.report'])}",
+            "",
+        ]
+    )
+
+
+def _link(dataset: Any) -> str:
+    """Return a report's place as an address that terminals open."""
+    path = getattr(dataset, "_filepath", None)
+    return "" if path is None else Path(path).resolve().as_uri()
+
+
+def _tables(made: list[str], catalog: CatalogProtocol) -> list[str]:
+    parts, over_seeds = [], 0
     for table, title in _TABLES.items():
         for name in made:
             if name.rsplit(".", 1)[-1] != table:
@@ -92,14 +157,9 @@ def of_run(pipeline: Pipeline, catalog: CatalogProtocol, seconds: float) -> str:
             f"Each trained model is {over_seeds} trainings with different seeds; intervals of what "
             "was compared are over questions (or problems) and training seeds.\n\n"
         )
-    parts.append("Made by this run:\n")
-    for name in made:
-        place = _place(catalog[name])
-        if place:
-            parts.append(f"  {name:<36} {place}\n")
-    parts += [f"Report: {_place(catalog[name])}\n" for name in made if name.endswith(".report")]
-    parts.append(f"Finished in {int(seconds // 60)} min {int(seconds % 60)} s\n")
-    return "".join(parts)
+    places = [(name, place) for name in made if (place := _place(catalog[name]))]
+    parts += [f"{name:<36} {place}\n" for name, place in places]
+    return parts
 
 
 def _format(name: str, table: pd.DataFrame) -> str:

@@ -141,6 +141,15 @@ class RunCatalog(DataCatalog):
             lines.append(f"Plan: {code_versions.listed(sorted(names), 8)}: {reason}")
         return lines
 
+    def running(self, pipeline: Pipeline, *, going_on: bool) -> list[Node]:
+        """Return the nodes that a run of this pipeline will run, in their order.
+
+        Args:
+            pipeline: what was asked for, after ``follow``.
+            going_on: outputs that are right already are kept.
+        """
+        return [n for n in pipeline.nodes if not going_on or self._reason_to_run(n) is not None]
+
     def _reason_to_run(self, node: Node) -> str | provenance.Change | None:
         """Return why an output of a node is missing, a change of its own before others."""
         reasons = [

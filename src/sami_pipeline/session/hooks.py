@@ -1,7 +1,8 @@
-"""Hooks: credentials, input checks, lock, engine release, node records, errors, summary, MLflow."""
+"""Hooks: credentials, input checks, lock, engine release, records, progress, messages, MLflow."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from contextlib import suppress
@@ -23,11 +24,13 @@ from sami_pipeline.parameters import HousekeepingParameters
 from sami_pipeline.process_settings import give_back_freed_memory
 from sami_pipeline.reporting import summary
 from sami_pipeline.reporting.record import RunRecord
-from sami_pipeline.session import input_checks, mlflow_results, provenance
+from sami_pipeline.session import input_checks, mlflow_results, progress, provenance
 from sami_pipeline.session.catalog import STATE, RunCatalog
 from sami_pipeline.session.command_line import CommandLineError
 from sami_pipeline.session.experiments import housekeeping
 from sami_pipeline.session.run_lock import RunLock
+
+logger = logging.getLogger(__name__)
 
 
 class CredentialsHook:
@@ -224,8 +227,60 @@ class MlflowHook:
         mlflow_results.log(pipeline, catalog)
 
 
+class ProgressHook:
+    """Says what will run and about how long, where the run is, and what models write."""
+
+    def __init__(self) -> None:
+        self._stages: dict[str, tuple[int, progress.Stage]] = {}
+        self._told: set[int] = set()
+
+    @hook_impl
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
+    ) -> None:
+        """Say what will run, each experiment in a line, and about how long."""
+        self._stages, self._told = {}, set()
+        if not isinstance(catalog, RunCatalog):
+            return
+        running = catalog.running(pipeline, going_on=bool(run_params.get("only_missing_outputs")))
+        by_experiment: dict[str, list[Node]] = {}
+        for node in running:
+            if (experiment := _experiment_of(node)) is not None:
+                by_experiment.setdefault(experiment, []).append(node)
+        for experiment, nodes in by_experiment.items():
+            record = _run_record(experiment, catalog).folder
+            names = {_name_in(experiment, node): node.name for node in nodes}
+            seconds, run = progress.seconds_taken(record, list(names))
+            stages = progress.stages_of(
+                nodes, {names[name]: taken for name, taken in seconds.items()}
+            )
+            what = f"{experiment}, run {record.parents[1].name}"
+            logger.info("%s", progress.announcement(what, stages, run, experiment))
+            for number, stage in enumerate(stages, len(self._stages_numbers()) + 1):
+                self._stages |= dict.fromkeys(stage.nodes, (number, stage))
+
+    def _stages_numbers(self) -> set[int]:
+        return {number for number, _ in self._stages.values()}
+
+    @hook_impl
+    def before_node_run(self, node: Node) -> None:
+        """Say which stage begins, where this node is the first of one."""
+        if node.name in self._stages:
+            number, stage = self._stages[node.name]
+            if number not in self._told:
+                self._told.add(number)
+                logger.info("%s", progress.line(stage, number, len(self._stages_numbers())))
+
+    @hook_impl
+    def after_node_run(self, node: Node, outputs: dict[str, Any]) -> None:
+        """Show two texts that a model has just written."""
+        if node.name in self._stages:
+            for text in progress.written(outputs):
+                logger.info("    %s", text)
+
+
 class RunSummaryHook:
-    """Prints what a run made and where it lies."""
+    """Says at the end what came out and where it lies."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -236,9 +291,8 @@ class RunSummaryHook:
         self._started = time.monotonic()
 
     @hook_impl
-    def after_pipeline_run(
-        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol
-    ) -> None:
-        """Print the tables and places of this run's results."""
-        sys.stdout.write(summary.of_run(pipeline, catalog, time.monotonic() - self._started))
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        """Print the outcome and where it lies."""
+        seconds = time.monotonic() - self._started
+        sys.stdout.write(summary.of_run(pipeline, catalog, seconds, housekeeping().print_tables))
         sys.stdout.flush()

@@ -91,7 +91,7 @@ def check(pipeline: Pipeline, catalog: CatalogProtocol, *, only_missing_outputs:
     for name, parameters in _groups(pipeline):
         if isinstance(parameters, ExperimentParameters):
             _check_model_needs(name, parameters, templates, made, pipeline, catalog)
-    logger.info("Inputs are checked: parameters, raw files, models")
+    logger.debug("Inputs are checked: parameters, raw files, models")
 
 
 def plain_message(error: Exception) -> str:

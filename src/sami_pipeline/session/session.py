@@ -71,7 +71,9 @@ class ExperimentSession(KedroSession):
             selected = asked.filter(**filters, node_namespaces=chosen or None)
         except ValueError as error:
             raise CommandLineError(_with_suggestion(one_line(str(error)), asked)) from error
-        logger.info("Runs %s: %d nodes", _what(names, chosen, asked), len(selected.nodes))
+        if chosen or names[1:] or not names or names[0] not in experiments():
+            # Otherwise the hook that knows what is kept says what runs, and about how long.
+            logger.info("Runs %s: %d nodes", _what(names, chosen, asked), len(selected.nodes))
         return super().run(pipeline_names=names or None, namespaces=chosen, **options)
 
 

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from sami_pipeline import figures
 from sami_pipeline.parameters import CompareRunsParameters
 from sami_pipeline.reporting import comparison
+from sami_pipeline.reporting.run_pages import write_comparison
 
 
 def compare(
@@ -43,3 +44,13 @@ def tabulate_differences(
 def draw_comparison(table: pd.DataFrame) -> go.Figure:
     """Return the chosen runs side by side."""
     return figures.comparison(table)
+
+
+def write_page(
+    table: pd.DataFrame,
+    differences: pd.DataFrame,
+    parameters: pd.DataFrame,
+    figure: go.Figure,
+) -> str:
+    """Return the chosen runs side by side as one HTML page."""
+    return write_comparison(table, differences, parameters, figure)

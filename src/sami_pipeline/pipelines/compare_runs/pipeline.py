@@ -11,6 +11,7 @@ from sami_pipeline.pipelines.compare_runs.nodes import (
     compare,
     draw_comparison,
     tabulate_differences,
+    write_page,
 )
 from sami_pipeline.reporting.comparison import Headline
 
@@ -40,6 +41,17 @@ def create_pipeline(headlines: Mapping[str, Headline]) -> Pipeline:
                 inputs="comparison",
                 outputs="figure_comparison",
                 name="draw_comparison",
+            ),
+            Node(
+                write_page,
+                inputs=[
+                    "comparison",
+                    "run_differences",
+                    "parameter_differences",
+                    "figure_comparison",
+                ],
+                outputs="report",
+                name="write_report",
             ),
         ],
         namespace="compare_runs",
