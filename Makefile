@@ -42,7 +42,7 @@ chromium: setup  ## Install Chromium for the browser tests, which are skipped wh
 
 vllm: $(VLLM_INSTALLED)  ## Create .venv-vllm for the engine vllm (on a CPU about 1 GB to fetch, 3.5 GB on disk)
 
-# The CPU build of vLLM can't be imported beside the packages that are taken out again.
+# The CPU build of vLLM can't be imported together with the packages that are taken out again.
 $(VLLM_INSTALLED): $(VLLM_REQUIREMENTS)
 	$(PYTHON) -m venv --clear $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --requirement $<

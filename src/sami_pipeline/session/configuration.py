@@ -142,6 +142,6 @@ def refuse_links(names: Mapping[str, Any]) -> None:
             folder = layer / str(name)
             if folder.is_symlink():
                 raise InputError(
-                    f"{field}: {folder} is a link; a run writes into a folder of its own: choose "
+                    f"{field}: {folder} is a link; a run writes into its own folder: choose "
                     "another name, or remove the link"
                 )

@@ -113,7 +113,7 @@ class EngineReleaseHook:
         """Give the memory of idle engines back."""
         engines.release()
 
-    # An error that another hook raises in the place of this one ends the row of hooks.
+    # An error that another hook raises instead of this one ends the chain of hooks.
     @hook_impl(tryfirst=True)
     def on_pipeline_error(self) -> None:
         """Give the memory of all engines back."""
@@ -137,7 +137,7 @@ class InputCheckHook:
 
 
 class ErrorMessageHook:
-    """Lets what a user can mend end in its message alone; SAMI_TRACEBACK=1 shows the rest."""
+    """Lets what a user can correct end in its message alone; SAMI_TRACEBACK=1 shows the rest."""
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
