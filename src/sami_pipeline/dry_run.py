@@ -606,9 +606,10 @@ class _Plan:
             choices.append(f"{where}.sami.optimiser_state: bfloat16")
         if config.weights == "bfloat16_remainder" and config.optimiser == "adamw":
             choices.append(f"{where}.sami.optimiser: rmsprop")
-        if name == "sami" or baselines()[name].is_sami:
-            if config.lora is None:
-                choices.append(f"{where}.sami.lora ({4 * size / _GB:.0f} GB of weights)")
+        samis = name == "sami" or baselines()[name].is_sami
+        if config.lora is None and (samis or baselines()[name].follows_lora):
+            choices.append(f"{where}.sami.lora ({4 * size / _GB:.0f} GB of weights)")
+        if samis:
             choices.append(f"more than {processes} {where}.launch.num_processes")
         return "set " + ", or ".join(choices) if choices else "take a smaller model"
 

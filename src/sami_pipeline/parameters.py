@@ -861,7 +861,9 @@ class ExperimentParameters(Settings):
     def _baselines_train_as_sami_does(self) -> ExperimentParameters:
         known = baselines()
         whole = [
-            name for name in self.trained_models() if name in known and not known[name].is_sami
+            name
+            for name in self.trained_models()
+            if name in known and not (known[name].is_sami or known[name].follows_lora)
         ]
         if whole and self.training.sami.lora is not None:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from tiny import build_tiny_model
 from torch import Tensor
 
-from sami_pipeline.core import Grid, SamiTrainingConfig, evaluate_grids, train_sami, training
+from sami_pipeline.core import Grid, SamiTrainingConfig, evaluate_grids, state, train_sami, training
 from sami_pipeline.core.distributed import current_workers, gathered_weights, shard
 from sami_pipeline.core.memory import empty_model
 from sami_pipeline.core.probe import choose_layout
@@ -55,6 +56,36 @@ def train(
     finally:
         training.save_state = save_state
     return history, gathered_weights(model)
+
+
+def train_while_a_state_is_written(
+    grids: list[Grid], config: SamiTrainingConfig, states: Path
+) -> list[list[int]]:
+    """Write the state of step 2 once step 3 is taken, and stop; return the states around it."""
+    wrote, go_on = threading.Event(), threading.Event()
+    real, take_step, seen = state._write_tensors, training._take_step, []
+
+    def slow(*inputs: Any) -> None:
+        wrote.set()
+        assert go_on.wait(60)
+        real(*inputs)
+
+    def step(*inputs: Any) -> dict[str, float]:
+        row = take_step(*inputs)
+        if row["step"] == 3:
+            assert wrote.wait(60)
+            seen.append([path.name for path in state.list_states(states)])
+            go_on.set()
+            raise Interrupted
+        return row
+
+    state._write_tensors, training._take_step = slow, step
+    try:
+        train(grids, config, states)
+    finally:
+        state._write_tensors, training._take_step = real, take_step
+    seen.append([path.name for path in state.list_states(states)])
+    return seen
 
 
 def evaluate(grids: list[Grid], config: SamiTrainingConfig) -> pd.DataFrame:

@@ -175,6 +175,18 @@ def test_a_state_of_several_workers_is_safetensors_alone_and_in_pieces(team, gri
     assert len(files) == 3
 
 
+def test_several_workers_go_on_while_their_state_is_written(team, grids, tmp_path):
+    chosen = config(save_state_every=2, max_steps=4)
+    before, after = team.run(2, tasks.train_while_a_state_is_written, grids, chosen, tmp_path)
+    assert before == [], "the state of step 2 waits, and step 3 is taken"
+    assert after == ["step-00000002"]
+    # Its shards were copied before step 3 changed them.
+    resumed, expected = (
+        team.run(2, tasks.train, grids, chosen, folder) for folder in (tmp_path, None)
+    )
+    assert_same_training(resumed, expected, 0)
+
+
 def test_workers_share_held_out_grids_and_all_get_all_rows(team, grids):
     expected = tasks.evaluate(grids, config())
     for count in (2, 3):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,8 +15,16 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from transformers import Trainer
+from trl import SFTTrainer
 
-from sami_pipeline.core import Grid, SamiTrainingConfig, StateMismatchError, grid_logprobs
+from sami_pipeline.core import (
+    Grid,
+    LoraParameters,
+    SamiTrainingConfig,
+    StateMismatchError,
+    grid_logprobs,
+)
+from sami_pipeline.core.adapters import add_adapters
 from sami_pipeline.core.training import batch_schedule, learning_rate_at
 from sami_pipeline.models.checkpoints import ModelSource, import_model
 from sami_pipeline.parameters import (
@@ -25,7 +34,7 @@ from sami_pipeline.parameters import (
     SftParameters,
 )
 from sami_pipeline.session.experiments import _base_parameters
-from sami_pipeline.training.baselines import dpo, sft
+from sami_pipeline.training.baselines import dpo, registry, sft
 
 CONFIG = SamiTrainingConfig(
     batch_size=2, learning_rate=1e-3, compute_dtype="float32", save_state_every=1, seed=3
@@ -214,9 +223,93 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_may_change(tmp_path):
     assert len(history) == 3
 
 
-def test_adapters_which_a_baseline_cannot_follow_are_refused_beside_one():
+LORA = {"rank": 2, "alpha": 4.0}
+
+
+@pytest.mark.parametrize("frozen", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_adapters_reach_a_baseline_and_are_merged_as_samis_are(method, frozen, tmp_path, caplog):
+    caplog.set_level("INFO")
+    config = CONFIG.replaced(
+        lora=LoraParameters(**LORA, frozen_weights=frozen), compute_dtype=frozen,
+        gradient_checkpointing=frozen == "bfloat16", learning_rate=1e-2,
+    )  # fmt: skip
+    trained, history = train(method, tmp_path, make_grids(1) * 6, config)
+    assert "Adapters change layers" in caplog.text
+    if method == "dpo":
+        # The reference is the model without its adapters, which are nothing at first.
+        assert history["loss"][0] == pytest.approx(math.log(2), abs=1e-5)
+    assert history["loss"].iloc[-1] < history["loss"][0]
+    assert (history["weights_moved"] > 0).all()
+    initial = dict(make_model().model.named_parameters())
+    assert initial.keys() == dict(trained.named_parameters()).keys()
+    for name, weight in trained.named_parameters():
+        start = initial[name]
+        if frozen == "bfloat16":
+            start = start.bfloat16().float()
+        assert weight.dtype == torch.float32
+        assert weight.requires_grad
+        change = (weight - start).detach()
+        if name.endswith("_proj.weight"):
+            assert 0 < torch.linalg.matrix_rank(change, rtol=1e-3) <= 2, name
+        else:
+            assert not change.any(), name
+    assert not trained.get_input_embeddings()._forward_hooks
+
+
+def test_adapters_begin_as_samis_do(tmp_path):
+    model = make_model().model
+    add_adapters(model, LoraParameters(**LORA), seed=3)
+    expected = {n: p for n, p in model.named_parameters() if ".lora_" in n}
+    seen = {}
+
+    class Watching(SFTTrainer):
+        def training_step(self, model, *inputs, **options):
+            for name, weight in model.named_parameters():
+                if weight.requires_grad:
+                    seen.setdefault(name.removeprefix("base_model.model."), weight.detach().clone())
+            return super().training_step(model, *inputs, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trl.SFTTrainer", Watching)
+        train("sft", tmp_path, config=CONFIG.replaced(lora=LoraParameters(**LORA)))
+    assert seen.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert seen[name].equal(weight), name
+
+
+def test_a_killed_training_of_adapters_goes_on(tmp_path, monkeypatch):
+    config = CONFIG.replaced(lora=LoraParameters(**LORA, dropout=0.2))
+    whole, expected = train("dpo", tmp_path / "whole", config=config)
+    save = Trainer._save_checkpoint
+
+    def save_and_stop(self, *inputs):
+        save(self, *inputs)
+        if self.state.global_step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_checkpoint", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train("dpo", tmp_path / "killed", config=config)
+    saved = next((tmp_path / "killed").glob("checkpoint-2"))
+    assert (saved / "adapter_model.safetensors").is_file()
+    assert not (saved / "model.safetensors").exists(), "a state holds the adapters alone"
+    resumed, history = train("dpo", tmp_path / "killed", config=config)
+    pd.testing.assert_frame_equal(
+        history.drop(columns=MEASURED), expected.drop(columns=MEASURED), check_exact=True
+    )
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_adapters_which_a_baseline_cannot_follow_are_refused_beside_one(monkeypatch):
     parameters = _base_parameters()["mt_bench"]
-    parameters["training"]["sami"] |= {"lora": {"rank": 2}}
+    parameters["training"]["sami"] |= {"lora": LORA}
+    MtBenchParameters.model_validate(parameters)
+    for name in ("sft", "sft_dpo"):
+        other = replace(registry.baselines()[name], follows_lora=False)
+        monkeypatch.setitem(registry._BASELINES, name, other)
     with pytest.raises(ValidationError, match=r"lora: sft and sft_dpo trained with all weights"):
         MtBenchParameters.model_validate(parameters)
     parameters["models"] |= {"under_test": ["base", "sami"], "baseline": "base"}

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from sami_pipeline.core.config import LoraParameters
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import PreTrainedModel
 
@@ -22,17 +23,14 @@ logger = logging.getLogger(__name__)
 _NAME = "default"
 
 
-def add_adapters(model: PreTrainedModel, parameters: LoraParameters, seed: int) -> list[Parameter]:
-    """Freeze a model's weights and add trainable fp32 adapters; it computes the same at first.
-
-    Returns:
-        The weights that were trainable before, for ``merge_adapters``.
+def lora_config(model: PreTrainedModel, parameters: LoraParameters) -> LoraConfig:
+    """Return PEFT's description of the adapters that a model gets.
 
     Raises:
         ValueError: the model has none of the target modules, or no experts where they are asked
             for, or one of the modules is its output head, whose weights are read without its layer.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import LoraConfig
 
     targets = parameters.target_modules
     experts = expert_weights(model)
@@ -46,11 +44,26 @@ def add_adapters(model: PreTrainedModel, parameters: LoraParameters, seed: int) 
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         target_parameters=experts if parameters.experts else None,
     )
-    weights = dict(model.named_parameters())
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
         if module is head and name.rsplit(".", 1)[-1] in config.target_modules:
             raise ValueError(f"lora.target_modules: {name} is the output head; leave it out")
+    return config
+
+
+def add_adapters(model: PreTrainedModel, parameters: LoraParameters, seed: int) -> list[Parameter]:
+    """Freeze a model's weights and add trainable fp32 adapters; it computes the same at first.
+
+    Returns:
+        The weights that were trainable before, for ``merge_adapters``.
+
+    Raises:
+        ValueError: see ``lora_config``.
+    """
+    from peft import inject_adapter_in_model
+
+    config = lora_config(model, parameters)
+    weights = dict(model.named_parameters())
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         model.requires_grad_(False)
@@ -63,19 +76,16 @@ def add_adapters(model: PreTrainedModel, parameters: LoraParameters, seed: int) 
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    _say_what_is_adapted(model, weights, experts)
+    say_what_is_adapted(model, weights)
     return trainable
 
 
-def _say_what_is_adapted(
-    model: PreTrainedModel, weights: dict[str, Parameter], experts: list[str]
-) -> None:
+def say_what_is_adapted(model: PreTrainedModel, weights: dict[str, Parameter]) -> None:
     """Log the share of a model's weights that have adapters.
 
     Args:
         model: with its adapters.
         weights: by the names that they had before.
-        experts: names of those that are experts.
     """
     adapted = {
         id(getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight")))
@@ -86,7 +96,11 @@ def _say_what_is_adapted(
     logger.info(
         "Adapters change layers that hold %.1f %% of the weights", 100 * with_adapters / every
     )
-    left_out = sum(weights[name].numel() for name in experts if id(weights[name]) not in adapted)
+    left_out = sum(
+        weight.numel()
+        for name, weight in weights.items()
+        if _is_experts(name, weight) and id(weight) not in adapted
+    )
     if left_out:
         logger.warning(
             "%.1f %% of the weights are experts without adapters; lora.experts: true adapts them",
@@ -96,11 +110,11 @@ def _say_what_is_adapted(
 
 def expert_weights(model: PreTrainedModel) -> list[str]:
     """Return the names of weights of the shape (experts, rows, columns)."""
-    return [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.ndim == 3 and "expert" in name
-    ]
+    return [name for name, weight in model.named_parameters() if _is_experts(name, weight)]
+
+
+def _is_experts(name: str, weight: Parameter) -> bool:
+    return weight.ndim == 3 and "expert" in name
 
 
 def _linear_layers(model: PreTrainedModel) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,10 +38,12 @@ class Workers:
     Attributes:
         rank: this worker's number, from 0.
         count: how many there are.
+        group: through which they wait for each other; None is the one that they train in.
     """
 
     rank: int = 0
     count: int = 1
+    group: torch.distributed.ProcessGroup | None = None
 
     @property
     def is_first(self) -> bool:
@@ -51,7 +53,22 @@ class Workers:
     def wait(self) -> None:
         """Wait until all are here."""
         if self.count > 1:
-            torch.distributed.barrier()
+            torch.distributed.barrier(group=self.group)
+
+    def in_own_group(self) -> Workers:
+        """Return the same workers, who wait for each other in a group of their own, on CPUs.
+
+        What a thread does there can't come between the collectives of the training. All must call
+        this at once.
+        """
+        if self.count == 1:
+            return self
+        return replace(self, group=torch.distributed.new_group(backend="gloo"))
+
+    def leave_group(self) -> None:
+        """Give back what ``in_own_group`` has made."""
+        if self.group is not None:
+            torch.distributed.destroy_process_group(self.group)
 
     def sums(self, values: Sequence[float]) -> list[float]:
         """Return the sums of each value over all workers, taken in fp64."""

@@ -110,12 +110,20 @@ class StateWriter:
     """Writes states in a thread while the training goes on, one at a time.
 
     At the end of the ``with`` block all are on disk. What failed there is raised by the next state,
-    or at the end.
+    or at the end. Of several workers each has a writer, and a thread that writes its shards.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
         self._last: Future[None] | None = None
+        self._workers: Workers | None = None
+
+    @property
+    def workers(self) -> Workers:
+        """The workers as the threads see them; all must ask for the first time at once."""
+        if self._workers is None:
+            self._workers = current_workers().in_own_group()
+        return self._workers
 
     def start(self, write: Callable[[], None]) -> None:
         """Write a state as soon as the one before is there."""
@@ -139,6 +147,8 @@ class StateWriter:
             logger.warning("The last state was not written: %s", fault)
         finally:
             self._thread.shutdown()
+            if self._workers is not None:
+                self._workers.leave_group()
 
 
 def save_state(
@@ -165,10 +175,10 @@ def save_state(
         history: a row for each step.
         run_fingerprint: see ``fingerprint_parts``.
         finished: this is the end of the run.
-        writer: one worker alone takes a copy on the CPU, and goes on while this writes it. Several
-            write at once, each its shards, and wait for each other.
+        writer: a copy on the CPU is taken, and the training goes on while this writes it; None
+            writes it at once.
     """
-    workers = current_workers()
+    workers = current_workers() if writer is None else writer.workers
     final = folder / _NAME.format(step)
     # Not ``files.whole_folder``: all workers write into it, whose names have their process in them.
     temporary = folder / f".{final.name}.partial"
@@ -188,8 +198,7 @@ def save_state(
         }
     )
     plain = {name: parameter.detach() for name, parameter in weights.items()}
-    in_background = writer is not None and workers.count == 1
-    if in_background:
+    if writer is not None:
         plain, kept = ({n: t.to("cpu", copy=True) for n, t in ts.items()} for ts in (plain, kept))
 
     def write() -> None:
@@ -207,10 +216,10 @@ def save_state(
                 shutil.rmtree(old)
         workers.wait()
 
-    if in_background:
-        writer.start(write)
-    else:
+    if writer is None:
         write()
+    else:
+        writer.start(write)
 
 
 def _trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -249,7 +258,7 @@ def _write_tensors(
 
     # Not the default writer, which pickles what it says about the tensors.
     writer = checkpointing.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    checkpointing.save(weights | kept, storage_writer=writer)
+    checkpointing.save(weights | kept, storage_writer=writer, process_group=workers.group)
 
 
 def _read_tensors(

@@ -123,5 +123,6 @@ DPO = Baseline(
     choose="sami_pipeline.training.baseline_responses:to_prefer",
     rows=rows,
     passes=4,  # the reference once more
+    follows_lora=True,
 )
 DPO_AFTER_SFT = replace(DPO, name="sft_dpo", group="dpo", starts_from="sft")

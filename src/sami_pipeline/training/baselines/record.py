@@ -39,6 +39,8 @@ class Baseline:
             constitutions; with ``passes`` what a dry run takes for memory and time.
         passes: of the model through every row in a step, a backward pass counting two.
         step_memory: memory of a step, as ``trl_training.step_memory``.
+        follows_lora: whether it trains adapters where ``training.sami.lora`` says so; else it is
+            refused there, since it would be compared with a model that trained all its weights.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Baseline:
     rows: Callable[[Any, int], int] = _a_row_a_query
     passes: int = 3
     step_memory: str = "sami_pipeline.training.baselines.trl_training:step_memory"
+    follows_lora: bool = False
 
     @property
     def settings_group(self) -> str:

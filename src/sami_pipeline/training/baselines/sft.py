@@ -74,4 +74,5 @@ SFT = Baseline(
     method="sami_pipeline.training.baselines.sft:train_sft",
     settings=SftParameters,
     choose="sami_pipeline.training.baseline_responses:to_imitate",
+    follows_lora=True,
 )

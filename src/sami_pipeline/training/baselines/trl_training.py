@@ -6,6 +6,8 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,6 +88,7 @@ _TAKEN_FROM_SAMI = (
     "weight_decay", "adamw_betas", "adamw_epsilon", "warmup_steps", "schedule",
     "max_gradient_norm", "train_on_eos",
     "compute_dtype", "gradient_checkpointing", "seed", "weights", "optimiser_state",
+    "lora",
 )  # fmt: skip
 
 
@@ -106,6 +109,41 @@ def _samis_optimiser(
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
     return build_optimiser(model, config.replaced(learning_rate=learning_rate))
+
+
+@contextmanager
+def _samis_adapters(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[dict[str, Any]]:
+    """Yield what lets a trainer add SAMI's LoRA adapters, and merge them at the end.
+
+    The trainer wraps the model, freezes its weights, and takes them without adapters as DPO's
+    reference. Nothing is yielded where all weights are trained.
+    """
+    import torch
+
+    from sami_pipeline.core.adapters import lora_config, merge_adapters
+    from sami_pipeline.core.training import cast_weights
+
+    if config.lora is None:
+        yield {}
+        return
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    options = {"peft_config": lora_config(model, config.lora)}
+    hooks = model.get_input_embeddings()._forward_hooks
+    before = set(hooks)
+    full: list[Any] = []
+    if config.lora.frozen_weights == "bfloat16":
+        full = [p for p in model.parameters() if p.dtype == torch.float32]
+        cast_weights(full, torch.bfloat16)
+    torch.manual_seed(config.seed)  # of the adapters' first weights
+    try:
+        yield options
+    finally:
+        # What the adapters have learnt is smaller than a bf16 weight can take.
+        cast_weights(full, torch.float32)
+        merge_adapters(model, trainable)
+        # Each of TRL, PEFT and transformers lets embeddings have gradients for recomputed layers.
+        for hook in hooks.keys() - before:
+            del hooks[hook]
 
 
 def step_memory(
@@ -199,8 +237,6 @@ def train(
     Returns:
         See ``dpo.train_dpo``.
     """
-    from datasets import Dataset
-    from transformers import ProgressCallback
     from transformers.utils import logging as transformers_logging
 
     from sami_pipeline.core.state import (
@@ -225,25 +261,49 @@ def train(
     transformers_logging.disable_progress_bar()  # of every file that a checkpoint writes
     # Before the trainer is there: DPO's reference computes as the model does.
     optimiser = _samis_optimiser(model, config, arguments.learning_rate)
+    with _samis_adapters(model, config) as adapters:
+        trainer = _trainer(trainer_type, arguments, model, tokenizer, config, examples, adapters)
+        trainer.optimizer = optimiser
+        trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+    model.eval()
+    files.write_text(record, json.dumps({"finished": True, "fingerprint": wanted}))
+    for older in sorted(state_folder.glob("checkpoint-*"), key=_step)[:-1]:
+        shutil.rmtree(older)
+    return _history(trainer.state.log_history)
+
+
+def _trainer(
+    trainer_type: type[Trainer],
+    arguments: TrainingArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: SamiTrainingConfig,
+    examples: list[dict[str, Any]],
+    adapters: dict[str, Any],
+) -> Trainer:
+    """Return one of TRL's trainers with SAMI's schedule, adapters, history and states."""
+    from datasets import Dataset
+    from transformers import ProgressCallback
+
+    from sami_pipeline.core.adapters import say_what_is_adapted
+
+    weights = dict(model.named_parameters())
     trainer = trainer_type(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
         callbacks=[_measuring_callback(model)],
+        **adapters,
     )
-    trainer.optimizer = optimiser
+    if adapters:
+        say_what_is_adapted(model, weights)
     _follow_samis_schedule(trainer, config)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_quiet_progress())
     if config.save_state_minutes is not None:
         trainer.add_callback(_timed_saves(config.save_state_minutes))
-    trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
-    model.eval()
-    files.write_text(record, json.dumps({"finished": True, "fingerprint": wanted}))
-    for older in sorted(state_folder.glob("checkpoint-*"), key=_step)[:-1]:
-        shutil.rmtree(older)
-    return _history(trainer.state.log_history)
+    return trainer
 
 
 def _timed_saves(minutes: float) -> TrainerCallback:
