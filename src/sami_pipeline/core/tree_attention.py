@@ -375,6 +375,10 @@ def tree_attention_forward(
     for name in ("softcap", "position_bias", "s_aux"):
         if options.get(name) is not None:
             raise TokenTreeError(f"attention on token trees takes no {name}")
+    # The one that is handed through has one element; a layer that makes its own from it would be
+    # ignored, and what it learns about it.
+    if attention_mask is not None and attention_mask.numel() > 1:
+        raise TokenTreeError("attention on token trees takes no mask that a layer has made itself")
     return _attend_along_paths(
         query,
         key,
