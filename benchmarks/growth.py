@@ -660,6 +660,9 @@ def report_answers(scale: int) -> Work:
         "verdicts": verdicts(scale),
         "checked": checked(scale),
         "questions": questions(range(scale)),
+        "question_constitutions": constitutions_of(
+            questions(range(scale)).query("turn == 1").rename(columns={"question_id": "query_id"})
+        ),
         "principles": principles(),
     }
     return Work(len(tables["answers"]), lambda: judged_answers(tables, "base", 100))

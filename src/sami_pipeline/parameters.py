@@ -282,11 +282,14 @@ class QueriesParameters(Settings):
         return self.tables[table].category or table
 
     @property
-    def most(self) -> int:
-        """How many queries there are at most."""
-        written = len(set(MT_BENCH_CATEGORIES) - self.tabulated) if self.templates else 0
-        drawn = (table.at_most or self.per_category for table in self.tables.values())
-        return written * self.per_category + sum(drawn)
+    def most(self) -> dict[str, int]:
+        """How many queries of each category there are at most."""
+        written = set(MT_BENCH_CATEGORIES) - self.tabulated if self.templates else set()
+        most = dict.fromkeys(sorted(written), self.per_category)
+        for name, table in self.tables.items():
+            category = self.category_of(name)
+            most[category] = most.get(category, 0) + (table.at_most or self.per_category)
+        return most
 
     @property
     def tabulated(self) -> set[str]:

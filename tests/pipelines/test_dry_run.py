@@ -89,7 +89,7 @@ def examined(environment: str, changes: dict | None = None, **assumptions) -> dr
         principles,
         {name: PromptTemplate.parse(template, name) for name in names},
         DryRunParameters.model_validate(parameters["dry_run_assumptions"] | assumptions),
-        experiments()["mt_bench"].workload(experiment),
+        experiments()["mt_bench"].workload(experiment, principles),
     )
 
 

@@ -232,7 +232,8 @@ def controlled_win_rate(
         The rate in [0, 1] with its interval. "stratified" is NaN where one half is empty, for then
         there is nothing to average; a *resample* in which one is empty counts as 0 for the lower
         bound and as 1 for the upper. Where all points are alike, the interval is at least as wide
-        as that of the plain win rate (`intervals.mean_interval`).
+        as that of the plain win rate (`intervals.mean_interval`); there is none where length alone
+        decides, and so all resamples are the same.
 
     Raises:
         ValueError: If there are no rows.
@@ -252,6 +253,9 @@ def controlled_win_rate(
         plain = mean_interval(points, cluster)
         low, high = min(result.low, plain.low), max(result.high, plain.high)
         result = replace(result, low=low, high=high)
+    elif result.low == result.high:
+        # Where length alone decides, each half is the same in every resample: no certainty either.
+        result = replace(result, low=np.nan, high=np.nan)
     by_seed = []
     for labels in map(np.asarray, seeds):
         parts = [labels == label for label in np.unique(labels)]

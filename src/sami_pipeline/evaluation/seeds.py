@@ -41,8 +41,16 @@ def seeds_in(table: pd.DataFrame) -> list[pd.Series]:
 
     Replicates that are compared seed by seed vary by one seed, not by two.
     """
-    columns = [table[column] for column in seed_columns(table)]
-    return columns[:1] if len(columns) > 1 and columns[0].equals(columns[1]) else columns
+    return different([table[column] for column in seed_columns(table)])
+
+
+def different(columns: Sequence[pd.Series]) -> list[pd.Series]:
+    """Return columns of seeds without those that are the same as an earlier one."""
+    kept: list[pd.Series] = []
+    for column in columns:
+        if not any(column.equals(earlier) for earlier in kept):
+            kept.append(column)
+    return kept
 
 
 def with_seeds(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,39 @@ def _merge(merged: dict[str, Any], content: Mapping[str, Any]) -> str | None:
             if inner is not None:
                 return f"{name}.{inner}"
     return None
+
+
+def unreached(loader: AbstractConfigLoader, files: Mapping[Path, Any]) -> dict[str, str]:
+    """Return what is wrong with datasets that an environment's catalog means to set and does not.
+
+    A name goes before a pattern. Where the base names ``mt_bench.generation_prompt``, the entry
+    ``"{experiment}.generation_prompt"`` of an environment reaches the other experiments alone.
+
+    Args:
+        loader: of the run.
+        files: as from ``read_files``.
+
+    Returns:
+        By the dataset's name one line that names the files, the entries and the remedy.
+    """
+    base, own = Path(loader.conf_source) / loader.base_env, {}
+    named, patterns = {}, set()
+    for path, content in files.items():
+        inside = path.relative_to(loader.conf_source).parts[1:]
+        if not isinstance(content, Mapping) or not any(p.startswith("catalog") for p in inside):
+            continue
+        if path.is_relative_to(base):
+            patterns.update(name for name in content if "{" in str(name))
+            named.update(dict.fromkeys((name for name in content if "{" not in str(name)), path))
+        else:
+            own.update(dict.fromkeys(content, path))
+    return {
+        name: f"{own[pattern]}: {pattern!r} does not reach {name}, which {place} names; add an "
+        f"entry {name} to {own[pattern].name}, with what it is to be here"
+        for pattern in own.keys() & patterns
+        for name, place in named.items()
+        if name not in own and re.fullmatch(re.sub(r"\\{.*?\\}", ".+", re.escape(pattern)), name)
+    }
 
 
 def refuse_patterns(*folders: Path | str) -> None:

@@ -123,6 +123,14 @@ class EngineReleaseHook:
 class InputCheckHook:
     """Ends a run with a wrong input before it has loaded a model or written anything."""
 
+    def __init__(self) -> None:
+        self._unreached: dict[str, str] = {}
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Keep which datasets an environment's catalog does not reach."""
+        self._unreached = getattr(context, "unreached", {})
+
     # First of all: the other hooks begin records.
     @hook_impl(tryfirst=True)
     def before_pipeline_run(
@@ -130,6 +138,8 @@ class InputCheckHook:
     ) -> None:
         """Check what the run will read."""
         missing = bool(run_params.get("only_missing_outputs"))
+        for name in sorted(pipeline.datasets() & self._unreached.keys()):
+            raise CommandLineError(self._unreached[name])
         try:
             input_checks.check(pipeline, catalog, only_missing_outputs=missing)
         except (InputError, DatasetError) as error:
