@@ -694,7 +694,7 @@ def measure(stage: str, scale: int) -> dict[str, Any]:
 
 
 def restart_peak() -> int:
-    """Let the peak of this process's memory begin anew, and return its memory now."""
+    """Let the peak of this process's memory begin again, and return its memory now."""
     gc.collect()
     with contextlib.suppress(OSError):
         # What the system then counts from is the memory of now.

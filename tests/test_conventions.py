@@ -37,7 +37,7 @@ PROJECT = Path(__file__).parents[1]
 SOURCE = PROJECT / "src" / "sami_pipeline"
 ENVIRONMENTS = ("base", "test", "paper")
 EXPERIMENTS = experiments()
-JUDGED = "mt_bench"  # the experiment with all nodes that a judge beside the checklist adds
+JUDGED = "mt_bench"  # the experiment with all nodes that a judge besides the checklist adds
 # Kedro 1.7 registers its resolvers through a name that OmegaConf has deprecated.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:register_new_resolver"),

@@ -25,7 +25,7 @@ _OWN_THREADS = "SAMI_PIPELINE_SET_OMP_NUM_THREADS"
 
 def apply() -> None:
     """Set what is not set yet, for this process and those that it starts."""
-    # A thread that waits gives its core to whoever works there. Spinning, two threads beside one
+    # A thread that waits gives its core to whoever works there. Spinning, two threads next to one
     # busy neighbour wait for each other most of the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _limit_threads(os.environ)

@@ -683,7 +683,7 @@ class Attempts(_Completed):
     """One row is one attempt of a model at a test problem; attempt 0 is greedy.
 
     ``answer`` is what a careful reader takes, ``reading`` where in the text it stood, and
-    ``correct`` judges it. The other readings stand beside it.
+    ``correct`` judges it. The other readings are kept too.
     """
 
     model: Series[str]

@@ -107,5 +107,5 @@ def test_short_form_is_that_of_every_experiment_and_never_contradicts(mt_bench_p
 
 
 def test_a_source_cannot_have_the_name_of_a_replicate(graph):
-    with pytest.raises(ValueError, match="'sami_seed_1' has a meaning of its own"):
+    with pytest.raises(ValueError, match="'sami_seed_1' has a special meaning"):
         graph(models={"sources": {"sami_seed_1": "random:0"}})

@@ -195,7 +195,7 @@ def test_progress_of_other_code_is_not_gone_on_with(method, tmp_path, sources, c
     trl = "training.baselines.trl_training"
     sources("training/baselines/trl_training.py", '"logging_steps": 1', '"logging_steps": 2 - 1')
     _, history = train(method, tmp_path)  # the first is finished: it makes room
-    assert f"discarded, its training starts anew: code of {trl} changed" in caplog.text
+    assert f"discarded, its training starts over: code of {trl} changed" in caplog.text
     assert "Going on" not in caplog.text
     assert len(history) == 3
     record = tmp_path / "run.json"

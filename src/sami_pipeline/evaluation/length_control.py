@@ -20,7 +20,7 @@ Length is counted in characters, as AlpacaEval does. Tokens would mean something
 tokeniser, and answers cut off at the same number of tokens would count as equally long.
 
 Where brevity is itself a principle, length is part of what is judged (arXiv 2404.14313 leaves the
-correction out there): read these figures beside the plain win rates, not in their place.
+correction out there): read these figures together with the plain win rates, not instead of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ from sami_pipeline.evaluation.statistics import (
 from sami_pipeline.tables import StoredTable, columns_of, parts_of
 
 SLOPE_PENALTY = 0.1
-"""Weight of slope² / 2 beside the log-likelihood: a normal prior of 3.2 log-odds on the slope.
+"""Weight of slope² / 2 added to the log-likelihood: a normal prior of 3.2 log-odds on the slope.
 
 It keeps the slope finite where length alone tells wins from losses, as happens in a resample of few
 questions. A hundred comparisons at even odds hold a hundred times as much information.

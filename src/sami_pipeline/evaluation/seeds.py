@@ -26,7 +26,7 @@ NO_SEED = -1
 """The seed of a model that is not trained here."""
 
 Lineage = Mapping[str, str]
-"""The model that a trained model goes on with, by its name; without those that begin anew."""
+"""The model that a trained model goes on with, by its name; none where that is the student."""
 
 _MARK = "#"
 
@@ -95,7 +95,7 @@ def seed_pairs(
 
 
 def labelled(table: pd.DataFrame, mark: str = _MARK) -> pd.DataFrame:
-    """Return a table in which every replicate is a model with a name of its own.
+    """Return a table in which every replicate is a model with its own name.
 
     For what compares texts of models by their names; `unlabelled` gives names and seeds back. A
     table without seeds is returned as it is.

@@ -18,7 +18,7 @@ from sami_pipeline.inputs import yaml_files
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
-    "merge_strategy": {"parameters": "soft", "globals": "soft"},
+    "merge_strategy": {"parameters": "soft", "globals": "soft", "mlflow": "soft"},
 }
 
 _LAYERS = PROJECT_FOLDER / "data"
@@ -176,6 +176,6 @@ def refuse_links(names: Mapping[str, Any]) -> None:
             folder = layer / str(name)
             if folder.is_symlink():
                 raise InputError(
-                    f"{field}: {folder} is a link; a run writes into a folder of its own: choose "
+                    f"{field}: {folder} is a link; a run writes into its own folder: choose "
                     "another name, or remove the link"
                 )

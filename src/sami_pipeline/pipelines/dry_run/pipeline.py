@@ -1,4 +1,4 @@
-"""dry_run: what an experiment would need, in the place of the experiment."""
+"""dry_run: what an experiment would need, instead of the experiment."""
 
 from __future__ import annotations
 
