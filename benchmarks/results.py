@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +46,23 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
 
+STANCES = (("desired", "principle"), ("contrasting", "antithesis"))
+
+
+def steered(
+    table: pd.DataFrame, shown: Callable[[pd.Series, str], str], **where: object
+) -> list[str]:
+    """Return how much more principles, and then their opposites, are followed where asked."""
+    cells = []
+    for constitution, stance in STANCES:
+        row = one(
+            table, constitution=constitution, stance=stance, principle="all", category="overall",
+            **where,
+        )  # fmt: skip
+        cells.append("" if row is None else shown(row, "steerability"))
+    return cells
+
+
 class Tables:
     """The tables of one run of mt_bench."""
 
@@ -65,21 +83,17 @@ def followed(tables: Tables, turn: str) -> str:
     degeneration = tables["degeneration"]
     rows = [
         ["model", "principles followed where asked", "opposites followed where asked",
-         "steerability", "repeats itself", "cut off", "tokens"],
+         "steerability of principles", "of opposites", "repeats itself", "cut off", "tokens"],
     ]  # fmt: skip
     for model in compliance["model"].unique():
         cells = [model]
-        for constitution, stance in (("desired", "principle"), ("contrasting", "antithesis")):
+        for constitution, stance in STANCES:
             row = one(
                 compliance, model=model, constitution=constitution, stance=stance, turn=turn,
                 principle="all", category="overall",
             )  # fmt: skip
             cells.append("" if row is None else percent(row, "compliance"))
-        row = one(
-            steerability, model=model, baseline="", constitution="desired", stance="principle",
-            principle="all", category="overall",
-        )  # fmt: skip
-        cells.append("" if row is None else percent(row, "steerability"))
+        cells += steered(steerability, percent, model=model, baseline="")
         row = one(degeneration, model=model, constitution="desired", turn=turn, category="overall")
         if row is not None:
             cells += [
@@ -96,22 +110,19 @@ def differences(tables: Tables, turn: str) -> str:
     difference, steerability = tables["compliance_difference"], tables["steerability"]
     wins = tables["win_rates"]
     rows = [
-        ["against", "principles, points", "opposites, points", "steerability, points",
+        ["against", "principles, points", "opposites, points",
+         "steerability of principles, points", "of opposites, points",
          "win rate asked for the desired"],
     ]  # fmt: skip
     for model, baseline in difference[["model", "baseline"]].drop_duplicates().to_numpy():
         cells = [f"{model} against {baseline}"]
-        for constitution, stance in (("desired", "principle"), ("contrasting", "antithesis")):
+        for constitution, stance in STANCES:
             row = one(
                 difference, model=model, baseline=baseline, constitution=constitution,
                 stance=stance, turn=turn, category="overall",
             )  # fmt: skip
             cells.append("" if row is None else points(row, "difference"))
-        row = one(
-            steerability, model=model, baseline=baseline, constitution="desired",
-            stance="principle", principle="all", category="overall",
-        )  # fmt: skip
-        cells.append("" if row is None else points(row, "steerability"))
+        cells += steered(steerability, points, model=model, baseline=baseline)
         row = one(
             wins, model=model, opponent=baseline, constitution="desired", turn=turn,
             category="overall",
@@ -121,6 +132,39 @@ def differences(tables: Tables, turn: str) -> str:
         )  # fmt: skip
         cells.append(won + ("" if row is None else f", p = {row['p_value']:.2g}"))
         rows.append(cells)
+    return markdown(rows)
+
+
+def by_principle(tables: Tables, turn: str, models: list[str]) -> str:
+    """Return how often each principle and its opposite is followed where it is asked for."""
+    table = tables["compliance"]
+    table = table[(table["turn"] == turn) & (table["category"] == "overall")]
+    rows = [["principle, then its opposite", "questions", *models]]
+    for principle in table.loc[table["principle"] != "all", "principle"].unique():
+        for constitution, stance in STANCES:
+            here = {"principle": principle, "constitution": constitution, "stance": stance}
+            found = [one(table, model=model, **here) for model in models]
+            count = next((str(row["n"]) for row in found if row is not None), "")
+            name = principle.replace("_", " ") + ("" if stance == "principle" else ": opposite")
+            rates = ["" if row is None else f"{100 * row['compliance']:.0f}" for row in found]
+            rows.append([name, count, *rates])
+    return markdown(rows)
+
+
+def seeds(tables: Tables) -> str:
+    """Return what each training seed shows against the model that training starts from."""
+    table = tables["by_seed"]
+    table = table[
+        table["measure"].isin(["compliance_difference", "steerability"]) & (table["opponent"] != "")
+    ]
+    rows = [["measure", "stance", "model", "against", "each seed", "mean", "spread"]]
+    for key, part in table.groupby(["measure", "stance", "model", "opponent"], sort=False):
+        if len(part) < 2:
+            continue
+        each = ", ".join(f"{100 * value:+.0f}" for value in part.sort_values("seed")["value"])
+        mean, spread = (100 * part[name].iloc[0] for name in ("mean", "spread"))
+        names = [name.replace("compliance_difference", "followed where asked") for name in key]
+        rows.append([*names, each, f"{mean:+.1f}", f"{spread:.1f}"])
     return markdown(rows)
 
 
@@ -144,7 +188,7 @@ def side_by_side(tables: Tables, models: list[str]) -> str:
     questions = sorted(asked["question_id"].unique(), key=int)[::EVERY]
     parts = []
     for question in questions:
-        own = asked[asked["question_id"] == question].set_index("model")
+        own = asked[asked["question_id"] == question].drop_duplicates("model").set_index("model")
         prompt = json.loads(own.loc[models[0], "prompt"])
         text = prompt.get("text") or prompt["messages"][-1]["content"]
         parts.append(f"### Question {question}\n\n{quoted(text[-900:].lstrip())}")
@@ -167,11 +211,15 @@ def page(run: str) -> str:
     turns = tables["compliance"]["turn"].unique()
     turn = "1" if "1" in turns else "both"
     models = [name for name in ("sft", "sft_sami") if name in set(tables["answers"]["model"])]
+    seeded = "seed" in tables["answers"]
     parts = [
         f"{made(run)} Percent with 95 % intervals over the questions; first turn; asked in words "
         "that were not trained on.",
         "## What each model follows\n\n" + followed(tables, turn),
         "## Against the model that training starts from\n\n" + differences(tables, turn),
+        "## By principle\n\nPercent of answers that follow it where it is asked for.\n\n"
+        + by_principle(tables, turn, list(tables["compliance"]["model"].unique())),
+        *(["## By training seed\n\nPoints.\n\n" + seeds(tables)] if seeded else []),
         "## What texts win that answer nothing\n\n" + controls(tables),
     ]
     if len(models) == 2:

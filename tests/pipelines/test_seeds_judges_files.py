@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import pandas as pd
+import pytest
 from openai_server import MODEL, OpenAIServer, Sent
 
 from sami_pipeline.engines import Completion
@@ -18,6 +19,8 @@ def judge(sent: Sent) -> Completion:
     return Completion(f"My verdict: [[{'ABC'[int(drawn, 16) % 3]}]]", "stop", 100, 20)
 
 
+# Six models answer and are judged twice: minutes.
+@pytest.mark.stress
 def test_seeds_are_judged_twice_and_repeatedly_beside_a_file_of_answers(
     kedro_run, run_name, project_folder, tmp_path
 ):
