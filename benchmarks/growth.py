@@ -660,6 +660,9 @@ def report_answers(scale: int) -> Work:
         "verdicts": verdicts(scale),
         "checked": checked(scale),
         "questions": questions(range(scale)),
+        "question_constitutions": constitutions_of(
+            questions(range(scale)).query("turn == 1").rename(columns={"question_id": "query_id"})
+        ),
         "principles": principles(),
     }
     return Work(len(tables["answers"]), lambda: judged_answers(tables, "base", 100))
@@ -691,7 +694,7 @@ def measure(stage: str, scale: int) -> dict[str, Any]:
 
 
 def restart_peak() -> int:
-    """Let the peak of this process's memory begin anew, and return its memory now."""
+    """Let the peak of this process's memory begin again, and return its memory now."""
     gc.collect()
     with contextlib.suppress(OSError):
         # What the system then counts from is the memory of now.

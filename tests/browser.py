@@ -63,7 +63,7 @@ def _chromium(playwright: Playwright) -> str | None:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    """Headless Chromium; the test is skipped, and says how to mend it, where there is none."""
+    """Headless Chromium; the test is skipped, and says what to do, where there is none."""
     with sync_playwright() as playwright:
         path = _chromium(playwright)
         if path is None:

@@ -115,7 +115,7 @@ FAULTS: dict[str, Callable[[Reply], Reply]] = {
     "not JSON": lambda _: Reply(content=b"<html>welcome</html>"),
     "not UTF-8": lambda _: Reply(content=b'{"choices": "\xff"}'),
     "no choices": lambda reply: body(json.loads(reply.content) | {"choices": []}),
-    "error in the place of an answer": lambda _: body({"error": {"message": "busy", "code": 503}}),
+    "error instead of an answer": lambda _: body({"error": {"message": "busy", "code": 503}}),
     "nothing": lambda _: Reply(content=b""),
 }
 

@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from kedro.config import OmegaConfigLoader
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline
+from kedro_datasets.pandas import ParquetDataset
 from kedro_datasets.partitions import PartitionedDataset
 from kedro_viz.data_access import DataAccessManager
 from kedro_viz.models.flowchart.node_metadata import TaskNodeMetadata
@@ -36,7 +37,7 @@ PROJECT = Path(__file__).parents[1]
 SOURCE = PROJECT / "src" / "sami_pipeline"
 ENVIRONMENTS = ("base", "test", "paper")
 EXPERIMENTS = experiments()
-JUDGED = "mt_bench"  # the experiment with all nodes that a judge beside the checklist adds
+JUDGED = "mt_bench"  # the experiment with all nodes that a judge besides the checklist adds
 # Kedro 1.7 registers its resolvers through a name that OmegaConf has deprecated.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:register_new_resolver"),
@@ -204,8 +205,7 @@ def test_every_parquet_that_a_run_writes_has_a_validator(environment):
     """Tables from outside may have any columns; what is made of them has a contract."""
     tables = 0
     for name in environment.written:
-        environment.catalog.get(name)
-        if "Parquet" in environment.catalog.get_type(name):
+        if isinstance(environment.catalog.get(name), ParquetDataset):
             tables += 1
             assert name in environment.catalog.validator_specs, name
     assert tables > 15

@@ -199,7 +199,7 @@ def _insert(app: Sphinx, name: str, source: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Connect to Sphinx; the page is read anew in every build."""
+    """Connect to Sphinx; the page is read again in every build."""
     app.connect("source-read", _insert)
     app.connect("env-get-outdated", lambda *_: [PAGE])
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -14,7 +14,7 @@ Stated once, as it decides what is followed:
 * What a module does when it is imported (``os.environ[...] = ...``) counts for everything that
   reaches the module or one below it.
 * ``"sami_pipeline.training.worker"`` as a string stands for that module, and a definition with
-  ``__file__`` reads the files and folders beside it that its strings name.
+  ``__file__`` reads the files and folders next to it that its strings name.
 * ``import_module(f"{__name__}.…")`` stands for all modules of the package, and a function that a
   node's function holds (as one that was found by its name) counts. Names that are put together at
   run time in other ways are not seen.
@@ -385,7 +385,7 @@ class _Piece:
 
     @cached_property
     def hash(self) -> str:
-        """A hash of what it says, and of the files that it reads beside the module."""
+        """A hash of what it says, and of the files that it reads next to the module."""
         files = [_content(path) for path in self._looked_at.files if path.suffix != ".py"]
         return _hash(statement(self._statement) + "".join(files))
 
@@ -420,7 +420,7 @@ class _Names(ast.NodeVisitor):
 
     @property
     def files(self) -> list[Path]:
-        """Files and folders beside the module that the statement names together with __file__."""
+        """Files and folders next to the module that the statement names together with __file__."""
         if not self._reads_files:
             return []
         named = (text for text in sorted(self._texts) if re.fullmatch(r"\w[\w./-]*", text))

@@ -21,7 +21,7 @@ from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.engines import EngineParameters
 from sami_pipeline.engines.registry import engine_kinds
 from sami_pipeline.errors import InputError
-from sami_pipeline.evaluation.workload import Workload, texts_per_query
+from sami_pipeline.evaluation.workload import Workload
 from sami_pipeline.models.checkpoints import CheckpointError, ModelSource, import_model
 from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.models.tokens import TextEncoder
@@ -389,7 +389,7 @@ class _Plan:
     def generation(self) -> None:
         """Add the stage in which the teacher writes."""
         teacher, settings = self.experiment.models.teacher, self.experiment.generation
-        requests = self._queries() * texts_per_query(self.experiment)
+        requests = self.workload.train + self.workload.held_out
         if teacher == HOSTED:
             served = settings.engine.served_model
             self.outcome.stages.append(
@@ -423,9 +423,6 @@ class _Plan:
                 stage, writing.group, model, writing.engine, prompt + writing.more_tokens,
                 writing.max_new_tokens, writing.requests,
             )  # fmt: skip
-
-    def _queries(self) -> int:
-        return self.workload.train + self.workload.held_out
 
     def _constitutions(self) -> int:
         return self.experiment.constitutions.n_constitutions
@@ -513,7 +510,7 @@ class _Plan:
                 f"{student.context}; lower it"
             )
         shape = _Shape(prompt, own, response, self._constitutions())
-        grids = self.workload.train * texts_per_query(self.experiment) // self._constitutions()
+        grids = self.workload.train // self._constitutions()
         steps = math.ceil(grids / config.batch_size) * config.epochs
         steps = min(steps, config.max_steps or steps)
         for name in self.experiment.trained_models():

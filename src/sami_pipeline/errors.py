@@ -1,4 +1,4 @@
-"""Errors that a user can mend: bad parameters, raw files and folders."""
+"""Errors that a user can correct: bad parameters, raw files and folders."""
 
 from __future__ import annotations
 

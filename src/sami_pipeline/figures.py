@@ -221,7 +221,7 @@ def win_rates(
 
     Args:
         table: as from ``evaluation.statistics.win_rates``.
-        published: rates that a publication names, drawn as a layer of their own.
+        published: rates that a publication names, drawn as a separate layer.
         source: what they are called.
     """
     figure = _forest(
@@ -400,7 +400,7 @@ def accuracy(table: pd.DataFrame, published: Sequence[PublishedDifference] = ())
 
     Args:
         table: as from ``evaluation.attempts.accuracy``.
-        published: gains drawn as a layer of their own; those for one attempt are.
+        published: gains drawn as a separate layer; those for one attempt are.
     """
     kinds = {"greedy": "one greedy attempt", "pass_at_k": "one sampled attempt, mean"}
     one = table[(table["k"] == 1) & table["metric"].isin(kinds)]
@@ -473,7 +473,7 @@ def accuracy_by_attempts(
 
     Args:
         table: as from ``evaluation.attempts.accuracy``.
-        published: gains drawn as a layer of their own.
+        published: gains drawn as a separate layer.
     """
     figure = go.Figure()
     colours = model_colours(table["model"])
@@ -628,5 +628,5 @@ def checkpoint(
 
 def standalone_html(figure: go.Figure) -> str:
     """Return a page with the figure and plotly itself inside, to be opened without a network."""
-    # Without a name of its own plotly draws one, and the same figure gives another file each time.
+    # Without a name plotly draws one, and the same figure gives another file each time.
     return figure.to_html(include_plotlyjs=True, full_html=True, div_id="figure")

@@ -37,7 +37,7 @@ from sami_pipeline.training.baselines.registry import baselines, trained_models
 from sami_pipeline.training.baselines.sft import SftParameters
 
 Category = Literal[*MT_BENCH_CATEGORIES]
-# The teacher that copies the solutions of the problems, in the place of a stronger model.
+# The teacher that copies the solutions of the problems, instead of a stronger model.
 WORKED_SOLUTIONS = "worked_solutions"
 # The teacher that answers at the endpoint of generation.engine.openai.
 HOSTED = "hosted"
@@ -162,7 +162,7 @@ class ModelsParameters(Settings):
             special = (*trained_models(), WORKED_SOLUTIONS, HOSTED)
             replicate = re.fullmatch(rf"({'|'.join(trained_models())})_seed_\d+", name)
             if name in special or name.startswith(ITERATION_MODEL) or replicate:
-                raise ValueError(f"sources: {name!r} has a meaning of its own; choose another name")
+                raise ValueError(f"sources: {name!r} has a special meaning; choose another name")
         for name in self.trust_remote_code:
             if name not in self.sources:
                 raise ValueError(
@@ -262,7 +262,7 @@ class QueriesParameters(Settings):
     seed: Seed = Field(0, description="Decides which queries are drawn.")
     tables: dict[ModelName, QueryTableParameters] = Field(
         {},
-        description="Tables that take the place of a category's templates, by name: the catalog "
+        description="Tables that replace a category's templates, by name: the catalog "
         "entry is query_table_<name>. Several tables may be of one category.",
     )
 
@@ -282,11 +282,14 @@ class QueriesParameters(Settings):
         return self.tables[table].category or table
 
     @property
-    def most(self) -> int:
-        """How many queries there are at most."""
-        written = len(set(MT_BENCH_CATEGORIES) - self.tabulated) if self.templates else 0
-        drawn = (table.at_most or self.per_category for table in self.tables.values())
-        return written * self.per_category + sum(drawn)
+    def most(self) -> dict[str, int]:
+        """How many queries of each category there are at most."""
+        written = set(MT_BENCH_CATEGORIES) - self.tabulated if self.templates else set()
+        most = dict.fromkeys(sorted(written), self.per_category)
+        for name, table in self.tables.items():
+            category = self.category_of(name)
+            most[category] = most.get(category, 0) + (table.at_most or self.per_category)
+        return most
 
     @property
     def tabulated(self) -> set[str]:
@@ -404,7 +407,7 @@ class LaunchParameters(Settings):
     )
     max_restarts: NonNegativeInt = Field(
         3,
-        description="How often all workers are started anew, from the last saved state, after one "
+        description="How often all workers are restarted, from the last saved state, after one "
         "has died.",
     )
 
@@ -423,7 +426,7 @@ class LaunchParameters(Settings):
 class TrainingParameters(OpenSettings):
     """How the student is trained; the loop's own parameters are those of ``core``.
 
-    Every baseline has a group of its own parameters here.
+    Every baseline has its own group of parameters here.
     """
 
     device: Device = Field(
@@ -464,8 +467,8 @@ class TrainingParameters(OpenSettings):
 class IterationsParameters(Settings):
     """Iterated SAMI, as published (arXiv 2404.14313).
 
-    Each iteration trains the *initial* student anew, on responses sampled from the model of the
-    iteration before, alternating between two halves of the training queries.
+    Each iteration starts again from the *initial* student, on responses sampled from the model of
+    the iteration before, alternating between two halves of the training queries.
     """
 
     count: int = Field(
@@ -651,7 +654,7 @@ class SecondJudgeParameters(ModelJudgeParameters):
 
 
 class JudgeParameters(ModelJudgeParameters):
-    """A judge beside the checklist, and the model that it asks. It decides the graph."""
+    """A judge besides the checklist, and the model that it asks. It decides the graph."""
 
     second: SecondJudgeParameters | None = Field(
         None,
@@ -720,7 +723,7 @@ class ProblemsParameters(Settings):
 
 
 class PublishedDifference(Settings):
-    """A published gain in accuracy, drawn beside what was measured here."""
+    """A published gain in accuracy, drawn next to what was measured here."""
 
     model: ModelName = Field(description="The model that gained.")
     over: ModelName = Field(description="The model that it is a gain over.")
@@ -749,7 +752,7 @@ class AccuracyParameters(Settings):
         1.0, gt=0, le=1, description="Nucleus sampling; 1 keeps the whole distribution."
     )
     published: tuple[PublishedDifference, ...] = Field(
-        (), description="Published gains, a layer of their own in the figures."
+        (), description="Published gains, a separate layer in the figures."
     )
     seed: Seed = Field(0, description="Of the samples.")
 
@@ -984,7 +987,7 @@ class MathParameters(ExperimentParameters):
 
 
 class PublishedRate(Settings):
-    """A win rate read off a published figure, drawn beside what its verdicts give."""
+    """A win rate read off a published figure, drawn next to what its verdicts give."""
 
     model: ModelName = Field(description="The model whose rate it is.")
     opponent: ModelName = Field(description="The model that it was compared with.")
@@ -1010,7 +1013,7 @@ class PublishedParameters(Settings):
         750, description="The published limit of an answer; one that reaches it was cut off."
     )
     rates: tuple[PublishedRate, ...] = Field(
-        (), description="Published win rates, a layer of their own in the figure."
+        (), description="Published win rates, a separate layer in the figure."
     )
     source: str = Field("arXiv 2410.01704", description="What the published rates are called.")
     resamples: _Count = Field(10_000, description="Bootstrap samples of length control.")

@@ -6,6 +6,7 @@ from kedro.pipeline import Pipeline
 
 from sami_pipeline.experiments.registry import experiments, headlines
 from sami_pipeline.pipelines import compare_runs, folded, published, write_principles
+from sami_pipeline.session import graph
 from sami_pipeline.session.experiments import (
     experiment_parameters,
     is_dry_run,
@@ -30,10 +31,14 @@ def register_pipelines() -> dict[str, Pipeline]:
         for name, experiment in experiments().items()
     }
     writing = write_principles.create_pipeline(principle_writing_parameters(write_principles.NAME))
-    return {
+    pipelines = {
         "__default__": sum((folded(whole[name], name) for name in whole), Pipeline([])),
         **whole,
         "compare_runs": compare_runs.create_pipeline(headlines()),
         published.NAME: published.create_pipeline(),
         write_principles.NAME: writing,
     }
+    if not graph.is_shown():
+        return pipelines
+    graph.serve_reports()
+    return graph.without_folders(pipelines)

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import warnings
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -24,7 +25,7 @@ _OWN_THREADS = "SAMI_PIPELINE_SET_OMP_NUM_THREADS"
 
 def apply() -> None:
     """Set what is not set yet, for this process and those that it starts."""
-    # A thread that waits gives its core to whoever works there. Spinning, two threads beside one
+    # A thread that waits gives its core to whoever works there. Spinning, two threads next to one
     # busy neighbour wait for each other most of the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _limit_threads(os.environ)
@@ -35,6 +36,8 @@ def apply() -> None:
 def _quiet_bars(environment: MutableMapping[str, str]) -> None:
     """Show progress bars, of libraries too, only of what takes a while; tqdm reads this once."""
     environment.setdefault("TQDM_DELAY", "3")  # seconds; loading a model is over before
+    # In a notebook without ipywidgets bars are text, which is well.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     environment.setdefault("TQDM_LEAVE", "")  # the line after a bar says how it ended
     if sys.stderr is None or not sys.stderr.isatty():
         environment.setdefault("TQDM_MININTERVAL", "30")  # a file of a log keeps every state

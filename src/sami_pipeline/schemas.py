@@ -683,7 +683,7 @@ class Attempts(_Completed):
     """One row is one attempt of a model at a test problem; attempt 0 is greedy.
 
     ``answer`` is what a careful reader takes, ``reading`` where in the text it stood, and
-    ``correct`` judges it. The other readings stand beside it.
+    ``correct`` judges it. The other readings are kept too.
     """
 
     model: Series[str]
@@ -819,11 +819,16 @@ class ParameterDifferences(_Table):
         unique = ("experiment", "parameter", "run")
 
 
-class RunDifferences(_Table):
+class RunDifferences(_Tested):
     """One row is what a model does more in a run than in the first of the compared ones.
 
-    Paired on what both runs asked, the first turn of questions or the problems; ``n`` counts these,
-    ``rows`` pairs. The p-value is that of the paired difference.
+    Paired on what both runs asked: the first turn of questions, or problems. ``metric`` is what is
+    compared: compliance by constitution and stance, the win rate of each judge against each
+    opponent (a tie is half a win), accuracy. ``n`` counts questions or problems, ``rows`` pairs of
+    statements or verdicts; ``left_out`` counts questions or problems that one run alone was asked,
+    or that have no valid verdict in one of the two. ``detectable`` is the smallest difference that
+    so many questions would show in four of five cases. ``p_value`` is that of the paired
+    difference, ``p_holm`` corrects it for all rows that compare the same two runs.
     """
 
     experiment: Series[str] = pa.Field(str_length={"min_value": 1})
@@ -833,10 +838,11 @@ class RunDifferences(_Table):
     metric: Series[str]
     n: Series[int] = pa.Field(ge=1)
     rows: Series[int] = pa.Field(ge=1)
+    left_out: Series[int] = pa.Field(ge=0)
     difference: Series[float] = pa.Field(ge=-1, le=1)
     ci_low: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
     ci_high: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
-    p_value: Series[float] = pa.Field(gt=0, le=1, nullable=True)
+    detectable: Series[float] = pa.Field(ge=0, nullable=True)
 
     class Config(_Table.Config):
         """Together these name a row."""

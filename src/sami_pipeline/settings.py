@@ -12,6 +12,7 @@ from sami_pipeline.session.hooks import (
     EngineReleaseHook,
     ErrorMessageHook,
     InputCheckHook,
+    MlflowHook,
     NodeRecordHook,
     ProgressHook,
     RunLockHook,
@@ -40,6 +41,7 @@ HOOKS = (
     ProgressHook(),
     ErrorMessageHook(),
     EngineReleaseHook(),
+    MlflowHook(),
     RunLockHook(),
     InputCheckHook(),  # the last one here is asked first
 )

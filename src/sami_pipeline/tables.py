@@ -27,8 +27,8 @@ class StoredTable:
 
     Args:
         paths: of the files, whose rows follow each other.
-        constants: of each file, columns that have one value throughout it; they take the place of
-            its own or are added at the end. None leaves the files as they are.
+        constants: of each file, columns that have one value throughout it; they replace its own or
+            are added at the end. None leaves the files as they are.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ def _with_constants(
     constants: Mapping[str, str | int],
     columns: Sequence[str] | None,
 ) -> pyarrow.RecordBatch:
-    """Return rows with constant columns in the place of their own or after them."""
+    """Return rows with constant columns, which replace their own or follow them."""
     import pyarrow as pa
 
     for name, value in constants.items():

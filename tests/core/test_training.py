@@ -740,7 +740,7 @@ def test_the_state_of_other_code_is_refused_or_if_finished_discarded(
     sources("core/objective.py", "-0.5 * (F.cross", "-0.25 * (F.cross")
     before = caplog.text.count("Going on")
     run(tmp_path)
-    assert "is discarded, its training starts anew: code of core.objective changed" in caplog.text
+    assert "is discarded, its training starts over: code of core.objective changed" in caplog.text
     assert caplog.text.count("Going on") == before
 
 

@@ -95,6 +95,17 @@ def test_reading_results_shows_tables_and_figures_of_the_run(executed):
     for name in ("mt_bench.win_rates", "mt_bench.held_out", "mt_bench.verdicts"):
         assert name in text
     assert "overall_paper" in text
+    assert "Principles followed: sami against base" in text, "the outcome in a sentence"
+    for notebook_cell in notebook.cells[:3]:
+        for output in notebook_cell.get("outputs", []):
+            assert "INFO" not in str(output), "a quiet start"
+    html = [
+        output["data"]["text/html"]
+        for notebook_cell in notebook.cells
+        for output in notebook_cell.get("outputs", [])
+        if "application/vnd.plotly.v1+json" in output.get("data", {})
+    ]
+    assert html and all("Plotly.newPlot" in each for each in html), "an export keeps the figures"
     titles = [figure["layout"]["title"]["text"] for figure in figures(notebook)]
     assert len(titles) == 2
     assert "win rate" in titles[1].lower()

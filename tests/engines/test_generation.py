@@ -127,7 +127,7 @@ def test_greedy_response_is_the_same_whatever_the_seed_and_sample(engine):
     assert len(watched.asked) == 1, "alike requests are asked once"
 
 
-def test_model_with_other_weights_is_asked_anew(random_checkpoint, tmp_path):
+def test_model_with_other_weights_is_asked_again(random_checkpoint, tmp_path):
     folder = shutil.copytree(random_checkpoint.folder, tmp_path / "model")
     before = model_fingerprint(folder)
     (folder / "provenance.json").write_text("{}")

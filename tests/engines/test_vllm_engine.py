@@ -215,7 +215,7 @@ class TestOnRandomModels:
         assert completions == ask(random_checkpoint.folder, requests_for(GREEDY), TRANSFORMERS)
         assert group_is_gone(server)
 
-    def test_killed_worker_is_one_clear_line_and_the_next_engine_starts_anew(
+    def test_killed_worker_is_one_clear_line_and_the_next_engine_starts_again(
         self, random_checkpoint
     ):
         short = requests_for(replace(GREEDY, max_new_tokens=2))

@@ -120,41 +120,68 @@ def test_equal_models_are_told_apart_in_at_most_one_case_of_twenty(questions, ti
 
 
 OUTCOMES = ("model", "tie", "opponent")
+Shares = tuple[float, float, float]
 
 
-def kappa_coverage(clusters: int, kappa: float, shares: tuple[float, ...], draws: int) -> float:
-    """How often the interval holds kappa, of two judges who often give the same outcomes."""
-    generator = np.random.default_rng([clusters, int(100 * kappa), int(100 * shares[0])])
+def kappa_of(first: Shares, second: Shares, copied: float) -> float:
+    """Kappa of two judges, the second of whom copies the first in this share of cases."""
+    first, second = np.array(first), np.array(second)
+    both = copied * np.diag(first) + (1 - copied) * np.outer(first, second)
+    expected = both.sum(axis=1) @ both.sum(axis=0)
+    return float((np.trace(both) - expected) / (1 - expected))
+
+
+def kappa_coverage(
+    clusters: int, copied: float, first: Shares, second: Shares, rows: int | str, draws: int
+) -> float:
+    """How often the interval holds kappa; half of the clusters with several rows are all alike."""
+    generator = np.random.default_rng([clusters, int(100 * copied), int(100 * first[0])])
+    kappa = kappa_of(first, second, copied)
     held = defined = 0
     for _ in range(draws):
-        first, other = (generator.choice(OUTCOMES, clusters, p=shares) for _ in range(2))
-        second = np.where(generator.random(clusters) < kappa, first, other)
-        interval = cohen_kappa(first, second, np.arange(clusters))
+        sizes = generator.integers(1, 4, clusters) if rows == "mixed" else np.full(clusters, rows)
+        cluster = np.repeat(np.arange(clusters), sizes)
+        # Which row's draw each row shows: its own, or that of its cluster's first.
+        begins = np.repeat(np.cumsum(sizes) - sizes, sizes)
+        alike = generator.random(clusters)[cluster] < 0.5
+        shown = np.where(alike, begins, np.arange(cluster.size))
+        one = generator.choice(3, cluster.size, p=first)
+        other = generator.choice(3, cluster.size, p=second)
+        other = np.where(generator.random(cluster.size) < copied, one, other)
+        names = np.array(OUTCOMES)
+        interval = cohen_kappa(names[one[shown]], names[other[shown]], cluster)
         defined += not np.isnan(interval.low)
         held += interval.low <= kappa <= interval.high
     return held / defined
 
 
-# Uneven outcomes of some sizes come down to 92 %.
-KAPPA_COVERED = 0.92
+EVEN, UNEVEN, RARE = (0.4, 0.2, 0.4), (0.8, 0.1, 0.1), (0.98, 0.01, 0.01)
 
 
 @pytest.mark.parametrize(
-    ("clusters", "kappa", "shares"),
-    [(5, 0.8, (0.4, 0.2, 0.4)), (20, 0.9, (0.8, 0.1, 0.1)), (80, 0.4, (0.25, 0.5, 0.25))],
-)
-def test_intervals_of_kappa_hold_the_truth_as_often_as_they_say(clusters, kappa, shares):
-    assert kappa_coverage(clusters, kappa, shares, 500) >= below(KAPPA_COVERED, 500)
+    ("clusters", "copied", "first", "second", "rows"),
+    [(5, 0.8, EVEN, EVEN, 1), (20, 0.9, UNEVEN, UNEVEN, 1), (80, 0.2, RARE, RARE, 1),
+     (80, 0.4, (0.25, 0.5, 0.25), UNEVEN, "mixed")],
+)  # fmt: skip
+def test_intervals_of_kappa_hold_the_truth_as_often_as_they_say(
+    clusters, copied, first, second, rows
+):
+    assert kappa_coverage(clusters, copied, first, second, rows, 500) >= below(COVERED, 500)
 
 
 @pytest.mark.stress
 @pytest.mark.parametrize("clusters", CLUSTERS)
 def test_intervals_of_kappa_hold_the_truth_at_every_size(clusters):
-    kappas = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95)
-    outcomes = ((0.4, 0.2, 0.4), (0.25, 0.5, 0.25), (0.8, 0.1, 0.1), (0.9, 0.05, 0.05))
-    found = {
-        case: kappa_coverage(clusters, *case, 1000) for case in itertools.product(kappas, outcomes)
-    }
+    outcomes = [
+        (EVEN, EVEN), ((0.25, 0.5, 0.25),) * 2, (UNEVEN, UNEVEN), ((0.9, 0.05, 0.05),) * 2,
+        (RARE, RARE), (UNEVEN, EVEN), ((0.9, 0.05, 0.05), (0.6, 0.1, 0.3)),
+        ((0.1, 0.8, 0.1), (0.45, 0.1, 0.45)),
+    ]  # fmt: skip
+    found = {}
+    for copied, (first, second) in itertools.product((0.0, 0.2, 0.4, 0.6, 0.8, 0.95), outcomes):
+        for rows in (1, "mixed"):
+            case = copied, first, second, rows
+            found[case] = kappa_coverage(clusters, *case, 1000)
     worst = min(found, key=found.get)
     print(f"{clusters} clusters: least coverage of kappa {found[worst]:.3f} at {worst}")
-    assert found[worst] >= below(KAPPA_COVERED, 1000), worst
+    assert found[worst] >= below(COVERED, 1000), worst

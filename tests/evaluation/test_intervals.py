@@ -114,6 +114,26 @@ def test_detectable_difference_is_found_in_four_of_five_cases():
     assert 0.7 <= found / 400 <= 0.9
 
 
+@pytest.mark.parametrize("clusters", [6, 10, 80])
+def test_what_is_detectable_where_all_are_alike_is_what_the_exact_test_finds(clusters):
+    """Sides that always tie: a model that would win now and then needs six wins to be told."""
+    ties = np.full(clusters, 0.5)
+    assert mean_interval(ties, range(clusters)).detectable < 3 / clusters, "of no use"
+    size = mean_interval(ties, range(clusters), step=0.5).detectable
+    generator, found = np.random.default_rng(1), 0
+    for _ in range(1000):
+        wins = generator.random(clusters) < 2 * size
+        found += sign_flip_p(wins.astype(float), range(clusters)) <= 0.05
+    assert found / 1000 == pytest.approx(0.8, abs=0.04)
+    # As different as they are here, more is needed anyway.
+    mixed = np.arange(clusters) % 2
+    assert mean_interval(mixed, range(clusters), step=0.5).detectable >= size
+
+
+def test_nothing_is_detectable_with_fewer_clusters_than_can_show_anything():
+    assert math.isnan(mean_interval([1, 0, 1, 0, 1], range(5), step=0.5).detectable)
+
+
 # sign_flip_p
 
 

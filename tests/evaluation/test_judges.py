@@ -812,7 +812,7 @@ def test_killed_judging_goes_on_and_a_second_one_asks_nothing(ask, asked, settin
     assert asked == []
 
 
-def test_changed_answer_is_judged_anew_and_the_others_are_not(ask, asked):
+def test_changed_answer_is_judged_again_and_the_others_are_not(ask, asked):
     ask(parameters())
     asked.clear()
     answers = answers_of(CATEGORIES, ("base", "sami"))

@@ -186,6 +186,14 @@ def test_wins_or_losses_alone_on_few_questions_are_not_certain():
         assert result.high - result.low > 0.5
 
 
+def test_verdicts_that_length_alone_decides_have_no_certain_rate():
+    lengths = [3, -1, 2, 8, -4, -2, 5, 7] * 4
+    points = [float(length > 0) for length in lengths]
+    result = controlled_win_rate("stratified", points, lengths, range(32), **SETTINGS)
+    assert result.estimate == 0.5
+    assert math.isnan(result.low) and math.isnan(result.high)
+
+
 def test_glm_does_not_depend_on_the_unit_of_length():
     points, difference = judged(50, skill=0.2, taste=1.0, seed=8)
     one, thousand = (

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 
 from sami_pipeline.evaluation import judges, math_attempts, mt_bench, mt_bench_answers
-from sami_pipeline.evaluation.workload import attempted, judged, texts_per_query
+from sami_pipeline.evaluation.workload import attempted, judged
 from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import ExperimentParameters
 from sami_pipeline.pipelines.mt_bench_eval.nodes.answering import constitute_questions
-from sami_pipeline.principles.constitutions import sample_constitutions
+from sami_pipeline.principles.constitutions import sample_constitutions, tabulate_principles
 from sami_pipeline.session.experiments import experiment_parameters
 
 CATEGORIES = ("stem", "coding")
@@ -84,7 +84,9 @@ def test_answers_and_judgements_are_counted_as_they_are_planned(
     principles = with_other_words_in_evaluation(principles)
     asked = questions(turns)
     count = asked["question_id"].nunique()
-    workload = judged(parameters, train=8, held_out=0, questions=count, turns=turns)
+    workload = judged(
+        parameters, principles, train={"stem": 8}, held_out={}, questions=count, turns=turns
+    )
     models = parameters.models.under_test
     answers = [planned_answers(parameters, asked, principles, model) for model in models]
     counted = {(w.stage, w.model): w.requests for w in workload.writings}
@@ -106,12 +108,13 @@ def test_answers_and_judgements_are_counted_as_they_are_planned(
     assert counted["judge", "base"] == len(calls)
 
 
-def test_nothing_is_written_for_a_file_of_answers():
+def test_nothing_is_written_for_a_file_of_answers(principles):
     models = experiment_parameters("mt_bench").models.model_dump(mode="json")
     sources = models["sources"] | {"gpt": "answers:gpt.jsonl"}
-    tested = {"under_test": ["base", "gpt"], "baseline": "base"}
-    parameters = changed("mt_bench", models={"sources": sources} | tested)
-    workload = judged(parameters, train=8, held_out=2, questions=1, turns=2)
+    models = {"sources": sources, "under_test": ["base", "gpt"], "baseline": "base"}
+    parameters = changed("mt_bench", models=models)
+    queries = {"train": {"stem": 8}, "held_out": {"stem": 2}}
+    workload = judged(parameters, principles, **queries, questions=1, turns=2)
     assert {writing.model for writing in workload.writings} == {"base"}
     for field, fault in (("teacher", "teacher: 'gpt' is a file"), ("student", "student: 'gpt' is")):
         with pytest.raises(ValueError, match=fault):
@@ -132,10 +135,35 @@ def prompts_for(kind: str) -> pd.DataFrame:
     return pd.DataFrame([*published, *own])[["name", "system_prompt", "prompt_template"]]
 
 
-@pytest.mark.parametrize("contrast", ["opposite", "pairs"])
-def test_held_out_answers_are_counted_as_they_are_planned(contrast, principles):
-    parameters = changed("mt_bench", constitutions={"contrast": contrast, "pairs_per_query": 3})
-    queries = pd.DataFrame({"query_id": ["a", "b"], "category": ["math", "reasoning"]})
+def principles_of(**counts: int) -> pd.DataFrame:
+    """Return so many principles of each category, the first of which is called p0."""
+    return tabulate_principles(
+        {
+            category: {
+                "category": category,
+                "principles": [
+                    {"id": f"p{i}", "principle": f"Do {i}.", "antithesis": f"Do not do {i}."}
+                    for i in range(count)
+                ],
+            }
+            for category, count in counts.items()
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("contrast", "differ_in", "expected"),
+    [
+        ("opposite", None, 6),
+        ("pairs", None, 2 * (1 + 2 * 5)),  # one principle has one pair, two have six
+        ("pairs", "p0", 2 * (1 + 2 * 4)),
+    ],
+)
+def test_held_out_answers_are_counted_as_they_are_planned(contrast, differ_in, expected):
+    changes = {"contrast": contrast, "pairs_per_query": 5, "pairs_differ_in": differ_in}
+    parameters = changed("mt_bench", constitutions=changes)
+    principles = principles_of(stem=1, coding=2)
+    queries = pd.DataFrame({"query_id": ["a", "b", "c"], "category": ["stem", "coding", "coding"]})
     drawn = sample_constitutions(
         queries,
         principles,
@@ -143,14 +171,19 @@ def test_held_out_answers_are_counted_as_they_are_planned(contrast, principles):
         seed=0,
         contrast=contrast,
         pairs_per_query=parameters.constitutions.pairs_per_query,
+        pairs_differ_in=differ_in,
     )
     rows = drawn.assign(split="held_out", training_prompt=json.dumps({"text": "x"}), query="q")
     template = PromptTemplate.model_validate(CHAT)
     _, requests = mt_bench_answers.held_out_requests(rows, template, parameters.generation)
-    workload = judged(parameters, train=8, held_out=2, questions=1, turns=2)
+    held_out = {"stem": 1, "coding": 2}
+    workload = judged(
+        parameters, principles, train={"coding": 8}, held_out=held_out, questions=1, turns=2
+    )
     counted = [w.requests for w in workload.writings if w.stage == "held-out queries"]
     assert counted == [len(requests)] * len(parameters.models.under_test)
-    assert texts_per_query(parameters) == len(drawn) / 2
+    assert workload.held_out == len(drawn) == expected
+    assert workload.train == 8 * (drawn["query_id"] == "b").sum()
 
 
 def test_attempts_are_counted_as_they_are_planned(math_principles):
@@ -162,7 +195,7 @@ def test_attempts_are_counted_as_they_are_planned(math_principles):
     _, requests = math_attempts.attempt_requests(
         problems, math_principles, PromptTemplate.model_validate(CHAT), parameters.accuracy
     )
-    assert {w.requests for w in attempted(parameters).writings} == {len(requests)}
+    assert {w.requests for w in attempted(parameters, math_principles).writings} == {len(requests)}
 
 
 @pytest.fixture
@@ -170,7 +203,6 @@ def math_principles() -> pd.DataFrame:
     import yaml
 
     from sami_pipeline import PROJECT_FOLDER
-    from sami_pipeline.principles.constitutions import tabulate_principles
 
     path = PROJECT_FOLDER / "data" / "01_raw" / "math_principles" / "worked" / "math.yml"
     return tabulate_principles({"math.yml": yaml.safe_load(path.read_text())}, ("math",))

@@ -108,6 +108,25 @@ def test_gsm8k_is_read_from_its_own_format_and_from_parquet(suffix, tmp_path):
     assert test["problem_id"].tolist() == ["gsm8k-test-0", "gsm8k-test-1", "gsm8k-test-2"]
 
 
+def test_a_question_that_stands_twice_is_told_with_both_lines_and_never_tested_and_trained_on(
+    tmp_path, caplog
+):
+    for split, questions in {"train": ["A", "B", "C", "B", "D"], "test": ["D", "E"]}.items():
+        rows = [{"question": text, "answer": "#### 1"} for text in questions]
+        pd.DataFrame(rows).to_json(tmp_path / f"{split}.jsonl", orient="records", lines=True)
+    source = f"gsm8k:{tmp_path}/{{split}}.jsonl"
+    caplog.set_level("INFO")
+    read = problems.load_problems(ProblemsParameters(source=source, train=5, test=None), tmp_path)
+    (told,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert told.getMessage() == (
+        f"{tmp_path}/train.jsonl: lines that repeat an earlier question: 1 of 5, such as line 4, "
+        "which asks what line 2 asks"
+    )
+    assert read["question"].tolist() == ["A", "B", "C", "D", "E"]
+    assert read["split"].tolist() == ["train"] * 3 + ["test"] * 2
+    assert "2 training problems are left out: repeated, or in the test split" in caplog.text
+
+
 class TestOtherTrainingProblems:
     """arXiv 2410.01704 trains on MATH and tests on GSM8K's train split."""
 

@@ -11,6 +11,7 @@ import torch
 from kedro.io import DatasetError
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from zoo import sentencepiece_tokenizer
 
 from sami_pipeline.datasets import CheckpointDataset
 from sami_pipeline.models.checkpoints import (
@@ -19,6 +20,7 @@ from sami_pipeline.models.checkpoints import (
     LoadedModel,
     ModelSource,
     import_model,
+    load_tokenizer,
     missing_part,
 )
 
@@ -263,6 +265,19 @@ def test_missing_gguf_file_is_refused_in_one_line_that_names_it_and_the_remedy(t
     assert "\n" not in str(error.value)
     assert str(tmp_path / "models" / "absent.gguf") in str(error.value)
     assert "make setup" in str(error.value)
+
+
+def test_tokenizer_that_needs_an_absent_package_names_it(tmp_path, monkeypatch):
+    """One of Mistral's own; without the package transformers asks for another one, tiktoken."""
+    folder = tmp_path / "mistral"
+    sentencepiece_tokenizer(folder)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(CheckpointError) as found:
+        load_tokenizer(folder)
+    assert str(found.value) == (
+        f"model folder {folder}: its tokenizer can't be read (the package sentencepiece is "
+        "missing; install it: pip install sentencepiece)"
+    )
 
 
 def test_index_without_its_first_shard_does_not_exist(folder):

@@ -68,7 +68,7 @@ class Workshop:
         self.write_conf(f"parameters/{experiment}.yml", yaml.safe_dump(merged))
 
     def entry(self, name: str, content: Mapping[str, Any]) -> None:
-        """Put an entry into the catalog in the place of the shipped one."""
+        """Put an entry into the catalog instead of the shipped one."""
         self.write_conf("catalog/case.yml", yaml.safe_dump({name: dict(content)}), append=True)
 
     def file(self, name: str, content: str | bytes) -> Path:
@@ -449,7 +449,7 @@ def _folder_entry(folder: Path) -> dict[str, Any]:
 def _yaml_file(
     entry: str, name: str, content: str | bytes | Callable[[dict[str, Any]], Any], *named: str
 ) -> None:
-    """One file of a folder of YAML files that is changed, or written anew."""
+    """One file of a folder of YAML files that is changed, or written again."""
     folder = {
         "principle_files": RAW / "principles",
         "query_templates": RAW / "training_prompts",

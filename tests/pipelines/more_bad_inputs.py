@@ -88,8 +88,8 @@ def _as_it_is(path: Path) -> None:
     pass
 
 
-_gguf("cut in half", _cut(0.5), "cut short", "take it anew")
-_gguf("cut in its header", _cut(0.05), "header", "take it anew")
+_gguf("cut in half", _cut(0.5), "cut short", "get it again")
+_gguf("cut in its header", _cut(0.05), "header", "get it again")
 _gguf("its last bytes are missing", lambda p: p.write_bytes(p.read_bytes()[:-8]), "cut short")
 _gguf("only the magic", lambda p: p.write_bytes(b"GGUF"), "header")
 _gguf("version of the future", lambda p: p.write_bytes(b"GGUF\x09\0\0\0" + bytes(99)), "version 9")

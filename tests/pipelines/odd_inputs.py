@@ -312,3 +312,18 @@ def _(workshop: Workshop) -> None:
 @_case("published: an empty folder", "published", pipeline="published")
 def _(workshop: Workshop) -> None:
     workshop.params.append(f"published.folder={workshop.folder}")
+
+
+# --- Catalog entries that do not reach what they name ---------------------------------------------
+
+
+@_case(
+    "generation_prompt: set for all, while the base names that of one",
+    "case.yml",
+    "'{experiment}.generation_prompt' does not reach mt_bench.generation_prompt",
+    "add an entry mt_bench.generation_prompt",
+)
+def _(workshop: Workshop) -> None:
+    file = workshop.file("template.yml", "kind: chat\nturn: '{constitution} {query}'\n")
+    dataset = "sami_pipeline.datasets.StrictYamlDataset"
+    workshop.entry("{experiment}.generation_prompt", {"type": dataset, "filepath": str(file)})

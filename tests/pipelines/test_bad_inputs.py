@@ -17,6 +17,8 @@ from bad_inputs import CASES, PROJECT, Case, Workshop
 
 DATA = PROJECT / "data"
 SHARE = 10
+# Each in some minutes.
+PARTS = 10
 ENVIRONMENT = os.environ | {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -107,7 +109,7 @@ def _refuse_all(
         if found:
             wrong[case.name] = found
     refused = len(cases) - len(wrong)
-    tell(f"inputs refused: {refused} of {len(cases)}")
+    tell(f"inputs refused: {refused} of {len(cases)}, of {len(CASES)} in all")
     report = "\n".join(f"{name}: {'; '.join(found)}" for name, found in wrong.items())
     assert not wrong, (
         f"{len(wrong)} of {len(cases)} inputs are not refused as they should:\n{report}"
@@ -119,23 +121,31 @@ def test_cases_are_many_and_distinct():
     assert len(set(names)) == len(names) >= 300
 
 
-def test_a_share_of_the_malformed_inputs_is_refused(
-    earlier, random_checkpoint, tmp_path, kedro_fork, tell
-):
-    # Seeded; `make stress` has them all.
-    drawn = random.Random(0).sample(CASES, len(CASES) // SHARE)
+@pytest.fixture
+def in_a_fork(kedro_fork) -> Refuse:
+    """A function that runs a command in a fork of a process that has imported everything."""
 
-    def in_a_fork(command: list[str]) -> tuple[int, str]:
+    def run(command: list[str]) -> tuple[int, str]:
         finished = kedro_fork(command)
         return finished.returncode, finished.stderr
 
+    return run
+
+
+def test_a_share_of_the_malformed_inputs_is_refused(
+    earlier, random_checkpoint, tmp_path, in_a_fork, tell
+):
+    # Seeded; `make stress` has them all.
+    drawn = random.Random(0).sample(CASES, len(CASES) // SHARE)
     _refuse_all(drawn, earlier, random_checkpoint.folder, tmp_path, in_a_fork, tell)
 
 
 @pytest.mark.stress
-@pytest.mark.timeout(5400)
-def test_every_malformed_input_is_refused_by_the_command(
-    earlier, random_checkpoint, tmp_path, tell
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_malformed_input_is_refused(
+    part, earlier, random_checkpoint, tmp_path, in_a_fork, tell
 ):
-    by_command = _in_a_process_of_its_own
-    _refuse_all(CASES, earlier, random_checkpoint.folder, tmp_path, by_command, tell)
+    # What has imported nothing yet refuses a part of them too.
+    refuse = _in_a_process_of_its_own if part == 0 else in_a_fork
+    cases = CASES[part::PARTS]
+    _refuse_all(cases, earlier, random_checkpoint.folder, tmp_path, refuse, tell)

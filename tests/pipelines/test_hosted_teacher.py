@@ -63,7 +63,7 @@ def test_later_iterations_are_taught_by_the_model_that_was_trained(configured, m
         (HOSTED | {"iterations": {"count": 2}}, r"iterations\.engine: missing"),
         (HOSTED | {"iterations": {"engine": OPENAI}}, "can't load models of this project"),
         ({"evaluation": {"engine": OPENAI}}, "can't load models of this project"),
-        ({"models": {"sources": {"hosted": "random:1"}}}, "'hosted' has a meaning of its own"),
+        ({"models": {"sources": {"hosted": "random:1"}}}, "'hosted' has a special meaning"),
         ({"models": {"under_test": ["base", "hosted"]}}, "'hosted' can only teach"),
         ({"models": {"student": "hosted"}}, "student: 'hosted' has no source"),
     ],

@@ -231,6 +231,8 @@ def test_every_figure_and_checkpoint_is_previewed_as_a_plot_and_every_table_as_a
     expected = {
         "plotly.json_dataset.JSONDataset": "PlotlyPreview",
         "datasets.checkpoint.CheckpointDataset": "PlotlyPreview",
+        "datasets.previews.TextTable": "TablePreview",
+        "datasets.previews.ReportPage": "HTMLPreview",
         "pandas.parquet_dataset.ParquetDataset": "TablePreview",
         "datasets.raw_files.JsonLinesDataset": "TablePreview",
         "datasets.raw_files.StrictYamlDataset": "JSONPreview",
@@ -255,6 +257,40 @@ def test_panel_of_a_result_table_shows_all_its_rows(show, server, project_folder
     table = pd.read_parquet(folder / "win_rates.parquet")
     assert len(table) > 5, "kedro-viz shows five rows of itself"
     assert page.locator(".pipeline-metadata table tr:has(td)").count() == len(table)
+
+
+def test_panel_of_a_table_of_texts_shows_rows_that_fit(show, server):
+    page = show(
+        "mt_bench_generations", "pid=mt_bench&sn=mt_bench.generations&expandAllPipelines=true",
+        until=".pipeline-metadata table",
+    )  # fmt: skip
+    heights = page.eval_on_selector_all(
+        ".pipeline-metadata table tr:has(td)",
+        "rows => rows.map(row => row.getBoundingClientRect().height)",
+    )
+    assert len(heights) == 20 and max(heights) < 300
+
+
+def test_report_opens_from_the_graph_and_nothing_else_is_given_out(show, server):
+    page = show(
+        "mt_bench_report", "pid=mt_bench&sn=mt_bench.report&expandAllPipelines=true",
+        until=".pipeline-metadata a[href*=reports]",
+    )  # fmt: skip
+    assert "Principles followed" in page.locator(".pipeline-metadata").text_content()
+    page.locator(".pipeline-metadata a[href*=reports]").click()
+    page.locator("#cards").wait_for()
+    assert page.title() == f"SAMI on MT-Bench: {server.run_name}"
+    for place in (f"{server.run_name}/mt_bench/run_record.json", "../../README.md",
+                  "..%2f..%2fREADME.md", "none.html"):  # fmt: skip
+        with pytest.raises(urllib.error.HTTPError):
+            server.ask(f"reports/{place}")
+
+
+def test_working_folders_are_no_inputs_in_the_graph(server):
+    for pipeline in PLOTS:
+        names = server.datasets(pipeline)
+        assert not [name for name in names if name.endswith(("completions", "training_state",
+                                                             "node_records"))]  # fmt: skip
 
 
 def test_it_starts_within_ten_seconds(server):

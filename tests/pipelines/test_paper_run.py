@@ -66,6 +66,26 @@ SIZES = {
         },
         "accuracy": {"engine": {"kind": "transformers"}, "max_new_tokens": 8},
     },
+    "align": {
+        "models": {"sources": {"base": "random:0"}},
+        "split": {"most": 24, "test": 0.2, "held_out": 0.1},
+        "training": {"sami": {"batch_size": 1, "optimiser_state": "float32"}},
+        "evaluation": {
+            "engine": {"kind": "transformers"},
+            "max_new_tokens": 12,
+            "resamples": 100,
+        },
+        "judge": {"model": "base", "answer_format": "choice", "engine": {"kind": "transformers"}},
+    },
+}
+# In the form of the published constitutions.
+SUMMARIES = {
+    "positive": "1. Be concise. \n2. Be comprehensive.",
+    "negative": "1. Be long-winded. \n2. Be comprehensive.",
+    "identifiers": {
+        "positive": ["pos concise", "pos comprehensive"],
+        "negative": ["neg concise", "pos comprehensive"],
+    },
 }
 
 
@@ -137,6 +157,43 @@ def math(paper_run, tmp_path_factory) -> Results:
         "source": f"gsm8k:{folder}/{{split}}.parquet",
     }
     return Results(*paper_run("math", {"problems": problems}, {}), "math")
+
+
+@pytest.fixture(scope="module")
+def summaries(paper_run, tmp_path_factory) -> Results:
+    folder = tmp_path_factory.mktemp("summaries")
+    # Each post stands there with two pairs of summaries.
+    posts = [{"info": {"post": f"{text} {n}"}} for text in POSTS for n in range(6)] * 2
+    pd.DataFrame(posts).to_parquet(folder / "posts.parquet")
+    (folder / "constitutions").mkdir()
+    other = {
+        "positive": SUMMARIES["positive"],
+        "negative": "1. Be concise. \n2. Leave much out.",
+        "identifiers": {
+            "positive": ["pos concise", "pos comprehensive"],
+            "negative": ["pos concise", "neg comprehensive"],
+        },
+    }
+    for number, content in enumerate((SUMMARIES, other)):
+        (folder / "constitutions" / f"{number}.json").write_text(json.dumps(content))
+    places = {"queries": f"{folder}/posts.parquet", "principles": f"{folder}/constitutions"}
+    return Results(*paper_run("align", places, {}), "align")
+
+
+def test_the_first_papers_summaries_are_taught_in_three_iterations_and_judged(summaries):
+    assert set(summaries.table("principles")["principle"]) == {"concise", "comprehensive"}
+    queries = summaries.table("queries")
+    assert queries["query"].is_unique
+    assert queries["query"].str.startswith("Summarise this post.\n\n").all()
+    made = json.loads((summaries.models / "sami" / "provenance.json").read_text("utf-8"))
+    assert made["iteration"] == 3
+    assert made["student"] == json.loads(
+        (summaries.models / "base" / "provenance.json").read_text("utf-8")
+    )
+    rates = summaries.table("win_rates")
+    assert set(rates["judge"]) == {"constitution"}
+    assert set(zip(rates["model"], rates["opponent"], strict=True)) == {("sami", "base")}
+    assert "SAMI on your own queries and principles" in summaries.report.read_text("utf-8")
 
 
 def test_dpo_and_sami_go_on_from_sft_and_are_compared_with_it(mt_bench):

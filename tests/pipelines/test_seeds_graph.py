@@ -69,7 +69,7 @@ def test_one_seed_names_no_seed_anywhere(graph):
     assert not [name for name in nodes if "seed" in name]
 
 
-def test_a_judge_is_asked_about_every_pair_of_replicates_that_is_compared(graph):
+def test_a_judge_is_asked_about_every_pair_of_replicates_that_is_compared(graph, principles):
     parameters, _ = graph(
         models={"under_test": ["base", "sami", "sft", "sft_sami"], "baseline": "base"},
         evaluation={"turns": 2}, seeds=3,
@@ -87,7 +87,7 @@ def test_a_judge_is_asked_about_every_pair_of_replicates_that_is_compared(graph)
     with_judge = parameters.model_copy(
         update={"judge": parameters.judge.model_validate({"kind": "pairwise", "model": "base"})}
     )
-    workload = experiments()["mt_bench"].workload(with_judge)
+    workload = experiments()["mt_bench"].workload(with_judge, principles)
     (judge,) = (writing for writing in workload.writings if writing.stage == "judge")
     assert judge.requests == 80 * 3 * 60, "turns and constitutions: 3 answers to a question"
     answering = [writing.model for writing in workload.writings if writing.stage == "evaluation"]
@@ -107,5 +107,5 @@ def test_short_form_is_that_of_every_experiment_and_never_contradicts(mt_bench_p
 
 
 def test_a_source_cannot_have_the_name_of_a_replicate(graph):
-    with pytest.raises(ValueError, match="'sami_seed_1' has a meaning of its own"):
+    with pytest.raises(ValueError, match="'sami_seed_1' has a special meaning"):
         graph(models={"sources": {"sami_seed_1": "random:0"}})

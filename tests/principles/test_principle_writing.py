@@ -221,7 +221,7 @@ def test_answer_that_never_came_says_why(reason):
     assert set(table["status"]) == {reason}
 
 
-def test_answer_goes_on_with_the_opening_unless_it_began_anew():
+def test_answer_goes_on_with_the_opening_unless_it_started_over():
     prompt = PROMPT.model_copy(update={"opening": "Principle:"})
     assert prompt.build("math", 1, []).messages[-1] == ("assistant", "Principle:")
     whole = labelled(BRIEF)

@@ -2,6 +2,8 @@ import json
 
 from examples import HOSTILE, QUESTIONS
 
+from sami_pipeline.principles.constitutions import sample_constitutions, tabulate_principles
+from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.reporting.answers import judged_answers, math_answers
 
 
@@ -61,6 +63,57 @@ def test_constitution_of_a_setting_is_the_one_that_was_asked_under(mt_bench_tabl
         assert [setting["constitution"] for setting in question["settings"]] == [
             texts[question["id"], name] for name in ("desired", "contrasting", "desired")
         ]
+
+
+def test_statements_are_shown_in_the_wording_that_was_drawn_and_not_in_the_first(mt_bench_tables):
+    """Two principles of three wordings each: the second ones begin like the first."""
+    words = [f"Be {{}}{end}." for end in ("", ". Always", " and brief")]
+    written = {
+        category: {
+            "category": category,
+            "principles": [
+                {
+                    "id": name,
+                    "principle": f"Train {name}.",
+                    "antithesis": f"Do not train {name}.",
+                    "evaluation": {
+                        "principle": [text.format(name) for text in words],
+                        "antithesis": [f"Never be {name}.", f"Never be {name}. Never."],
+                    },
+                    "check": {"name": "maximum_words", "words": 9},
+                    "antithesis_check": {"name": "minimum_words", "words": 9},
+                }
+                for name in ("short", "plain")
+            ],
+        }
+        for category in QUESTIONS.values()
+    }
+    principles = tabulate_principles(written)
+    asked = sample_constitutions(
+        mt_bench_tables["question_constitutions"][["query_id", "category"]].drop_duplicates(),
+        principles, n_constitutions=2, seed=1, contrast="opposite", use="evaluation",
+    )  # fmt: skip
+    key = ["query_id", "constitution"]
+    given = mt_bench_tables["answers"].drop(columns="stances")
+    given = given.rename(columns={"question_id": "query_id"}).merge(
+        asked[[*key, "stances"]], on=key
+    )
+    given = given.rename(columns={"query_id": "question_id"})
+    tables = mt_bench_tables | {
+        "principles": principles, "question_constitutions": asked, "answers": given,
+        "checked": check_answers(given, principles),
+    }  # fmt: skip
+    texts, seen = asked.set_index(key)["text"], set()
+    for question in judged_answers(tables, "base", None)["questions"]:
+        for setting in question["settings"]:
+            name = "contrasting" if "contrasting" in setting["title"] else "desired"
+            assert setting["constitution"] == texts[question["id"], name]
+            lines = setting["constitution"].splitlines()
+            for answer in setting["answers"]:
+                shown = [one["text"] for one in answer["statements"]]
+                assert sorted(shown) == sorted(line.split(". ", 1)[1] for line in lines)
+                seen.update(shown)
+    assert len(seen) > 4, "more than the first wordings are drawn"
 
 
 def test_what_a_judge_said_stands_at_its_own_verdict_only(mt_bench_tables):

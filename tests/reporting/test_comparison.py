@@ -243,6 +243,75 @@ def test_runs_are_paired_on_the_questions_that_they_share():
     assert run_differences(outputs, ["a"]).empty
 
 
+def verdicts(letters: str, judge: str = "checklist", questions: int = 0, **seeds) -> pd.DataFrame:
+    """One letter a question: sami (m) or base (o) won, tie (t), invalid (i)."""
+    names = {"m": "model", "o": "opponent", "t": "tie", "i": "invalid"}
+    rows = [
+        {
+            "judge": judge, "model": "sami", "opponent": "base", "question_id": str(questions + n),
+            "category": "math", "turn": 1, "constitution": "desired", "winner": names[letter],
+            **seeds,
+        }
+        for n, letter in enumerate(letters)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_win_rates_of_every_judge_are_paired_verdict_by_verdict():
+    outputs = of(
+        a__mt_bench__verdicts=pd.concat(
+            [verdicts("ooootttt"), verdicts("oooooooo", "pairwise"), verdicts("ti", "single")]
+        ),
+        # Two questions are asked here alone, two there alone; two verdicts are invalid.
+        b__mt_bench__verdicts=pd.concat(
+            [verdicts("mmmmmmmi", questions=2), verdicts("mmmmmmmm", "pairwise"),
+             verdicts("it", "single")]
+        ),
+        a__mt_bench__checked=checked("........"),
+        b__mt_bench__checked=checked("xxxxxxxx"),
+    )  # fmt: skip
+    table = RunDifferences.validate(run_differences(outputs, ["a", "b"]))
+    rows = table.set_index("metric")
+    own = rows.loc["win_rate against base, desired"]
+    # Questions 2 and 3 go from a loss to a win, 4 to 7 from a tie to a win.
+    assert own["difference"] == pytest.approx((2 * 1 + 4 * 0.5) / 6)
+    assert own[["n", "rows", "left_out"]].tolist() == [6, 6, 4]
+    by_model = rows.loc["win_rate against base, desired (pairwise judge)"]
+    assert by_model[["n", "left_out", "difference"]].tolist() == [8, 0, 1]
+    assert by_model["p_value"] == pytest.approx(2 / 2**8)
+    assert "win_rate against base, desired (single judge)" not in rows.index, "no pair is valid"
+    # Three rows are looked at: 1/128 twice, 1/32.
+    assert rows["p_holm"].tolist() == pytest.approx([3 / 128, 1 / 32, 3 / 128])
+    assert (table["detectable"] > 0).all()
+
+
+def test_win_rates_of_trained_replicates_all_meet_and_seeds_count():
+    """Two seeds that differ by much: with one of each the difference would seem certain."""
+    several = [verdicts("m" * 20, seed=0, opponent_seed=-1),
+               verdicts("m" * 5 + "o" * 15, seed=1, opponent_seed=-1)]  # fmt: skip
+    outputs = of(a__mt_bench__verdicts=verdicts("o" * 20), b__mt_bench__verdicts=pd.concat(several))
+    (row,) = run_differences(outputs, ["a", "b"]).to_dict("records")
+    assert (row["n"], row["rows"], row["difference"]) == (20, 40, pytest.approx(25 / 40))
+    assert row["ci_low"] < 0 and row["p_value"] > 0.05
+    (row,) = run_differences(outputs, ["b", "a"]).to_dict("records")
+    assert row["difference"] == pytest.approx(-25 / 40) and row["ci_high"] > 0
+
+
+def test_statements_are_paired_where_the_same_is_checked():
+    other = checked("xxxxxxxx").assign(asked="at most 9 words")
+    outputs = of(a__mt_bench__checked=checked("........"), b__mt_bench__checked=other)
+    assert run_differences(outputs, ["a", "b"]).empty
+
+
+def test_verdicts_of_another_version_are_named_with_the_remedy():
+    old = verdicts("mm").drop(columns="constitution")
+    outputs = of(a__mt_bench__verdicts=verdicts("mm"), b__mt_bench__verdicts=old)
+    with pytest.raises(
+        InputError, match=r"07_model_output/b/mt_bench/verdicts.parquet: .*'constit"
+    ):
+        run_differences(outputs, ["a", "b"])
+
+
 def of_seed(seed: int, **more):
     training = {"sami": {"seed": seed, "learning_rate": 1e-5}}
     models = {"sources": {"base": "random:0"}, "baseline": "base"}

@@ -157,5 +157,14 @@ def test_a_difference_is_one_only_with_its_interval_its_test_and_enough_clusters
 
 def test_every_grid_of_a_comparison_says_how_small_a_difference_it_would_show(mt_bench_tables):
     for name in ("win_rates", "compliance_difference"):
-        for grid in overviews(TABLES[name], mt_bench_tables[name]):
-            assert "found in four of five cases" in grid.note, name
+        table = mt_bench_tables[name]
+        for grid in overviews(TABLES[name], table):
+            assert grid.note.endswith("With 4 questions no difference could be shown."), name
+        size = table["category"].map({"overall": 0.1, "math": 0.2}).fillna(0.4)
+        more = table.assign(detectable=size, n=table["category"].map({"overall": 30}).fillna(9))
+        more.loc[more["category"] == "writing", "n"] = 3
+        for grid in overviews(TABLES[name], more):
+            assert "10 points over all categories (30 questions), 40 points in a" in grid.note, name
+            assert "With 3 questions no difference could be shown." in grid.note
+        for grid in overviews(TABLES[name], more.assign(detectable=3.0)):
+            assert "none over all categories (30 questions)" in grid.note, "there is no such one"

@@ -129,8 +129,50 @@ def test_a_category_is_named_only_if_it_survives_the_correction():
 
 
 def test_verdicts_that_could_not_be_read_are_counted():
-    assert "Left out are 3 verdicts" in outcome(win_rates(0.6, 0.5, 0.7, invalid=3))
+    assert "Left out are 3 of 43 verdicts" in outcome(win_rates(0.6, 0.5, 0.7, invalid=3))
     assert "Left out" not in outcome(win_rates(0.6, 0.5, 0.7))
+
+
+def test_verdicts_of_which_none_could_be_read_tell_nothing():
+    nan = float("nan")
+    changes = {"n": 0, "rows": 0, "invalid": 40, "p_holm": nan, "detectable": nan}
+    said = outcome(win_rates(nan, nan, nan, **changes))
+    assert "no verdict on sami and base could be read" in said
+    assert "Left out are 40 of 40 verdicts" in said
+    assert "too little was asked" not in said and "nan" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n": 1, "detectable": float("nan")}, "with 1 question no win rate of the pairwise judge"),
+        ({"n": 8, "detectable": 0.7}, "with 8 questions even a model that always wins would be"),
+        ({"n": 40, "detectable": 0.1}, "with 40 questions a win rate of 60 % would be found"),
+    ],
+)
+def test_no_win_rate_above_all_wins_is_said_to_be_found(changes, words):
+    said = outcome(win_rates(0.6, 0.2, 1.0, **changes))
+    assert words in said
+    assert "nan %" not in said
+
+
+def test_categories_with_too_few_questions_are_not_said_to_show_nothing():
+    overall = win_rates(0.6, 0.52, 0.7)["win_rates"].iloc[:1]
+    few = [overall.assign(category=name, n=2, p_holm=1.0) for name in ("math", "stem")]
+    said = outcome({"win_rates": pd.concat([overall, *few])})
+    assert "In no category by itself was enough asked" in said
+    lost = overall.assign(category="writing", p_holm=0.01, adjusted_win_rate=0.1,
+                          adjusted_ci_low=0.0, adjusted_ci_high=0.3)  # fmt: skip
+    said = outcome({"win_rates": pd.concat([overall, *few, lost])})
+    assert "Enough was asked in 1 of 3 categories by themselves" in said
+    assert "base is preferred to sami in writing" in said
+
+
+def test_a_model_that_says_the_same_to_everything_is_named_where_nothing_is_won():
+    tables = win_rates(0.5, 0.4, 0.6, p_holm=0.9)
+    row = {"control": "distinct_answers", "constitution": "desired", "model": "sami", "value": 0.01}
+    tables["controls"] = pd.DataFrame([row | {"opponent": ""}])
+    assert "sami says much the same whatever it is asked (1 % of its answers" in outcome(tables)
 
 
 def test_caveats_are_named_where_they_apply_and_only_there():

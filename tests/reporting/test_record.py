@@ -13,7 +13,7 @@ def record(tmp_path: Path) -> RunRecord:
     return RunRecord(tmp_path / "not" / "there" / "yet")
 
 
-def test_a_node_that_is_made_anew_has_one_attempt_again(record):
+def test_a_node_that_is_made_again_has_one_attempt_again(record):
     for seconds in (5.0, 7.0):
         record.start(NODE, f"run {seconds}", {"env": "test"})
         record.end(NODE, seconds, "finished")

@@ -3,7 +3,6 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pandas as pd
-import pytest
 
 from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.reporting.record import Attempt, NodeRecord, RunRecord, environment
@@ -78,7 +77,8 @@ def test_time_is_that_of_the_last_finished_attempts_of_any_run_and_not_known_wit
 def test_the_time_that_is_told_before_a_first_run_is_the_measured_one():
     results = (PROJECT_FOLDER / "docs" / "results.md").read_text("utf-8")
     measured = int(re.search(r"(\d+) minutes in its nodes", results)[1])
-    assert progress.MEASURED_MINUTES["mt_bench"] == pytest.approx(measured, rel=0.2)
+    quiet, shared = progress.MEASURED_MINUTES["mt_bench"]
+    assert 0.8 * quiet <= measured <= 1.2 * shared
 
 
 def test_two_responses_to_one_query_are_shown_the_principle_first_in_a_line_each():

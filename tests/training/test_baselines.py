@@ -26,6 +26,7 @@ from sami_pipeline.core import (
 )
 from sami_pipeline.core.adapters import add_adapters
 from sami_pipeline.core.training import batch_schedule, learning_rate_at
+from sami_pipeline.errors import InputError
 from sami_pipeline.models.checkpoints import ModelSource, import_model
 from sami_pipeline.parameters import (
     DpoParameters,
@@ -36,9 +37,13 @@ from sami_pipeline.parameters import (
 from sami_pipeline.session.experiments import _base_parameters
 from sami_pipeline.training.baselines import dpo, registry, sft
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import families
+
 CONFIG = SamiTrainingConfig(
     batch_size=2, learning_rate=1e-3, compute_dtype="float32", save_state_every=1, seed=3
 )
+METHODS = {"dpo": (dpo.train_dpo, DpoParameters), "sft": (sft.train_sft, SftParameters)}
 MEASURED = ["tokens_per_second", "peak_memory_bytes"]
 
 
@@ -57,10 +62,7 @@ def make_model():
 
 def train(method: str, folder: Path, grids: list[Grid] | None = None, config=CONFIG, **changes):
     loaded = make_model()
-    function, kind = {
-        "dpo": (dpo.train_dpo, DpoParameters),
-        "sft": (sft.train_sft, SftParameters),
-    }[method]
+    function, kind = METHODS[method]
     history = function(
         loaded.model, loaded.tokenizer, grids or make_grids(), config, kind(**changes), folder
     )
@@ -193,7 +195,7 @@ def test_progress_of_other_code_is_not_gone_on_with(method, tmp_path, sources, c
     trl = "training.baselines.trl_training"
     sources("training/baselines/trl_training.py", '"logging_steps": 1', '"logging_steps": 2 - 1')
     _, history = train(method, tmp_path)  # the first is finished: it makes room
-    assert f"discarded, its training starts anew: code of {trl} changed" in caplog.text
+    assert f"discarded, its training starts over: code of {trl} changed" in caplog.text
     assert "Going on" not in caplog.text
     assert len(history) == 3
     record = tmp_path / "run.json"
@@ -314,6 +316,21 @@ def test_adapters_which_a_baseline_cannot_follow_are_refused_beside_one(monkeypa
         MtBenchParameters.model_validate(parameters)
     parameters["models"] |= {"under_test": ["base", "sami"], "baseline": "base"}
     MtBenchParameters.model_validate(parameters)
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_a_model_whose_logits_trl_does_not_know_is_refused(method, tmp_path):
+    """recurrent_gemma has a soft cap of another name; gemma2's is known."""
+    function, kind = METHODS[method]
+    tokenizer = make_model().tokenizer
+    grid = Grid([[5, 6, 7], [5, 8]], [[9, 10], [11, 12]])
+    for family in ("granite", "gemma2"):
+        function(families.tiny_model(family), tokenizer, [grid], CONFIG, kind(), tmp_path / family)
+    with pytest.raises(InputError, match="the logits of recurrent_gemma otherwise"):
+        function(
+            families.tiny_model("recurrent_gemma"), tokenizer, [grid], CONFIG, kind(),
+            tmp_path / "recurrent_gemma",
+        )  # fmt: skip
 
 
 def test_a_baseline_takes_the_steps_of_the_last_iteration():

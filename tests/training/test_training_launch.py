@@ -181,7 +181,7 @@ def test_a_worker_that_fails_for_good_is_one_line_that_names_its_log(prepared):
     assert not workers_of(psutil.Process())
 
 
-def test_what_the_data_do_not_allow_is_one_line_and_nothing_is_started_anew(prepared):
+def test_what_the_data_do_not_allow_is_one_line_and_nothing_is_restarted(prepared):
     folder = prepared(train=[Grid([[5], [6]], [[7], [8], [9]])])
     with pytest.raises(InputError, match=r"^grids\[0\]: 2 prompts and 3 responses; .*constit"):
         launch_workers(folder)

@@ -45,7 +45,7 @@ class _Parameters(BaseModel):
 
 
 class LoraParameters(_Parameters):
-    """Low-rank adapters (arXiv 2106.09685) in the place of full finetuning, through PEFT.
+    """Low-rank adapters (arXiv 2106.09685) instead of full finetuning, through PEFT.
 
     Attributes:
         rank: r of the two factors.
@@ -92,7 +92,7 @@ class SamiTrainingConfig(_Parameters):
         train_on_eos: learn the end-of-sequence token of responses that ended by themselves.
         kl_beta: weight of the KL divergence to the initial model, over response tokens.
         weights: "float32" keeps fp32 weights and computes under autocast to ``compute_dtype``;
-            "bfloat16_remainder" keeps bf16 weights and the 16 bits that they lack beside them, so
+            "bfloat16_remainder" keeps bf16 weights and the 16 bits that they lack next to them, so
             that the optimiser updates exact fp32 weights in 2 bytes less a weight; "bfloat16" is
             the published mode, whose small updates round away. In both, gradients of micro-batches
             add up in bf16.

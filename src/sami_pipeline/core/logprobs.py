@@ -187,7 +187,7 @@ def _one_side_at_a_time(
     sides: Sequence[Sequence[tuple[int, int, int]]],
     options: dict[str, Any],
 ) -> list[GridLogprobs]:
-    """Compute the cells of each side of a model's original context in a pass of their own."""
+    """Compute the cells of each side of a model's original context in a separate pass."""
     if is_sharded(model):
         raise ValueError(
             "grids: some cells are longer than the model's original context and some are not; its "

@@ -6,7 +6,7 @@ up the storages that are alive after every operation. So a change of the loop, o
 attention changes the estimate, and there is no second description of them to go stale. Whether it
 is right is measured: ``benchmarks/training_memory.py``.
 
-``torch.distributed._tools.mem_tracker`` does the same with hooks of its own; it is private, follows
+``torch.distributed._tools.mem_tracker`` does the same with its own hooks; it is private, follows
 modules and optimisers that it is told of, and stops at a value that is read (``item()``), which
 the metrics and the optimisers here do.
 """

@@ -1,4 +1,4 @@
-"""The SAMI objective on a grid of log-probabilities, and what is reported beside it.
+"""The SAMI objective on a grid of log-probabilities, and what is reported with it.
 
 A grid L holds ``L[i, j] = log p(response j | query, constitution i)``. Response j was written
 under constitution j, so the matching pairs lie on the diagonal.

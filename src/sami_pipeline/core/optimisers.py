@@ -1,7 +1,7 @@
 """Optimisers, and updates that 16-bit weights do not lose.
 
 A bf16 number has 8 bits of mantissa: an update below about 2^-9 of the weight rounds away, and
-at the published learning rate of 5e-7 most do. fp32 weights keep them at 4 bytes a weight beside
+at the published learning rate of 5e-7 most do. fp32 weights keep them at 4 bytes a weight next to
 the bf16 copy that a GPU computes with; ``RemainderOptimiser`` keeps them at 2.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.core.distributed import as_shard_of, first_element, own_part, replace_values
 
-# Elements updated at once: what they need in fp32 is small beside an 8B model's embedding.
+# Elements updated at once: what they need in fp32 is small compared with an 8B model's embedding.
 _SLICE = 2**24
 
 

@@ -141,7 +141,7 @@ class _Tree:
             self.sources[number, i, j] = [last, *range(start, start + len(response) - 1)]
 
     def pad_to(self, multiple: int) -> None:
-        """Round the number of tokens up with a segment of its own, which nothing attends to."""
+        """Round the number of tokens up with a separate segment, which nothing attends to."""
         missing = -len(self.token_ids) % multiple
         if missing:
             self._add([0] * missing, ())

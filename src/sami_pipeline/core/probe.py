@@ -349,8 +349,8 @@ class _Trial:
         """Return the form of the model's logits, if one gives those that it computed itself."""
         head = self.model.get_output_embeddings()
         vocabulary = own.hidden.shape[1]
-        # Exactly a linear layer: an adapter in its place would be left out.
-        if not isinstance(head, nn.Linear) or head.weight.shape[0] != vocabulary:
+        # Exactly a linear layer: an adapter in its place, or a scale of its own, would be left out.
+        if type(head).forward is not nn.Linear.forward or head.weight.shape[0] != vocabulary:
             return None
         tokens = pack([self.grid], layout="repeated", device=self.model.device)
         with torch.no_grad():

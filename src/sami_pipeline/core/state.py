@@ -349,13 +349,13 @@ def refuse_mismatch(state: Path, saved: dict[str, str], wanted: dict[str, str]) 
     if changed := changed_parts(saved, wanted):
         raise StateMismatchError(
             f"{state}: this training state belongs to another run ({listed(changed)} changed); "
-            f"delete {state.parent} to start anew, or restore what changed"
+            f"delete {state.parent} to start over, or restore what changed"
         )
 
 
 def discarded(state: Path, changed: Sequence[str]) -> str:
     """Return the line that says why a finished state is not gone on with."""
-    return f"{state} is discarded, its training starts anew: {listed(changed)} changed"
+    return f"{state} is discarded, its training starts over: {listed(changed)} changed"
 
 
 def changed_parts(saved: dict[str, str], wanted: dict[str, str]) -> list[str]:

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Enough to see that updates vanish, few enough to cost nothing beside a step.
+# Enough to see that updates vanish, few enough to cost nothing compared with a step.
 SAMPLED_WEIGHTS_PER_TENSOR = 4096
 # Of a grid, in the order in which they are computed.
 METRICS = ("loss", "row_accuracy", "column_accuracy", "mi_lower_bound", "kl", "response_tokens")

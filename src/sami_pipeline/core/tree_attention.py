@@ -3,7 +3,7 @@
 Queries of a segment attend to the keys of its path, so no (T, T) mask is built and no score
 between unrelated tokens is ever computed. A mask over the whole row costs both: with two prompts of
 400 and four responses of 250 tokens it took a third of the step on a CPU. On a CPU every segment is
-a call of its own, without padding. Elsewhere, where starting a kernel takes as long as a small one
+a separate call, without padding. Elsewhere, where starting a kernel takes as long as a small one
 runs, the segments of a level of the tree are one padded call.
 """
 
@@ -363,7 +363,7 @@ def tree_attention_forward(
             all are passed on.
 
     Returns:
-        (1, T, heads, head_dim) and None in the place of attention weights.
+        (1, T, heads, head_dim) and None instead of attention weights.
 
     Raises:
         TokenTreeError: an option changes the scores in a way that this attention does not know.
@@ -375,6 +375,10 @@ def tree_attention_forward(
     for name in ("softcap", "position_bias", "s_aux"):
         if options.get(name) is not None:
             raise TokenTreeError(f"attention on token trees takes no {name}")
+    # The one that is handed through has one element; a layer that makes its own from it would be
+    # ignored, and what it learns about it.
+    if attention_mask is not None and attention_mask.numel() > 1:
+        raise TokenTreeError("attention on token trees takes no mask that a layer has made itself")
     return _attend_along_paths(
         query,
         key,
@@ -457,7 +461,7 @@ def _level_by_level(
     outputs = []
     for call, *states in zip(levels.calls, queries, keys, values, strict=True):
         alone = len(call.segments) == 1
-        # One segment: (key heads, G, L, width) with one key head for all; else B in the place of G.
+        # One segment: (key heads, G, L, width) with one key head for all; else B instead of G.
         shapes = [(group if alone else len(call.segments), -1)] + 2 * [(len(call.segments), -1)]
         states = [state.unflatten(1, shape) for state, shape in zip(states, shapes, strict=True)]
         if alone:

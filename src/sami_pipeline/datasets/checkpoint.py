@@ -49,7 +49,7 @@ class CheckpointDataset(AbstractDataset[Checkpoint | LoadedModel, Checkpoint]):
 
         Args:
             filepath: the model folder.
-            history: the name, beside the folder, of the table of the training that made it; its
+            history: the name, next to the folder, of the table of the training that made it; its
                 preview has the loss from there.
             metadata: as kedro-viz reads it.
         """

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 from kedro.io import DatasetError
-from kedro_datasets.pandas import ParquetDataset
 
+from sami_pipeline.datasets.previews import TextTable
 from sami_pipeline.tables import StoredTable
 
 
-class StoredParquet(ParquetDataset):
+class StoredParquet(TextTable):
     """Loads as a ``StoredTable``, which is read as far as a node needs it.
 
     The file is like any other's: ``catalog.load(name).read()`` and ``pandas.read_parquet`` give the

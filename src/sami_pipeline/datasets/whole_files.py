@@ -18,12 +18,12 @@ from sami_pipeline import files
 class WholeFiles(LocalFileSystem):
     """A local file system on which a file that is written appears at once or not at all.
 
-    It is written beside its place, flushed to the disk and renamed when it is closed; after an
+    It is written next to its place, flushed to the disk and renamed when it is closed; after an
     error or a kill an earlier file of that name is as it was.
     """
 
     def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
-        """Open a file; one that is opened to be written anew appears when it is closed."""
+        """Open a file; one that is opened for writing appears when it is closed."""
         if not mode.startswith("w"):
             return super().open(path, mode, **options)
         target = Path(self._strip_protocol(path))

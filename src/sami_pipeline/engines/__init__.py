@@ -148,7 +148,7 @@ def code_outside(chosen: Iterable[EngineParameters]) -> list[Callable[..., Engin
 
 
 def packages_outside(chosen: Iterable[EngineParameters]) -> dict[str, str]:
-    """Return versions of what engines compute with in environments of their own."""
+    """Return versions of what engines compute with in separate environments."""
     from sami_pipeline.engines import vllm_server
 
     pythons = sorted({engine.vllm.python or "" for engine in chosen if engine.kind == "vllm"})

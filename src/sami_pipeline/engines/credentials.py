@@ -39,5 +39,5 @@ def api_key(group: str, variable: str) -> str | None:
     key = key.strip()
     # A library that meets such a character later would quote the whole key.
     if not (key.isascii() and key.isprintable()):
-        raise InputError(f"{place}: holds characters that no key has; copy the key anew")
+        raise InputError(f"{place}: holds characters that no key has; copy the key again")
     return key or None

@@ -1,4 +1,4 @@
-"""Rows written side by side, each lane by threads of its own.
+"""Rows written side by side, each lane by its own threads.
 
 One decoding step is about a thousand small operations. When all cores share each of them they wait
 for each other at every one, and wait longest where another program keeps a core busy. Lanes share

@@ -251,7 +251,7 @@ class OpenAIEngine:
         self._said: dict[str, str] = {}
         self._probing = asyncio.Lock()
         self._stack = ExitStack()
-        # A thread with an event loop of its own: the caller's may be running already (Jupyter).
+        # A thread with its own event loop: the caller's may be running already (Jupyter).
         self._portal = self._stack.enter_context(start_blocking_portal())
         self._client = openai.AsyncOpenAI(
             base_url=parameters.base_url,
@@ -512,7 +512,7 @@ def _out_of_credit(error: openai.APIError) -> bool:
 def _reason(error: openai.APIError) -> str:
     if isinstance(error, openai.APIStatusError):
         if sent_as := error.response.extensions.get("sent_as"):
-            return f"HTTP {sent_as} with an error in the place of an answer"
+            return f"HTTP {sent_as} with an error instead of an answer"
         return f"HTTP {error.status_code}"
     if isinstance(error, openai.APITimeoutError):
         return "timed out"

@@ -180,14 +180,14 @@ class TransformersParameters(Settings):
     kept_gib: NonNegativeFloat = Field(
         1.0,
         description="Memory for keys and values of responses that have ended, in GiB: the next "
-        "turn of a conversation goes on from there, in the place of reading it all again.",
+        "turn of a conversation goes on from there instead of reading it all again.",
     )
 
 
 class VllmParameters(Settings):
     """Settings of the vllm engine; most have vLLM's own names.
 
-    vLLM runs in a process of its own, by ``python``, and imports nothing of this project there.
+    vLLM runs in a separate process, by ``python``, and imports nothing of this project there.
     """
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
@@ -202,7 +202,7 @@ class VllmParameters(Settings):
     )
     tensor_parallel_size: PositiveInt = Field(1, description="GPUs that share one model.")
     data_parallel_size: PositiveInt = Field(
-        1, description="Copies of the model, each on GPUs of its own, that share the prompts."
+        1, description="Copies of the model, each on its own GPUs, that share the prompts."
     )
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="Share of a GPU's memory for weights and key-value cache."
@@ -221,7 +221,7 @@ class VllmParameters(Settings):
     )
     request_seeds: bool = Field(
         True,
-        description="Draw each sampled response from a seed of its own, so that a run which was "
+        description="Draw each sampled response from its own seed, so that a run which was "
         "killed draws the rest as it would have. False draws faster where top_p is below 1 and "
         "the GPU has FlashInfer, and otherwise each time.",
     )
@@ -304,7 +304,7 @@ class OpenAIParameters(Settings):
     leave_out: tuple[Literal["seed", "temperature", "top_p", "stop"], ...] = Field(
         (),
         description="Request fields that the endpoint refuses. Stop strings are cut off here then; "
-        "without a seed sampled responses are drawn anew in every run that has not stored them.",
+        "without a seed sampled responses are drawn again in every run that has not stored them.",
     )
     extra: dict[str, Any] = Field(
         {},

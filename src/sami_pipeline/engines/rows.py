@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from sami_pipeline.engines.base import SamplingParameters
 from sami_pipeline.engines.row_cache import RowCache
 
-# A shorter beginning that prompts share is read for each of them: a pass of its own costs more.
+# A shorter beginning that prompts share is read for each of them: a separate pass costs more.
 _WORTH_SHARING = 16
 # Tokens, padding included, that the model reads in one pass.
 _TOKENS_AT_ONCE = 1024

@@ -1,6 +1,6 @@
 """Completions on disk, kept as they come, so that nothing computed or paid for is lost.
 
-A store is a folder. Every process that writes into it appends to a file of its own, one line for
+A store is a folder. Every process that writes into it appends to its own file, one line for
 each piece that an engine yields; a line that a kill cut short is passed over.
 
 A completion has a key, which is all that determines its text, and says which code asked for it.

@@ -2,7 +2,7 @@
 
 Prompts are read by length, rows leave when they end and others take their place (``rows``). Models
 whose attention transformers does not look up by name are run by their own ``generate``, batch by
-batch. Either way a row draws from random numbers of its own, and in fp32 its text does not depend
+batch. Either way a row draws from its own random numbers, and in fp32 its text does not depend
 on its neighbours.
 """
 

@@ -1,4 +1,4 @@
-"""Generation with vLLM, which runs in processes and, if wanted, an environment of its own."""
+"""Generation with vLLM, which runs in separate processes and, if wanted, a separate environment."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class VllmEngine:
     nothing. Text is rendered, tokenised and detokenised here, by the same functions as in the
     transformers engine.
 
-    With ``request_seeds`` each sampled response is drawn from a seed of its own, made of the
+    With ``request_seeds`` each sampled response is drawn from its own seed, made of the
     run's seed, the prompt and the sample's number: what else is asked at the same time changes
     no draw, only the rounding of what is drawn from, as it does for greedy responses. On a GPU
     that has it, VLLM_BATCH_INVARIANT=1 in ``environment`` takes that away too.

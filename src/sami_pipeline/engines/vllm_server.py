@@ -117,7 +117,7 @@ class _Worker:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
-                # A group of its own, which is ended as a whole.
+                # Its own group, which is ended as a whole.
                 start_new_session=True,
                 env=os.environ | _ENVIRONMENT | environment,
             )
@@ -231,7 +231,7 @@ class Server:
         return same and self._architecture == architecture(folder)
 
     def take(self, folder: Path, fingerprint: str) -> None:
-        """Load a model's weights in the place of those that are there.
+        """Load a model's weights instead of those that are there.
 
         Raises:
             EngineError: they could not be loaded, or the server has died meanwhile.
@@ -340,7 +340,7 @@ def acquire(parameters: VllmParameters, dtype: str, folder: Path, fingerprint: s
                 try:
                     server.take(folder, fingerprint)
                 except EngineError as error:
-                    logger.warning("%s; vLLM is started anew", error)
+                    logger.warning("%s; vLLM is restarted", error)
                 else:
                     server.in_use = True
                     return server
@@ -383,7 +383,7 @@ def _arguments(parameters: VllmParameters, dtype: str) -> dict[str, Any]:
 
 
 def _environments(parameters: VllmParameters) -> list[dict[str, str]]:
-    """Return the environment of each worker; several have GPUs of their own."""
+    """Return the environment of each worker; each of several has its own GPUs."""
     own = parameters.environment
     if parameters.data_parallel_size == 1:
         return [own]

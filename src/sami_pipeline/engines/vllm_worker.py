@@ -1,4 +1,4 @@
-"""vLLM in a process of its own: run as a file by an interpreter that has vLLM.
+"""vLLM in a separate process: run as a file by an interpreter that has vLLM.
 
 It is started as::
 
@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Modules beside this file are not to be found by what vLLM imports.
+# Modules next to this file are not to be found by what vLLM imports.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
 
 # Finished responses travel together: each message is stored by itself on the other side.

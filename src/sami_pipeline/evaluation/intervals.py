@@ -72,7 +72,8 @@ class Interval:
         n: Number of clusters, which is what was resampled.
         rows: Number of rows.
         detectable: The smallest true difference that so many clusters, as different as these are,
-            would show in 80 % of cases (`POWER`) at the 5 % level; NaN where it is not known.
+            would show in 80 % of cases (`POWER`) at the 5 % level; NaN where it is not known, and
+            with fewer clusters than `FEWEST_CLUSTERS`, which show none.
         seeds: Number of training seeds, over which it is too; 0 where nothing was trained, or with
             one seed that is not told.
     """
@@ -105,6 +106,7 @@ def mean_interval(
     *,
     limits: tuple[float, float] | None = SHARE,
     seeds: Sequence[ArrayLike] = (),
+    step: float = 0.0,
 ) -> Interval:
     """Interval of the mean of rows that come in clusters.
 
@@ -123,6 +125,9 @@ def mean_interval(
         seeds: (rows,) labels of the training seed of each row, once for every model that the rows
             are of: two where replicates of two models are compared. `NO_SEED` is that of a model
             that was not trained.
+        step: By how much a row differs from "no difference" where it does, such as 1/2 for a win
+            after ties. What is detectable is then no less than what `sign_flip_p` can show, however
+            alike the rows are: where all tie, six clusters must differ, all in one way.
 
     Returns:
         The mean of all rows and its interval, within the limits. The order of the rows changes
@@ -153,12 +158,23 @@ def mean_interval(
             squares[0] += quantile**2 * variance
             squares[1] += (quantile + power) ** 2 * variance
         half, detectable = map(math.sqrt, squares)
+    if n < FEWEST_CLUSTERS:
+        detectable = math.nan
+    elif step and not between:
+        detectable = max(detectable, step * _share_that_must_differ(n) * n / rows)
     low, high = centre - half, centre + half
     if limits is not None:
         low, high = max(low, limits[0]), min(high, limits[1])
     # Where all rows are at a limit, rounding must not put the estimate outside.
     low, high = min(low, estimate), max(high, estimate)
     return Interval(estimate, float(low), float(high), n, rows, detectable, number)
+
+
+def _share_that_must_differ(n: int) -> float:
+    """Return the chance of each cluster to differ with which six of n do in 80 % of cases."""
+    from scipy.special import betaincinv
+
+    return float(betaincinv(FEWEST_CLUSTERS, n - FEWEST_CLUSTERS + 1, POWER))
 
 
 def _centre_and_variance(

@@ -145,10 +145,14 @@ def cohen_kappa(first: ArrayLike, second: ArrayLike, clusters: ArrayLike) -> Int
     A t-interval with the variance between clusters of kappa's linear approximation (Fleiss, Cohen &
     Everitt 1969, "Large sample standard errors of kappa and weighted kappa", for clusters), to
     which two imagined clusters of mean size are added, as in `mean_interval`: one in which both
-    judges agree and one in which they never do, each outcome as likely as any other. A simulation
-    chose it (`tests/evaluation/test_coverage.py`; 5 to 80 clusters, kappa 0 to 0.95, even and
-    uneven outcomes): it holds the truth in 92 % of draws at the worst point, the percentile
-    bootstrap in 72 %.
+    judges agree and one in which they never do, each outcome as likely as any other. It is made on
+    kappa and on artanh(kappa) (Fisher's z of a correlation, which kappa is like), and the lower of
+    both lower bounds and the higher of both upper ones are taken: where outcomes are uneven the
+    first is too short at one end, where nearly all agree the second. A simulation chose it
+    (`tests/evaluation/test_coverage.py`; 5 to 80 clusters, kappa 0 to 0.95, even and uneven
+    outcomes, alike and not in both judges): it holds the truth in 94 % of draws at the worst
+    point; the interval on kappa alone in 89 %, on artanh(kappa) alone or on log(1 - kappa) in 73
+    and 68 %, the percentile bootstrap in 72 %.
 
     Args:
         first: (rows,) "model", "tie" or "opponent".
@@ -183,8 +187,11 @@ def cohen_kappa(first: ArrayLike, second: ArrayLike, clusters: ArrayLike) -> Int
     moves = ((tables - shares * each) * slopes).sum(axis=(1, 2)) / tables.sum()
     error = np.sqrt((moves**2).sum() * len(moves) / (len(moves) - 1))
     margin = float(stdtrit(number - 1, (1 + LEVEL) / 2)) * error
-    low, high = max(-1.0, centre - margin), min(1.0, centre + margin)
-    return Interval(estimate, min(low, estimate), max(high, estimate), number, rows)
+    # On Fisher's z the margin is divided by its derivative; kappa of the imagined is never at ±1.
+    turned = np.tanh(np.arctanh(centre) + np.array([-1, 1]) * margin / (1 - centre**2))
+    low = max(-1.0, min(centre - margin, turned[0]))
+    high = min(1.0, max(centre + margin, turned[1]))
+    return Interval(estimate, float(min(low, estimate)), float(max(high, estimate)), number, rows)
 
 
 def _kappa_and_slopes(shares: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:

@@ -20,7 +20,7 @@ Length is counted in characters, as AlpacaEval does. Tokens would mean something
 tokeniser, and answers cut off at the same number of tokens would count as equally long.
 
 Where brevity is itself a principle, length is part of what is judged (arXiv 2404.14313 leaves the
-correction out there): read these figures beside the plain win rates, not in their place.
+correction out there): read these figures together with the plain win rates, not instead of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ from sami_pipeline.evaluation.statistics import (
 from sami_pipeline.tables import StoredTable, columns_of, parts_of
 
 SLOPE_PENALTY = 0.1
-"""Weight of slope² / 2 beside the log-likelihood: a normal prior of 3.2 log-odds on the slope.
+"""Weight of slope² / 2 added to the log-likelihood: a normal prior of 3.2 log-odds on the slope.
 
 It keeps the slope finite where length alone tells wins from losses, as happens in a resample of few
 questions. A hundred comparisons at even odds hold a hundred times as much information.
@@ -232,7 +232,8 @@ def controlled_win_rate(
         The rate in [0, 1] with its interval. "stratified" is NaN where one half is empty, for then
         there is nothing to average; a *resample* in which one is empty counts as 0 for the lower
         bound and as 1 for the upper. Where all points are alike, the interval is at least as wide
-        as that of the plain win rate (`intervals.mean_interval`).
+        as that of the plain win rate (`intervals.mean_interval`); there is none where length alone
+        decides, and so all resamples are the same.
 
     Raises:
         ValueError: If there are no rows.
@@ -252,6 +253,9 @@ def controlled_win_rate(
         plain = mean_interval(points, cluster)
         low, high = min(result.low, plain.low), max(result.high, plain.high)
         result = replace(result, low=low, high=high)
+    elif result.low == result.high:
+        # Where length alone decides, each half is the same in every resample: no certainty either.
+        result = replace(result, low=np.nan, high=np.nan)
     by_seed = []
     for labels in map(np.asarray, seeds):
         parts = [labels == label for label in np.unique(labels)]

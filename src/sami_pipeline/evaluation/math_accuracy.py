@@ -501,4 +501,7 @@ def _pooled(
         p_value = np.nan
         if limits == DIFFERENCE:
             p_value = paired_p(column, problems, limits=bounded, seeds=seeds)
-        yield metric, k, p_value, mean_interval(column, problems, limits=bounded, seeds=seeds)
+        # Of several attempts a problem's value may differ by little.
+        step = float(metric == "greedy")
+        result = mean_interval(column, problems, limits=bounded, seeds=seeds, step=step)
+        yield metric, k, p_value, result

@@ -63,7 +63,7 @@ def tabulate_attempts(
     """Return the table of attempts, with every way of reading an answer side by side.
 
     ``answer`` is what a careful reader takes, ``reading`` where it stood
-    (`math_readings.read_answer`), and ``correct`` judges it; the other readings stand beside it.
+    (`math_readings.read_answer`), and ``correct`` judges it; the other readings are kept too.
     """
     texts = [completion.text for completion in completions]
 

@@ -14,7 +14,7 @@ comma before one or two digits is a decimal comma, "1.5 million" and "1.5e6" are
 numbers in words count where there are no digits. What a model writes after its answer as a next
 question is not read.
 
-The readings of `math_answers` stand beside it, those that lm-evaluation-harness takes among them.
+The readings of `math_answers` are kept too, those that lm-evaluation-harness takes among them.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def plan_first_turn(
 
 
 def plan_second_turn(first_turn: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
-    """Return what is asked at turn 2, with the first turn's question and answer beside it.
+    """Return what is asked at turn 2, with the first turn's question and answer.
 
     The second turn follows the answers under the desired constitution and under none; the
     contrasting one is asked at turn 1 only.

@@ -26,7 +26,7 @@ NO_SEED = -1
 """The seed of a model that is not trained here."""
 
 Lineage = Mapping[str, str]
-"""The model that a trained model goes on with, by its name; without those that begin anew."""
+"""The model that a trained model goes on with, by its name; none where that is the student."""
 
 _MARK = "#"
 
@@ -41,8 +41,16 @@ def seeds_in(table: pd.DataFrame) -> list[pd.Series]:
 
     Replicates that are compared seed by seed vary by one seed, not by two.
     """
-    columns = [table[column] for column in seed_columns(table)]
-    return columns[:1] if len(columns) > 1 and columns[0].equals(columns[1]) else columns
+    return different([table[column] for column in seed_columns(table)])
+
+
+def different(columns: Sequence[pd.Series]) -> list[pd.Series]:
+    """Return columns of seeds without those that are the same as an earlier one."""
+    kept: list[pd.Series] = []
+    for column in columns:
+        if not any(column.equals(earlier) for earlier in kept):
+            kept.append(column)
+    return kept
 
 
 def with_seeds(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
@@ -87,7 +95,7 @@ def seed_pairs(
 
 
 def labelled(table: pd.DataFrame, mark: str = _MARK) -> pd.DataFrame:
-    """Return a table in which every replicate is a model with a name of its own.
+    """Return a table in which every replicate is a model with its own name.
 
     For what compares texts of models by their names; `unlabelled` gives names and seeds back. A
     table without seeds is returned as it is.

@@ -255,7 +255,7 @@ def win_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
         if len(valid):
             questions, seeds = valid["question_id"], seeds_in(valid)
             strict = mean_interval(points == 1, questions, seeds=seeds)
-            adjusted = mean_interval(points, questions, seeds=seeds)
+            adjusted = mean_interval(points, questions, seeds=seeds, step=0.5)
             p_value = paired_p(2 * points - 1, questions, seeds=seeds)
         wins, ties, losses, invalid = (int((rows["winner"] == name).sum()) for name in OUTCOMES)
         records.append(
@@ -497,8 +497,9 @@ def compliance_difference(
         pairs = pairs.assign(gain=_gain(pairs))
         for *key, cell in _statement_cells(pairs, ["gain"], by_principle=False):
             questions, seeds = cell["question_id"], seeds_in(cell)
-            result = mean_interval(cell["gain"], questions, limits=DIFFERENCE, seeds=seeds)
-            p_value = paired_p(cell["gain"], questions, seeds=seeds)
+            options = {"limits": DIFFERENCE, "seeds": seeds}
+            result = mean_interval(cell["gain"], questions, **options, step=1.0)
+            p_value = paired_p(cell["gain"], questions, **options)
             measures = (*result.counts, result.seeds, *result.bounds, result.detectable, p_value)
             records.append((model, baseline, *key, *measures))
     key = ["model", "baseline", "constitution", "stance", "turn"]

@@ -1,4 +1,4 @@
-"""How much an experiment writes: what its nodes plan, counted from the parameters alone.
+"""How much an experiment writes: what its nodes plan, counted from parameters and principles.
 
 A dry run turns it into memory and time. That the counts are those of the nodes is tested against
 the functions that plan the requests.
@@ -6,13 +6,17 @@ the functions that plan the requests.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import pandas as pd
 
 from sami_pipeline.engines import EngineParameters
 from sami_pipeline.evaluation.judge_kinds import judge_kind
 from sami_pipeline.evaluation.math_attempts import requests_per_problem
 from sami_pipeline.evaluation.mt_bench import requests_per_question
 from sami_pipeline.parameters import ExperimentParameters, JudgedParameters, MathParameters
+from sami_pipeline.principles.constitutions import count_pairs
 
 # What the instructions in a judge's prompt take; the longest of MT-Bench's has about 400.
 _JUDGE_INSTRUCTIONS = 500
@@ -51,8 +55,8 @@ class Workload:
     """What an experiment trains on and has written after the training.
 
     Attributes:
-        train: training queries.
-        held_out: queries that are held out.
+        train: texts that the teacher writes to training queries.
+        held_out: texts that it writes to queries that are held out.
         writings: by models under test and by a judge.
     """
 
@@ -61,22 +65,45 @@ class Workload:
     writings: tuple[Writing, ...]
 
 
-def texts_per_query(parameters: ExperimentParameters) -> int:
-    """Return how many responses the teacher writes to a query."""
+def count_texts(
+    parameters: ExperimentParameters, principles: pd.DataFrame, queries: Mapping[str, int]
+) -> int:
+    """Return how many responses are written to queries, one under each constitution.
+
+    Args:
+        parameters: of the experiment.
+        principles: as from ``tabulate_principles``. A category that has none here, such as that
+            of queries which are not known yet, is counted as the one that has most.
+        queries: how many of each category.
+    """
     constitutions = parameters.constitutions
-    grids = constitutions.pairs_per_query if constitutions.contrast == "pairs" else 1
-    return constitutions.n_constitutions * grids
+    if constitutions.contrast != "pairs":
+        return constitutions.n_constitutions * sum(queries.values())
+    known = principles["category"].value_counts()
+    texts = 0
+    for category, count in queries.items():
+        pairs = count_pairs(int(known.get(category, known.max())), constitutions.pairs_differ_in)
+        # Where there are fewer pairs than asked for, all are taken.
+        texts += 2 * min(constitutions.pairs_per_query, pairs) * count
+    return texts
 
 
 def judged(
-    parameters: JudgedParameters, *, train: int, held_out: int, questions: int, turns: int
+    parameters: JudgedParameters,
+    principles: pd.DataFrame,
+    *,
+    train: Mapping[str, int],
+    held_out: Mapping[str, int],
+    questions: int,
+    turns: int,
 ) -> Workload:
     """Return the workload of an experiment whose answers are judged.
 
     Args:
         parameters: of the experiment.
-        train: training queries.
-        held_out: queries that are held out.
+        principles: as from ``tabulate_principles``.
+        train: training queries of each category.
+        held_out: queries of each category that are held out.
         questions: that models under test answer.
         turns: that each question has, of which no more are asked than ``evaluation.turns``.
     """
@@ -84,14 +111,15 @@ def judged(
     files, turns = parameters.models.answer_files, min(turns, settings.turns)
     models = [name for name in parameters.replicates_under_test() if name not in files]
     per_question = requests_per_question(settings, turns)
+    train_texts = count_texts(parameters, principles, train)
+    held_out_texts = count_texts(parameters, principles, held_out)
     writings = []
     for model in models:
-        if held_out:
+        if held_out_texts:
             writings.append(
                 Writing(
                     "held-out queries", model, "generation", settings.engine,
-                    held_out * texts_per_query(parameters), generation.max_new_tokens,
-                    "training_prompt",
+                    held_out_texts, generation.max_new_tokens, "training_prompt",
                 )
             )  # fmt: skip
         writings.append(
@@ -115,16 +143,17 @@ def judged(
                 "", turns, _JUDGE_INSTRUCTIONS + kind.sides * turns * settings.max_new_tokens,
             )
         )  # fmt: skip
-    return Workload(train, held_out, tuple(writings))
+    return Workload(train_texts, held_out_texts, tuple(writings))
 
 
-def attempted(parameters: MathParameters) -> Workload:
+def attempted(parameters: MathParameters, principles: pd.DataFrame) -> Workload:
     """Return the workload of the math experiment."""
     settings, held_out = parameters.accuracy, parameters.generation.held_out_per_category
     problems = parameters.problems.test or GSM8K_TEST_PROBLEMS
+    queries = parameters.generation.queries_per_category or parameters.problems.train
     return Workload(
-        (parameters.generation.queries_per_category or parameters.problems.train) - held_out,
-        held_out,
+        count_texts(parameters, principles, {"math": queries - held_out}),
+        count_texts(parameters, principles, {"math": held_out}),
         tuple(
             Writing(
                 "evaluation", model, "accuracy", settings.engine,

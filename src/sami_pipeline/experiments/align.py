@@ -72,7 +72,7 @@ def check_inputs(parameters: AlignParameters, made: Mapping[str, pd.DataFrame]) 
             judges.check_prompts(judge.kind, made["judge_prompts"], questions)
 
 
-def workload(parameters: AlignParameters) -> Workload:
+def workload(parameters: AlignParameters, principles: pd.DataFrame) -> Workload:
     """Return what is trained on and written.
 
     Queries that lie on another machine are not fetched; so many are assumed as ``split.most`` says.
@@ -91,10 +91,14 @@ def workload(parameters: AlignParameters) -> Workload:
         queries = read_queries(table.load(), parameters.columns)
     trained, questions = split_queries(queries, parameters.split)
     asked = asked_questions(questions, parameters.evaluation)
+    counts = {
+        split: trained.loc[trained["split"] == split, "category"].value_counts().to_dict()
+        for split in ("train", "held_out")
+    }
     return judged(
         parameters,
-        train=int((trained["split"] == "train").sum()),
-        held_out=int((trained["split"] == "held_out").sum()),
+        principles,
+        **counts,
         questions=len(asked),
         turns=1,
     )

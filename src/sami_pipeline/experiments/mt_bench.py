@@ -71,17 +71,20 @@ def check_inputs(parameters: MtBenchParameters, made: Mapping[str, pd.DataFrame]
             judges.check_prompts(judge.kind, made["judge_prompts"], questions)
 
 
-def workload(parameters: MtBenchParameters) -> Workload:
+def workload(parameters: MtBenchParameters, principles: pd.DataFrame) -> Workload:
     """Return what is trained on and written: queries of eight categories, ten questions of each."""
-    categories, generation = len(MT_BENCH_CATEGORIES), parameters.generation
-    chosen = generation.queries_per_category
-    queries = parameters.queries.most if chosen is None else categories * chosen
-    held_out = categories * generation.held_out_per_category
+    generation, chosen = parameters.generation, parameters.generation.queries_per_category
+    queries = parameters.queries.most
+    if chosen is not None:
+        queries = dict.fromkeys(MT_BENCH_CATEGORIES, chosen)
+    held_out = dict.fromkeys(queries, generation.held_out_per_category)
     return judged(
         parameters,
-        train=queries - held_out,
+        principles,
+        train={category: count - held_out[category] for category, count in queries.items()},
         held_out=held_out,
-        questions=categories * (parameters.evaluation.questions_per_category or _QUESTIONS),
+        questions=len(MT_BENCH_CATEGORIES)
+        * (parameters.evaluation.questions_per_category or _QUESTIONS),
         turns=2,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -52,7 +53,7 @@ class Experiment(Generic[P]):
             added to those that import models and principles.
         evaluation: the nodes that measure and compare the models under test.
         evaluation_name: the pipeline that ``evaluation`` folds into.
-        workload: how much it trains on and writes, for a dry run.
+        workload: how much it trains on and writes, of parameters and principles, for a dry run.
         categories: what the principles of the catalog's ``principle_files`` may be written for;
             None for an experiment whose ``ingest`` makes ``principles`` itself.
         headlines: the figures that ``compare_runs`` shows, by the table that holds them.
@@ -71,7 +72,7 @@ class Experiment(Generic[P]):
     ingest: Callable[[P], Pipeline]
     evaluation: Callable[[P], Pipeline]
     evaluation_name: str
-    workload: Callable[[P], Workload]
+    workload: Callable[[P, pd.DataFrame], Workload]
     categories: tuple[str, ...] | None = None
     headlines: Mapping[str, Headline] = field(default_factory=dict)
     beside_queries: tuple[str, ...] = ()
@@ -113,5 +114,5 @@ class Experiment(Generic[P]):
             else data_ingest.principles_node(self.categories or ())
         )
         return dry_run.create_pipeline(
-            self.name, parameters, principles, lambda: self.workload(parameters)
+            self.name, parameters, principles, functools.partial(self.workload, parameters)
         )

@@ -1,4 +1,4 @@
-"""The list of experiments; another one is a file beside this one, and a line here."""
+"""The list of experiments; another one is a file in this folder, and a line here."""
 
 from __future__ import annotations
 

@@ -402,7 +402,7 @@ def read_fastchat_verdicts(path: Path, categories: Mapping[str, str]) -> pd.Data
     """Return the verdicts of a FastChat pairwise judgement file (``model_judgment/*_pair.jsonl``).
 
     As in FastChat's ``show_result.py``, a model wins where both orders say so; two different
-    verdicts are a tie, and so is an order that failed ("error") beside one that did not.
+    verdicts are a tie, and so is an order that failed ("error") together with one that did not.
 
     Args:
         path: JSON lines with ``question_id, model_1, model_2, g1_winner, g2_winner, judge, turn``.

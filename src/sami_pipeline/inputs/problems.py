@@ -146,8 +146,9 @@ def _tell_of_repeated(questions: pd.Series, path: str) -> None:
     if len(again):
         first = questions.tolist().index(again.iloc[0]) + 1
         logger.warning(
-            "%s: %d questions stand there more than once, such as line %d, which is line %d again",
-            path, len(again), again.index[0] + 1, first,
+            "%s: lines that repeat an earlier question: %d of %d, such as line %d, which asks what "
+            "line %d asks",
+            path, len(again), len(questions), again.index[0] + 1, first,
         )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Contracts of raw files: one model per kind of record, checked line by line.
 
-Prompt templates, principles and training prompts have theirs beside what reads them
+Prompt templates, principles and training prompts have theirs next to what reads them
 (``prompts``, ``constitutions``, ``training_prompts``, ``principle_writing``).
 """
 

@@ -66,10 +66,10 @@ def _json_object(text: str, place: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         reason = one_line(str(error))
         raise InputError(
-            f"{place}: is no valid JSON ({reason}); mend or remove the line"
+            f"{place}: is no valid JSON ({reason}); correct or remove the line"
         ) from error
     if not isinstance(value, dict):
-        raise InputError(f"{place}: is no object with fields; mend or remove the line")
+        raise InputError(f"{place}: is no object with fields; correct or remove the line")
     # UTF-8 has none; JSON can escape one. No table, page or prompt can hold it.
     if "\\ud" in text.lower() and (field := next(_half_characters(value), None)) is not None:
         raise InputError(

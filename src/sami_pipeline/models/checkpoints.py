@@ -169,7 +169,7 @@ class LoadedModel:
 
     Attributes:
         model: what is saved, in the dtype of its weights.
-        tokenizer: saved beside it.
+        tokenizer: saved with it.
         provenance: JSON-able facts of how it came to be.
         chat: how the chat template is rendered.
     """
@@ -242,7 +242,7 @@ def check_folder(
     for name, values in settings.items():
         if "auto_map" in values and not trust_remote_code:
             raise CheckpointError(
-                f"{folder / name}: auto_map: the model runs Python code of its own, which is not "
+                f"{folder / name}: auto_map: the model runs its own Python code, which is not "
                 "run unless the model's name stands in models.trust_remote_code"
             )
     if trust_remote_code:
@@ -284,9 +284,9 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is no valid JSON ({error}); take the file anew") from error
+        raise CheckpointError(f"{path}: is no valid JSON ({error}); get the file again") from error
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{path}: holds no settings; take the file anew")
+        raise CheckpointError(f"{path}: holds no settings; get the file again")
     return settings
 
 
@@ -299,7 +299,7 @@ def _check_headers(folder: Path) -> None:
                     weights.get_slice(name).get_shape()
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(
-                f"{path}: is no whole safetensors file ({one_line(str(error))}); take it anew"
+                f"{path}: is no whole safetensors file ({one_line(str(error))}); get it again"
             ) from error
 
 
@@ -401,7 +401,7 @@ def check_gguf(path: Path) -> gguf_files.GgufHeader:
     try:
         header = gguf_files.read_header(path)
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"model file {path}: {error}; take it anew") from error
+        raise CheckpointError(f"model file {path}: {error}; get it again") from error
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     if header.architecture not in {*GGUF_SUPPORTED_ARCHITECTURES} - {"general", "tokenizer"}:
@@ -474,7 +474,7 @@ def import_model(
         trust_remote_code: take the model's own Python code too, and let it run.
 
     Raises:
-        CheckpointError: the source is missing or not whole, or has code of its own that is not
+        CheckpointError: the source is missing or not whole, or has its own code that is not
             trusted.
     """
     if source.kind == "gguf":

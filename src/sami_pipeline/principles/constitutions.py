@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -407,6 +408,19 @@ def _choose_pairs(
     return generator.sample(pairs, min(wanted, len(pairs)))
 
 
+def count_pairs(principles: int, pairs_differ_in: str | None = None) -> int:
+    """Return how many pairs of different constitutions so many principles have.
+
+    Args:
+        principles: how many.
+        pairs_differ_in: a principle on which they must differ, as for ``sample_constitutions``.
+    """
+    constitutions = 2**principles
+    if pairs_differ_in is None:
+        return math.comb(constitutions, 2)
+    return (constitutions // 2) ** 2
+
+
 def _position(names: Sequence[str], principle: str | None, category: str) -> int | None:
     if principle is None:
         return None
@@ -470,3 +484,30 @@ def format_statements(
     if len(statements) == 1:
         return statements[0]
     return "\n".join(f"{number}. {text}" for number, text in enumerate(statements, start=1))
+
+
+def statements_in(
+    constitution: str, stances: Sequence[tuple[str, str]], principles: pd.DataFrame
+) -> dict[tuple[str, str], str]:
+    """Return each statement of a constitution in the wording that was drawn for it.
+
+    Args:
+        constitution: its text, as from ``format_statements``.
+        stances: its (principle, "principle" | "antithesis") pairs, in the order of the text.
+        principles: the rows of its category, with the wordings of every use.
+
+    Raises:
+        ValueError: a statement stands in none of its wordings where it should.
+    """
+    words = [wording(principles, use) for use in ("training", "evaluation")]
+    found, rest = {}, constitution
+    for number, stance in enumerate(stances, start=1):
+        mark = f"{number}. " if len(stances) > 1 else ""
+        texts = {text for by_use in words for text in by_use[stance]}
+        here = [text for text in texts if rest.startswith(mark + text)]
+        if not here:
+            raise ValueError(f"no wording of {' '.join(stance)!r} begins {rest!r}")
+        # A wording may begin like another one.
+        found[stance] = max(here, key=len)
+        rest = rest[len(mark + found[stance] + "\n") :]
+    return found

@@ -86,7 +86,7 @@ class WritingPrompt(BaseModel):
         return Prompt(messages=(*system, ("user", text), *opening))
 
     def answer(self, text: str) -> str:
-        """Return a model's whole answer, also of one that began anew and did not go on."""
+        """Return a model's whole answer, also of one that started over instead of going on."""
         begun = self.opening or ""
         if not text or text.lstrip().startswith(begun):
             return text

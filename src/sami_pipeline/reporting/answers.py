@@ -30,20 +30,14 @@ from sami_pipeline.evaluation.math_accuracy import GREEDY
 from sami_pipeline.evaluation.seeds import labelled
 from sami_pipeline.evaluation.statistics import in_order
 from sami_pipeline.figures import label
-from sami_pipeline.principles.constitutions import (
-    TRAINED_WORDING,
-    Use,
-    choose_wordings,
-    format_statements,
-    wording,
-)
+from sami_pipeline.principles.constitutions import statements_in
 from sami_pipeline.reporting.blocks import blocks
 from sami_pipeline.reporting.headlines import sami_first
 
 Tables = Mapping[str, pd.DataFrame]
 Json = dict[str, Any]
-# The words of each (principle, stance), by the use that they were written for and category.
-Words = Mapping[tuple[Use, str], Mapping[tuple[str, str], str]]
+# The words of each (principle, stance), by question and constitution.
+Words = Mapping[tuple[str, str], Mapping[tuple[str, str], str]]
 
 # How a winner is written, from the model's side.
 _OUTCOMES = {"model": "win", "opponent": "loss", "tie": "tie", "invalid": "invalid"}
@@ -75,8 +69,8 @@ def judged_answers(tables: Tables, baseline: str, questions_shown: int | None) -
     """Return questions with every model's answers, verdicts and what the judges said.
 
     Args:
-        tables: ``answers, verdicts, checked, questions, principles`` and, where language models
-            judge, ``judgements``; see ``schemas``.
+        tables: ``answers, verdicts, checked, questions, question_constitutions, principles`` and,
+            where language models judge, ``judgements``; see ``schemas``.
         baseline: not needed here, the verdicts name who is compared.
         questions_shown: how many of each category; None takes all.
     """
@@ -91,12 +85,10 @@ def judged_answers(tables: Tables, baseline: str, questions_shown: int | None) -
         return table[table["question_id"].isin(kept["question_id"])]
 
     texts = shown(asked).set_index(["question_id", "turn"])[["question", "reference"]]
-    words = {
-        (use, name): choose_wordings(wording(rows, use), None)
-        for name, rows in tables["principles"].groupby("category")
-        for use in ("training", "evaluation")
-    }
-    statements = _statements(shown(tables["checked"]), words)
+    constitutions = tables["question_constitutions"]
+    constitutions = constitutions[constitutions["query_id"].isin(kept["question_id"])]
+    wanted = constitutions.set_index(["query_id", "constitution"])["text"]
+    statements = _statements(shown(tables["checked"]), _words(constitutions, tables["principles"]))
     judgements = _judgements(shown(tables["judgements"]) if "judgements" in tables else None)
     verdicts_of = dict(list(shown(verdicts).groupby(_SETTING, sort=False)))
     settings: dict[str, list[Json]] = {}
@@ -115,7 +107,7 @@ def judged_answers(tables: Tables, baseline: str, questions_shown: int | None) -
                     label(name) for name, _ in json.loads(rows.iloc[0]["stances"] or "[]")
                 ],
                 "asked": texts.loc[(question, turn), "question"],
-                "constitution": _constitution(rows.iloc[0], words),
+                "constitution": wanted.get((question, constitution), ""),
                 "reference": texts.loc[(question, turn), "reference"],
                 "answers": [
                     {
@@ -359,17 +351,15 @@ def _verdict(row: Any, judgements: list[Json]) -> Json:
     }
 
 
-def _constitution(answer: pd.Series, words: Words) -> str:
-    """Return the constitution that an answer was given under, or nothing."""
-    stances = json.loads(answer["stances"])
-    if not stances:
-        return ""
-    return format_statements(stances, words[_use(answer["constitution"]), answer["category"]])
-
-
-def _use(constitution: str) -> Use:
-    """Return whose words a constitution is written in when models under test are asked."""
-    return "training" if constitution == TRAINED_WORDING else "evaluation"
+def _words(constitutions: pd.DataFrame, principles: pd.DataFrame) -> Words:
+    """Return the wording of every statement that was drawn for a question."""
+    by_category = dict(list(principles.groupby("category")))
+    return {
+        (row.query_id, row.constitution): statements_in(
+            row.text, list(map(tuple, json.loads(row.stances))), by_category[row.category]
+        )
+        for row in constitutions.itertuples(index=False)
+    }
 
 
 def _statements(checked: pd.DataFrame, words: Words) -> dict[tuple, list[Json]]:
@@ -378,7 +368,7 @@ def _statements(checked: pd.DataFrame, words: Words) -> dict[tuple, list[Json]]:
     for row in checked.itertuples(index=False):
         found.setdefault((row.model, row.question_id, row.turn, row.constitution), []).append(
             {
-                "text": words[_use(row.constitution), row.category][row.principle, row.stance],
+                "text": words[row.question_id, row.constitution][row.principle, row.stance],
                 "followed": bool(row.passed and not row.degenerate),
                 "evidence": _REPEATS * bool(row.degenerate) + row.evidence,
             }

@@ -14,12 +14,21 @@ from pandera.pandas import DataFrameModel
 from sami_pipeline import schemas
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
+from sami_pipeline.evaluation.intervals import DIFFERENCE, holm, mean_interval, paired_p
 from sami_pipeline.evaluation.math_accuracy import accuracy, accuracy_difference
-from sami_pipeline.evaluation.seeds import NO_SEED, OPPONENT_SEED, SEED
+from sami_pipeline.evaluation.seeds import (
+    NO_SEED,
+    OPPONENT_SEED,
+    SEED,
+    SEED_COLUMNS,
+    different,
+    seed_columns,
+)
 from sami_pipeline.evaluation.statistics import (
     ALL_PRINCIPLES,
     FIRST_TURN,
     OVERALL,
+    POINTS,
     STATEMENT_KEY,
     compliance,
     compliance_difference,
@@ -207,8 +216,11 @@ def _summaries(
 def run_differences(outputs: Results, runs: Sequence[str]) -> pd.DataFrame:
     """Return what each model does more in later runs than in the first, on what all were asked.
 
-    Compliance at the first turn is paired statement by statement, accuracy problem by problem. Runs
-    are trained apart: where they have several seeds, every replicate meets every other.
+    At the first turn compliance is paired statement by statement, and the win rate of every judge
+    verdict by verdict: what a model's answer won against the same opponent's, a tie being half a
+    win. An opponent that is trained is another one in each run. Accuracy is paired problem by
+    problem. Runs are trained apart: where they have several seeds, every replicate meets every
+    other.
 
     Args:
         outputs: as `pooled_results` takes them.
@@ -217,50 +229,133 @@ def run_differences(outputs: Results, runs: Sequence[str]) -> pd.DataFrame:
     Returns:
         The rows of `schemas.RunDifferences`. A model or experiment without a shared question has
         none.
+
+    Raises:
+        InputError: a table was made by a version that lacks a column.
     """
     found = []
     experiments = sorted({place.split("/")[1] for place in outputs if place.count("/") == 2})
     for experiment in experiments:
-        for kind, compare in (("checked", _compliance_between), ("attempts", _accuracy_between)):
+        for kind, (columns, compare) in _PAIRED.items():
             there = [run for run in runs if f"{run}/{experiment}/{kind}" in outputs]
             if len(there) < 2:
                 continue
-            first, *others = (outputs[f"{run}/{experiment}/{kind}"]() for run in there)
+            first, *others = (_output(outputs, f"{r}/{experiment}/{kind}", columns) for r in there)
             for run, table in zip(there[1:], others, strict=True):
                 for model in first["model"].drop_duplicates():
-                    ours, theirs = _asked_alike(first, table, model, kind)
-                    if ours.empty:
-                        continue
-                    sides = [theirs.assign(model=run), ours.assign(model=there[0])]
-                    rows = compare(pd.concat(sides, ignore_index=True), there[0])
+                    sides = [side[side["model"] == model] for side in (first, table)]
+                    rows = compare(*_with_seeds_alike(sides), there[0], run)
                     found.append(rows.assign(experiment=experiment, run=run, other_run=there[0],
                                              model=model))  # fmt: skip
-    return schemas.RunDifferences.tabulate(pd.concat(found) if found else [])
+    found = [rows for rows in found if len(rows)]
+    if not found:
+        return schemas.RunDifferences.tabulate([])
+    table = pd.concat(found, ignore_index=True)
+    # Whoever reads a comparison of two runs looks at all of its rows.
+    for _, family in table.groupby("run"):
+        table.loc[family.index, "p_holm"] = holm(family["p_value"].tolist())
+    return schemas.RunDifferences.tabulate(table)
 
 
-def _asked_alike(
-    first: pd.DataFrame, other: pd.DataFrame, model: str, kind: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return a model's rows of two runs on what both were asked, with seeds in both or in none."""
-    key = [*STATEMENT_KEY, "stance"] if kind == "checked" else ["problem_id", "attempt"]
-    sides = [table[table["model"] == model] for table in (first, other)]
-    if kind == "checked":
-        sides = [side[side["turn"] == 1] for side in sides]
-    if any(SEED in side for side in sides):
-        sides = [side if SEED in side else side.assign(**{SEED: 0}) for side in sides]
+def _output(outputs: Results, place: str, columns: Sequence[str]) -> pd.DataFrame:
+    table = outputs[place]()
+    if missing := [name for name in columns if name not in table]:
+        raise InputError(
+            f"data/07_model_output/{place}.parquet: was made by another version (it has no column "
+            f"{missing[0]!r}); repeat the run, or leave it out with compare_runs.runs"
+        )
+    return table
+
+
+def _with_seeds_alike(sides: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Return the rows of two runs with training seeds in both or in none."""
+    seeds = [name for name in SEED_COLUMNS if any(name in side for side in sides)]
+    return [side.assign(**{n: 0 for n in seeds if n not in side}) for side in sides]
+
+
+def _on_shared(sides: Sequence[pd.DataFrame], key: Sequence[str]) -> list[pd.DataFrame]:
+    """Return the rows of two runs that both have by this key."""
     shared = sides[0][key].merge(sides[1][key]).drop_duplicates()
-    return tuple(side.merge(shared, on=key) for side in sides)
+    return [side.merge(shared, on=key) for side in sides]
 
 
-def _compliance_between(both: pd.DataFrame, first: str) -> pd.DataFrame:
+_STATEMENT = [*STATEMENT_KEY, "stance", "check", "asked"]
+
+
+def _compliance_between(
+    ours: pd.DataFrame, theirs: pd.DataFrame, first: str, run: str
+) -> pd.DataFrame:
+    sides = [
+        side[side["turn"] == 1] for side in (theirs.assign(model=run), ours.assign(model=first))
+    ]
+    both = pd.concat(_on_shared(sides, _STATEMENT), ignore_index=True)
+    if both.empty:
+        return pd.DataFrame()
     table = _headline(compliance_difference(both, first))
-    return table.assign(metric="compliance, " + table["constitution"] + " " + table["stance"])
+    asked = pd.concat(sides).groupby(["constitution", "stance"])["question_id"].nunique()
+    under = zip(table["constitution"], table["stance"], strict=True)
+    return table.assign(
+        metric="compliance, " + table["constitution"] + " " + table["stance"],
+        left_out=[asked[key] for key in under] - table["n"],
+    )
 
 
-def _accuracy_between(both: pd.DataFrame, first: str) -> pd.DataFrame:
+_MATCH = ["judge", "opponent", "constitution"]
+
+
+def _win_rates_between(
+    ours: pd.DataFrame, theirs: pd.DataFrame, first: str, run: str
+) -> pd.DataFrame:
+    sides = [side[side["turn"] == 1] for side in (theirs, ours)]
+    sides = [side.assign(points=side["winner"].map(POINTS)) for side in sides]
+    key = [*_MATCH, "question_id"]
+    kept = [side[[*key, "points", *seed_columns(side)]].dropna() for side in sides]
+    pairs = kept[0].merge(kept[1], on=key, suffixes=("", "_first"))
+    asked = pd.concat(sides).groupby(_MATCH)["question_id"].nunique()
+    names = [name + suffix for suffix in ("", "_first") for name in seed_columns(ours)]
+    rows = []
+    for match, met in pairs.groupby(_MATCH, sort=False):
+        gain, questions = met["points"] - met["points_first"], met["question_id"]
+        options = {"limits": DIFFERENCE, "seeds": different([met[name] for name in names])}
+        result = mean_interval(gain, questions, **options, step=0.5)
+        rows.append(
+            {
+                "metric": _win_rate_name(*match),
+                "n": result.n,
+                "rows": result.rows,
+                "left_out": asked[match] - result.n,
+                "difference": result.estimate,
+                "ci_low": result.low,
+                "ci_high": result.high,
+                "detectable": result.detectable,
+                "p_value": paired_p(gain, questions, **options),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _accuracy_between(
+    ours: pd.DataFrame, theirs: pd.DataFrame, first: str, run: str
+) -> pd.DataFrame:
+    sides = [theirs.assign(model=run), ours.assign(model=first)]
+    both = pd.concat(_on_shared(sides, ["problem_id", "attempt"]), ignore_index=True)
+    if both.empty:
+        return pd.DataFrame()
     table = accuracy_difference(both, first, extraction="answer", ks=[1])
     table = table[table["metric"].isin(["greedy", "pass_at_k"])]
-    return table.assign(rows=table["n"], metric=table["metric"].replace("pass_at_k", "pass_at_1"))
+    return table.assign(
+        rows=table["n"],
+        left_out=pd.concat(sides)["problem_id"].nunique() - table["n"],
+        metric=table["metric"].replace("pass_at_k", "pass_at_1"),
+    )
+
+
+# What runs are paired on: by table its columns and the function that compares two runs.
+_PAIRED: Mapping[str, tuple[Sequence[str], Callable[..., pd.DataFrame]]] = {
+    "checked": ([*_STATEMENT, "category", "passed", "degenerate"], _compliance_between),
+    "verdicts": ([*_MATCH, "model", "question_id", "turn", "winner"], _win_rates_between),
+    "attempts": (["problem_id", "attempt", "answer", "correct"], _accuracy_between),
+}
 
 
 def _checked(
@@ -292,17 +387,22 @@ def overall_compliance(table: pd.DataFrame) -> pd.DataFrame:
 def overall_win_rates(table: pd.DataFrame) -> pd.DataFrame:
     """Return each pair's win rate at the first turn, by constitution and judge."""
     rows = _headline(table[table["adjusted_win_rate"].notna()])
-    judged = rows["judge"].map(lambda judge: "" if judge == CHECKLIST else f" ({judge} judge)")
+    matches = rows[_MATCH].itertuples(index=False, name=None)
     return pd.DataFrame(
         {
             "model": rows["model"],
-            "metric": "win_rate against " + rows["opponent"] + ", " + rows["constitution"] + judged,
+            "metric": [_win_rate_name(*match) for match in matches],
             "n": rows["n"],
             "value": rows["adjusted_win_rate"],
             "ci_low": rows["adjusted_ci_low"],
             "ci_high": rows["adjusted_ci_high"],
         }
     )
+
+
+def _win_rate_name(judge: str, opponent: str, constitution: str) -> str:
+    judged = "" if judge == CHECKLIST else f" ({judge} judge)"
+    return f"win_rate against {opponent}, {constitution}{judged}"
 
 
 def headline_accuracy(table: pd.DataFrame) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from sami_pipeline.evaluation.intervals import FEWEST_CLUSTERS
 from sami_pipeline.evaluation.statistics import (
     BOTH_TURNS,
     DESIRED,
@@ -260,7 +261,7 @@ CONTENTS: tuple[Table | Figure, ...] = (*_CONTENTS, *(table.shown for table in R
 # What the browser of answers and the count of tokens are made of.
 _TEXTS = (
     "answers", "attempts", "checked", "generations", "judgements", "principles", "problems",
-    "questions", "verdicts",
+    "question_constitutions", "questions", "verdicts",
 )  # fmt: skip
 SHOWN = tuple(dict.fromkeys([*(part.name for part in CONTENTS), *_TEXTS]))
 """Names of all results that a report shows, where a run makes them."""
@@ -390,21 +391,37 @@ def _detectable(data: pd.DataFrame) -> str:
     """Say how small a difference the rows would show, over all categories and in one of them."""
     if "detectable" not in data or "category" not in data:
         return ""
-    single = ~data["category"].isin([OVERALL, OVERALL_PAPER])
+    single = data[~data["category"].isin([OVERALL, OVERALL_PAPER])]
+    overall = data[data["category"] == OVERALL]
+    most = 0.5 if "adjusted_win_rate" in data else 2.0 if "steerability" in data else 1.0
     found = []
     for words, rows in (
-        ("over all categories", data[data["category"] == OVERALL]),
-        ("in a category by itself", data[single]),
+        ("over all categories", overall),
+        ("in a category by itself", single[single["n"] >= FEWEST_CLUSTERS]),
     ):
-        points = 100 * rows["detectable"].median()
-        if not pd.isna(points):
-            found.append(f"{points:.0f} points {words} ({rows['n'].median():.0f} questions)")
-    if not found:
-        return ""
-    return (
-        f"Smallest difference from parity that would be found in four of five cases: "
-        f"{', '.join(found)}."
-    )
+        size = rows["detectable"].median()
+        if not pd.isna(size):
+            asked = f"{words} ({_counted(rows['n'])})"
+            found.append(f"{100 * size:.0f} points {asked}" if size <= most else f"none {asked}")
+    notes = []
+    if found:
+        notes.append(
+            "Smallest difference from parity that would be found in four of five cases: "
+            f"{', '.join(found)}."
+        )
+    few = overall if (overall["n"] < FEWEST_CLUSTERS).any() else single
+    few = few.loc[few["n"] < FEWEST_CLUSTERS, "n"]
+    if len(few):
+        notes.append(f"With {_counted(few)} no difference could be shown.")
+    return " ".join(notes)
+
+
+def _counted(questions: pd.Series) -> str:
+    """Return a number of questions, or the least and the greatest."""
+    least, most = int(questions.min()), int(questions.max())
+    if least == most:
+        return f"{least} question{'s' * (least != 1)}"
+    return f"{least} to {most} questions"
 
 
 # How a column is called that compares two models.

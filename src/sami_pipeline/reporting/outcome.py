@@ -116,7 +116,8 @@ def _win_rates(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
                 yield from _categories(rows[rows["turn"] == FIRST_TURN], estimate)
         asked = judged[(judged["category"] == OVERALL) & (judged["turn"] == BOTH_TURNS)]
         if invalid := int(asked["invalid"].sum()):
-            yield f"Left out are {invalid} verdicts that could not be read."
+            given = invalid + int(asked["rows"].sum())
+            yield f"Left out are {invalid} of {given} verdicts, which could not be read."
 
 
 def _matches(
@@ -142,6 +143,9 @@ def _wins(tables: Mapping[str, pd.DataFrame], overall: pd.DataFrame) -> list[str
     """Return what is said of each match; a win only where nothing simpler explains it."""
     estimate, found = ESTIMATES["win_rates"], []
     for row in overall.to_dict("records"):
+        if not row["n"]:
+            found.append(f"no verdict on {row['model']} and {row['opponent']} could be read")
+            continue
         words, details = _verdict(row, estimate, _WINS), _details(row, estimate)
         ahead = decided(row, estimate)
         winner, loser = row["model"], row["opponent"]
@@ -157,7 +161,12 @@ def _wins(tables: Mapping[str, pd.DataFrame], overall: pd.DataFrame) -> list[str
 def _details(row: Mapping, estimate: Estimate) -> str:
     p_value = row.get("p_holm")
     tested = "" if p_value is None or pd.isna(p_value) else f", {written_p(p_value)}"
-    return f"({_written(row, estimate, ' %')} of {row['n']} questions{tested})"
+    return f"({_written(row, estimate, ' %')} of {questions(row['n'])}{tested})"
+
+
+def questions(number: int) -> str:
+    """Return so many questions in words."""
+    return f"{number} question{'s' * (number != 1)}"
 
 
 def written_p(p_value: float) -> str:
@@ -200,21 +209,32 @@ def doubts(
 def _categories(rows: pd.DataFrame, estimate: Estimate) -> Iterator[str]:
     """Say in which categories each match has a winner."""
     single = rows[~rows["category"].isin([OVERALL, OVERALL_PAPER])]
-    categories = single["category"].nunique()
-    if categories < 2:
+    there = single["category"].nunique()
+    if there < 2:
+        return
+    asked = single[[enough(row, estimate) for row in single.to_dict("records")]]
+    categories = asked["category"].nunique()
+    if not categories:
+        yield "In no category by itself was enough asked to tell models apart."
         return
     found = []
-    for (model, opponent), met in single.groupby(["model", "opponent"], sort=False):
-        for ahead, words in (("above", "is preferred to"), ("below", "is not preferred to")):
+    for (model, opponent), met in asked.groupby(["model", "opponent"], sort=False):
+        for ahead, sides in (("above", (model, opponent)), ("below", (opponent, model))):
             named = [row["category"] for row in met.to_dict("records")
                      if decided(row, estimate) == ahead]  # fmt: skip
             if named:
-                found.append(f"{model} {words} {opponent} in {', '.join(named)}")
-    shown = f"of the {categories} categories by themselves, p corrected for their number"
-    if found:
-        yield f"Here, {shown}, {_listed(found)}."
+                found.append(f"{' is preferred to '.join(sides)} in {', '.join(named)}")
+    told = _listed(found) if found else "no difference can be seen in any"
+    if categories < there:
+        yield (
+            f"Enough was asked in {categories} of {there} categories by themselves; of these, p "
+            f"corrected for their number, {told}."
+        )
     else:
-        yield f"Here, in none {shown}, a difference can be seen."
+        yield (
+            f"Here, of the {categories} categories by themselves, p corrected for their number, "
+            f"{told}."
+        )
 
 
 def _compliance_difference(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
@@ -334,19 +354,24 @@ def caveats(tables: Mapping[str, pd.DataFrame]) -> list[str]:
                 f"{100 * row['value']:.0f} % of {row['model']}'s" for row in rows.to_dict("records")
             ]
             found.append(f"{', '.join(shares)} second answers repeat the first")
+        rows = tables["controls"]
+        rows = rows[(rows["control"] == "distinct_answers") & (rows["constitution"] == DESIRED)]
+        for row in rows[rows["value"] < _FEW_DISTINCT].to_dict("records"):
+            found.append(
+                f"{row['model']} says much the same whatever it is asked "
+                f"({100 * row['value']:.0f} % of its answers differ from each other)"
+            )
     if "win_rates" in tables:
         table = tables["win_rates"]
         headline = table[(table["category"] == OVERALL) & (table["turn"] == FIRST_TURN)]
         for judge, rows in headline.groupby("judge", sort=False):
             rows = rows[rows["constitution"] == rows["constitution"].iloc[0]]
-            if len(rows) and rows["rows"].sum():
+            rows = rows[rows["n"] > 0]
+            if len(rows):
                 ties = rows["ties"].sum() / rows["rows"].sum()
                 if ties >= _MANY:
                     found.append(f"{100 * ties:.0f} % of the {judge} judge's comparisons tie")
-                found.append(
-                    f"with {rows['n'].min()} questions a win rate of {_detectable(rows)} would be "
-                    f"found in four of five cases by the {judge} judge, a smaller one less often"
-                )
+                found.append(_detectable(rows, judge))
         if (headline["judge"] == CHECKLIST).any():
             found.append("the checklist judge sees form alone, neither truth nor relevance")
     if "judge_quality" in tables:
@@ -377,8 +402,19 @@ def caveats(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     return found
 
 
-def _detectable(rows: pd.DataFrame) -> str:
-    return f"{100 * (0.5 + rows['detectable'].max()):.0f} %"
+def _detectable(rows: pd.DataFrame, judge: str) -> str:
+    asked, rate = questions(int(rows["n"].min())), 0.5 + rows["detectable"].max()
+    if rows["n"].min() < FEWEST_CLUSTERS:
+        return f"with {asked} no win rate of the {judge} judge, however high, tells models apart"
+    if rate > 1:
+        return (
+            f"with {asked} even a model that always wins would be found less often than in four of "
+            f"five cases by the {judge} judge"
+        )
+    return (
+        f"with {asked} a win rate of {100 * rate:.0f} % would be found in four of five cases by "
+        f"the {judge} judge, a smaller one less often"
+    )
 
 
 _SENTENCES = {

@@ -79,7 +79,7 @@ class Attempt(BaseModel):
 
 
 class NodeRecord(BaseModel):
-    """What is known of one node: the attempts since it was last made anew, the latest one last."""
+    """What is known of one node: the attempts since it was last made again, the latest one last."""
 
     node: str
     attempts: list[Attempt] = Field(min_length=1)

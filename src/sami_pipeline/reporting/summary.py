@@ -105,7 +105,7 @@ def of_run(
 
 
 def _index(reports: list[str], catalog: CatalogProtocol) -> list[str]:
-    """Write the page of all runs anew where a report was written, and return its address."""
+    """Write the page of all runs again where a report was written, and return its address."""
     for name in reports:
         path = getattr(catalog[name], "_filepath", None)
         if path is not None and Path(path).is_file():

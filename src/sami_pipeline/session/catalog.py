@@ -151,7 +151,7 @@ class RunCatalog(DataCatalog):
         return [n for n in pipeline.nodes if not going_on or self._reason_to_run(n) is not None]
 
     def _reason_to_run(self, node: Node) -> str | provenance.Change | None:
-        """Return why an output of a node is missing, a change of its own before others."""
+        """Return why an output of a node is missing; what changed for itself comes first."""
         reasons = [
             self._stale.get(output, "not made yet")
             for output in node.outputs

@@ -11,7 +11,7 @@ from kedro.framework.cli.utils import KedroCliError
 
 
 class CommandLineError(KedroCliError):
-    """What the command line prints for an error that the user can mend: its message."""
+    """What the command line prints for an error that the user can correct: its message."""
 
     def show(self, file: Any = None) -> None:
         """Print the message, after the traceback where SAMI_TRACEBACK is set.

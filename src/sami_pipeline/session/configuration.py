@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from sami_pipeline.inputs import yaml_files
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
-    "merge_strategy": {"parameters": "soft", "globals": "soft"},
+    "merge_strategy": {"parameters": "soft", "globals": "soft", "mlflow": "soft"},
 }
 
 _LAYERS = PROJECT_FOLDER / "data"
@@ -109,6 +110,39 @@ def _merge(merged: dict[str, Any], content: Mapping[str, Any]) -> str | None:
     return None
 
 
+def unreached(loader: AbstractConfigLoader, files: Mapping[Path, Any]) -> dict[str, str]:
+    """Return what is wrong with datasets that an environment's catalog means to set and does not.
+
+    A name goes before a pattern. Where the base names ``mt_bench.generation_prompt``, the entry
+    ``"{experiment}.generation_prompt"`` of an environment reaches the other experiments alone.
+
+    Args:
+        loader: of the run.
+        files: as from ``read_files``.
+
+    Returns:
+        By the dataset's name one line that names the files, the entries and the remedy.
+    """
+    base, own = Path(loader.conf_source) / loader.base_env, {}
+    named, patterns = {}, set()
+    for path, content in files.items():
+        inside = path.relative_to(loader.conf_source).parts[1:]
+        if not isinstance(content, Mapping) or not any(p.startswith("catalog") for p in inside):
+            continue
+        if path.is_relative_to(base):
+            patterns.update(name for name in content if "{" in str(name))
+            named.update(dict.fromkeys((name for name in content if "{" not in str(name)), path))
+        else:
+            own.update(dict.fromkeys(content, path))
+    return {
+        name: f"{own[pattern]}: {pattern!r} does not reach {name}, which {place} names; add an "
+        f"entry {name} to {own[pattern].name}, with what it is to be here"
+        for pattern in own.keys() & patterns
+        for name, place in named.items()
+        if name not in own and re.fullmatch(re.sub(r"\\{.*?\\}", ".+", re.escape(pattern)), name)
+    }
+
+
 def refuse_patterns(*folders: Path | str) -> None:
     """Refuse folders whose path Kedro would read as a pattern, in which it finds no files.
 
@@ -142,6 +176,6 @@ def refuse_links(names: Mapping[str, Any]) -> None:
             folder = layer / str(name)
             if folder.is_symlink():
                 raise InputError(
-                    f"{field}: {folder} is a link; a run writes into a folder of its own: choose "
+                    f"{field}: {folder} is a link; a run writes into its own folder: choose "
                     "another name, or remove the link"
                 )

@@ -27,6 +27,7 @@ class ExperimentContext(KedroContext):
             configuration.refuse_patterns(self.project_path, self.config_loader.conf_source)
             files = configuration.read_files(self.config_loader)
             parameters = configuration.read(self.config_loader, files)
+            self.unreached = configuration.unreached(self.config_loader, files)
             names = configuration.run_names(self.config_loader)
             experiments.check(parameters, names)
             configuration.refuse_links(names)

@@ -1,4 +1,4 @@
-"""Hooks: credentials, input checks, the run lock, engine release, records, progress, messages."""
+"""Hooks: credentials, input checks, lock, engine release, records, progress, messages, MLflow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sami_pipeline.parameters import HousekeepingParameters
 from sami_pipeline.process_settings import give_back_freed_memory
 from sami_pipeline.reporting import summary
 from sami_pipeline.reporting.record import RunRecord
-from sami_pipeline.session import input_checks, progress, provenance
+from sami_pipeline.session import input_checks, mlflow_results, progress, provenance
 from sami_pipeline.session.catalog import STATE, RunCatalog
 from sami_pipeline.session.command_line import CommandLineError
 from sami_pipeline.session.experiments import housekeeping
@@ -113,7 +113,7 @@ class EngineReleaseHook:
         """Give the memory of idle engines back."""
         engines.release()
 
-    # An error that another hook raises in the place of this one ends the row of hooks.
+    # An error that another hook raises instead of this one ends the chain of hooks.
     @hook_impl(tryfirst=True)
     def on_pipeline_error(self) -> None:
         """Give the memory of all engines back."""
@@ -123,6 +123,14 @@ class EngineReleaseHook:
 class InputCheckHook:
     """Ends a run with a wrong input before it has loaded a model or written anything."""
 
+    def __init__(self) -> None:
+        self._unreached: dict[str, str] = {}
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Keep which datasets an environment's catalog does not reach."""
+        self._unreached = getattr(context, "unreached", {})
+
     # First of all: the other hooks begin records.
     @hook_impl(tryfirst=True)
     def before_pipeline_run(
@@ -130,6 +138,8 @@ class InputCheckHook:
     ) -> None:
         """Check what the run will read."""
         missing = bool(run_params.get("only_missing_outputs"))
+        for name in sorted(pipeline.datasets() & self._unreached.keys()):
+            raise CommandLineError(self._unreached[name])
         try:
             input_checks.check(pipeline, catalog, only_missing_outputs=missing)
         except (InputError, DatasetError) as error:
@@ -137,7 +147,7 @@ class InputCheckHook:
 
 
 class ErrorMessageHook:
-    """Lets what a user can mend end in its message alone; SAMI_TRACEBACK=1 shows the rest."""
+    """Lets what a user can correct end in its message alone; SAMI_TRACEBACK=1 shows the rest."""
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
@@ -215,6 +225,16 @@ def _name_in(experiment: str, node: Node) -> str:
 
 def _run_record(experiment: str, catalog: CatalogProtocol) -> RunRecord:
     return RunRecord(catalog.get(f"{experiment}.node_records").load())
+
+
+class MlflowHook:
+    """Gives a run's parameters and results to MLflow, where kedro-mlflow is installed."""
+
+    # Before the plugin ends MLflow's run.
+    @hook_impl(tryfirst=True)
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        """Log what was made."""
+        mlflow_results.log(pipeline, catalog)
 
 
 class ProgressHook:

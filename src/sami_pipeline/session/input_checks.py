@@ -110,7 +110,7 @@ def plain_message(error: Exception) -> str:
         shown = "" if example is None else f", such as {str(example)[:60]!r}"
         return one_line(
             f"{error.dataset_name}: {reasons[0]}{shown}; correct what it is made from, or make it "
-            "anew"
+            "again"
         )
     text = str(error)
     place = re.search(r"path=(?:PurePosixPath\()?'?([^,')]+)", text)

@@ -84,7 +84,7 @@ def _under_experiments(
     if others := [name for name in names if name not in several]:
         raise CommandLineError(
             f"--pipelines: {', '.join(map(one_line, others))}: can't run with several experiments; "
-            "run it by a command of its own"
+            "run it by a separate command"
         )
     whole = list(namespaces) or list(several)
     return [

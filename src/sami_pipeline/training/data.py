@@ -212,7 +212,7 @@ def state_kept_in(folder: Path) -> Iterator[None]:
             raise
         raise InputError(
             f"{folder}: a saved state can't be read ({str(error).splitlines()[0]}); delete the "
-            "folder to start this training anew"
+            "folder to start this training over"
         ) from error
 
 

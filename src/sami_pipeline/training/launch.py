@@ -1,8 +1,8 @@
 """SAMI's training of the student: in this process, or on workers that torch's launcher starts.
 
 On workers, what they need lies in a job folder (see ``training_worker``), which all machines must
-see. This process loads no model and joins no group: it starts the workers of its machine, starts
-all anew when one dies, and hands on what they have made. On every further machine::
+see. This process loads no model and joins no group: it starts the workers of its machine, restarts
+all when one dies, and hands on what they have made. On every further machine::
 
     python -m sami_pipeline.training.launch JOB
 """
@@ -159,7 +159,7 @@ def write_job(
     config: SamiTrainingConfig,
     launch: LaunchParameters,
 ) -> None:
-    """Write what workers need into a folder, in the place of an earlier job.
+    """Write what workers need into a folder, instead of an earlier job's.
 
     Args:
         folder: is emptied.
@@ -299,7 +299,7 @@ def _own_signal_handlers() -> Iterator[None]:
 
 @contextmanager
 def _store_of_each_start() -> Iterator[None]:
-    """Let workers meet anew after a restart.
+    """Let workers meet again after a restart.
 
     By default they meet in the launcher's own store, where gloo finds the addresses of the workers
     that died (torch 2.13).

@@ -67,7 +67,7 @@ def train(folder: Path, device: torch.device) -> None:
     current_workers().wait()  # all have looked before one writes
     before = known or []
     if known is None and held_out:
-        # A student of its own: the one that is trained is cut into shards in its training dtype.
+        # A separate copy: the student that is trained is cut into shards in its training dtype.
         model = _opened(student)
         agree_on_layout(model)  # tried while its weights are whole
         shard(model, device)
@@ -164,7 +164,7 @@ def main(folder: Path) -> None:
 
 
 def _until_refused(folder: Path, work: Callable[[], None]) -> None:
-    """Leave a note of an error that would come again, in the place of failing and being restarted.
+    """Leave a note of an error that would come again, instead of failing and being restarted.
 
     All workers compute with the same parameters and come to the same errors.
     """

@@ -16,14 +16,15 @@ from sami_pipeline.parameters import DryRunParameters, ExperimentParameters
 
 
 def examine_experiment(
-    name: str, experiment: ExperimentParameters, workload: Callable[[], Workload]
+    name: str, experiment: ExperimentParameters, workload: Callable[[pd.DataFrame], Workload]
 ) -> Callable[..., None]:
     """Return the node function that prints what an experiment needs.
 
     Args:
         name: of the experiment.
         experiment: its parameters.
-        workload: gives how much it trains on and writes; it may read the queries.
+        workload: gives how much it trains on and writes, from the principles; it may read the
+            queries.
     """
 
     def examine(
@@ -45,7 +46,7 @@ def examine_experiment(
             principles,
             {key: PromptTemplate.parse(value, key) for key, value in written.items()},
             assumptions,
-            workload(),
+            workload(principles),
         )
         sys.stdout.write(outcome.text())
         sys.stdout.flush()

@@ -1,9 +1,10 @@
-"""dry_run: what an experiment would need, in the place of the experiment."""
+"""dry_run: what an experiment would need, instead of the experiment."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import pandas as pd
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.evaluation.workload import Workload
@@ -13,7 +14,10 @@ from sami_pipeline.pipelines.dry_run.nodes import examine_experiment
 
 
 def create_pipeline(
-    name: str, experiment: ExperimentParameters, principles: Node, workload: Callable[[], Workload]
+    name: str,
+    experiment: ExperimentParameters,
+    principles: Node,
+    workload: Callable[[pd.DataFrame], Workload],
 ) -> Pipeline:
     """Return the pipeline that examines an experiment and makes nothing.
 
@@ -21,7 +25,7 @@ def create_pipeline(
         name: of the experiment.
         experiment: its parameters.
         principles: the node that makes them of raw files.
-        workload: gives how much it trains on and writes.
+        workload: gives how much it trains on and writes, from the principles.
     """
     prompts = ("generation_prompt", "training_prompt", "evaluation_prompt")
     # Without its tag: what is checked before a run is written by it, and this is not.

@@ -158,7 +158,7 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
 
 
 def _judging(judge: JudgeParameters) -> list[Node]:
-    """Return the nodes of the one or two models that judge beside the checklist."""
+    """Return the nodes of the one or two models that judge besides the checklist."""
     said = ["judgements"] if judge.second is None else ["first_judgements", "second_judgements"]
     asks = (judging.ask_judge, judging.ask_second_judge)
     asking = [

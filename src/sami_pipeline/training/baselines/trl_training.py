@@ -16,6 +16,7 @@ import pandas as pd
 from sami_pipeline import files
 from sami_pipeline.code_versions import CodeVersion
 from sami_pipeline.core.config import SamiTrainingConfig
+from sami_pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -298,12 +299,43 @@ def _trainer(
     )
     if adapters:
         say_what_is_adapted(model, weights)
+    _refuse_other_logits(model, examples[0])
     _follow_samis_schedule(trainer, config)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_quiet_progress())
     if config.save_state_minutes is not None:
         trainer.add_callback(_timed_saves(config.save_state_minutes))
     return trainer
+
+
+def _refuse_other_logits(model: PreTrainedModel, example: dict[str, Any]) -> None:
+    """Refuse a model whose logits TRL's head does not compute as the model does.
+
+    The head knows factors and soft caps of the logits by the names that some families give them.
+
+    Raises:
+        InputError: names the family and the remedy.
+    """
+    import torch
+
+    ids = example.get("input_ids") or [*example["prompt_ids"], *example["chosen_ids"]]
+    ids = torch.tensor([ids[:64]], device=model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        own = model(**inputs).logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None])
+        given = model(**inputs, labels=ids, fused_lm_head=True).log_probs
+    model.train(was_training)
+    if not own.isfinite().all():  # training says so, and what to do
+        return
+    apart = (own[:, 0] - given.flatten()[: len(own)]).abs().max().item()
+    if not apart <= (1e-3 if own.dtype == model.dtype else 0.3):
+        raise InputError(
+            f"models.student: TRL computes the logits of {model.config.model_type} otherwise than "
+            f"the model does ({apart:.2g} nats a token), so it can't be trained as a baseline; "
+            "take dpo, sft and what goes on with them out of models.under_test"
+        )
 
 
 def _timed_saves(minutes: float) -> TrainerCallback:
