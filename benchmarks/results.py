@@ -27,10 +27,15 @@ def percent(row: pd.Series, value: str, low: str = "ci_low", high: str = "ci_hig
     return f"{100 * row[value]:.0f} [{100 * row[low]:.0f}, {100 * row[high]:.0f}]"
 
 
+def p_value(row: pd.Series) -> float:
+    """Return the p-value, corrected for the models that are compared with one (Holm)."""
+    return row["p_value"] if pd.isna(row["p_holm"]) else row["p_holm"]
+
+
 def points(row: pd.Series, value: str) -> str:
     """Return a difference, its interval and its p-value, in percentage points."""
     low, high = (100 * row[name] for name in ("ci_low", "ci_high"))
-    return f"{100 * row[value]:+.1f} [{low:+.1f}, {high:+.1f}], p = {row['p_value']:.2g}"
+    return f"{100 * row[value]:+.1f} [{low:+.1f}, {high:+.1f}], p = {p_value(row):.2g}"
 
 
 def one(table: pd.DataFrame, **where: object) -> pd.Series | None:
@@ -130,7 +135,7 @@ def differences(tables: Tables, turn: str) -> str:
         won = "" if row is None else percent(
             row, "adjusted_win_rate", "adjusted_ci_low", "adjusted_ci_high"
         )  # fmt: skip
-        cells.append(won + ("" if row is None else f", p = {row['p_value']:.2g}"))
+        cells.append(won + ("" if row is None else f", p = {p_value(row):.2g}"))
         rows.append(cells)
     return markdown(rows)
 
@@ -216,7 +221,8 @@ def page(run: str) -> str:
         f"{made(run)} Percent with 95 % intervals over the questions; first turn; asked in words "
         "that were not trained on.",
         "## What each model follows\n\n" + followed(tables, turn),
-        "## Against the model that training starts from\n\n" + differences(tables, turn),
+        "## Against the model that training starts from\n\nPaired over the questions; p-values are "
+        "exact and corrected for the models compared (Holm).\n\n" + differences(tables, turn),
         "## By principle\n\nPercent of answers that follow it where it is asked for.\n\n"
         + by_principle(tables, turn, list(tables["compliance"]["model"].unique())),
         *(["## By training seed\n\nPoints.\n\n" + seeds(tables)] if seeded else []),
