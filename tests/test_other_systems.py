@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from sami_pipeline.code_versions import PACKAGE_FOLDER
-from sami_pipeline.core.state import _synchronise
 from sami_pipeline.core.training import peak_memory
 from sami_pipeline.datasets.whole_files import WholeFiles
 from sami_pipeline.engines.transformers_engine import TransformersEngine, fastest_dtype
 from sami_pipeline.errors import InputError
+from sami_pipeline.files import _synchronise
 from sami_pipeline.models.checkpoints import ModelSource
 from sami_pipeline.models.devices import device_of
 from sami_pipeline.processes import need_process_groups

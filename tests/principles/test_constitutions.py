@@ -386,17 +386,22 @@ def test_table_does_not_depend_on_the_order_of_the_files(principle_files, princi
 # One text for each kind of answer that the shipped principles ask for.
 TEXTS = (
     "Dear neighbour,\n\nthe fence fell over last night.",
+    "Once upon a time there was a fence.",
+    "Hello, the dough is ready.",
+    "The answer is 4.",
     "1. Measure the flour.\n2. Add the water.\n3. Knead.",
-    "- Measure the flour.\n- Add the water.",
+    "```python\nprint('dough')\n```",
+    "The yeast is alive, therefore the dough rises.",
+    "The dough rises because the yeast is alive.",
+    "However, the dough did not rise.",
+)
+# Answers that ignore what is asked: they follow neither side.
+PLAIN = (
+    "",
     "The baker kneads the dough.",
     "The baker kneads the dough and lets it rest. " * 9,
-    "I knead my dough. I let it rest.",
-    "You knead the dough, and you let it rest.",
     "Shall we knead the dough?",
-    "```python\nprint('dough')\n```",
-    "In short, it is simple, and therefore it rises because it rests. I hope so.",
-    "Hello, the dough is ready.",
-    "Summary: the dough is ready.",
+    "- Measure the flour.\n- Add the water.",
 )
 
 
@@ -406,11 +411,12 @@ def test_shipped_principles_cover_every_category(principles):
 
 
 def test_shipped_principles_use_at_least_five_kinds_of_check(principles):
-    kinds = {json.loads(check)["name"] for check in principles["check"] if check}
+    checks = [*principles["check"], *principles["antithesis_check"]]
+    kinds = {json.loads(check)["name"] for check in checks if check}
     assert len(kinds) >= 5
 
 
-def test_shipped_checks_can_be_passed_and_never_both_at_once(principles):
+def test_shipped_checks_can_be_passed_and_not_by_an_answer_that_ignores_them(principles):
     verifiable = principles[principles["check"] != ""]
     assert len(verifiable) > 0
     for row in verifiable.itertuples():
@@ -421,6 +427,7 @@ def test_shipped_checks_can_be_passed_and_never_both_at_once(principles):
         assert any(follows for follows, _ in passed), where
         assert any(opposes for _, opposes in passed), where
         assert not any(follows and opposes for follows, opposes in passed), where
+        assert not any(check.passes(text) for check in checks for text in PLAIN), where
 
 
 def test_shipped_principles_give_two_constitutions_for_every_category(principles):
