@@ -50,7 +50,7 @@ def test_outcomes_and_followed_statements_are_those_of_the_tables(mt_bench_table
     (dpo,) = (answer for answer in setting["answers"] if answer["model"] == "dpo")
     assert [one["followed"] for one in dpo["statements"]] == checked["passed"].tolist()
     assert [one["evidence"] for one in dpo["statements"]] == checked["evidence"].tolist()
-    told = "it begins “Dear reader,”; a letter that begins with “Dear” asked"
+    told = "it begins “Dear reader,”; “Dear” at the beginning asked"
     assert [one["evidence"] for one in dpo["statements"]] == [told]
 
 
