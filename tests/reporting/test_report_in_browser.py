@@ -266,7 +266,7 @@ def test_filters_of_what_was_asked_leave_the_settings_that_are_such(open_report)
     page.select_option("#filter-turn", "2")
     assert titles(page) == ["Turn 2, under the desired constitution"]
     page.select_option("#filter-turn", "")
-    page.select_option("#filter-principle", "dear_or_once")
+    page.select_option("#filter-principle", "dear or once")
     assert shown_questions(page) == ["81"], "writing alone has it"
     page.select_option("#filter-principle", "")
     page.select_option("#filter-fault", "is cut off")
