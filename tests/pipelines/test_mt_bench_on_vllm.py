@@ -31,9 +31,11 @@ def running_workers() -> list[str]:
 def test_whole_experiment_runs_with_vllm_and_writes_what_transformers_writes(
     kedro_run, run_name, project_folder
 ):
+    # Greedy: the two engines draw a sample's random numbers differently.
     run, other = run_name(), run_name()
+    greedy = "mt_bench.generation.temperature=0.0"
     finished = kedro_run(
-        "--env", "test", "--params", f"run_name={run},{KINDS},{FP32.format('vllm')}"
+        "--env", "test", "--params", f"run_name={run},{KINDS},{greedy},{FP32.format('vllm')}"
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert running_workers() == []
@@ -54,7 +56,7 @@ def test_whole_experiment_runs_with_vllm_and_writes_what_transformers_writes(
 
     compared = kedro_run(
         "--env", "test", "--to-outputs", "mt_bench.generations",
-        "--params", f"run_name={other},{FP32.format('transformers')}",
+        "--params", f"run_name={other},{greedy},{FP32.format('transformers')}",
     )  # fmt: skip
     assert compared.returncode == 0, compared.stderr[-3000:]
     pd.testing.assert_frame_equal(
