@@ -354,7 +354,7 @@ def paired_questions(verdicts: pd.DataFrame) -> go.Figure:
     colours = model_colours(rows["model"], rows["opponent"])
     figure = make_subplots(
         rows=max(1, len(constitutions)), cols=max(1, len(matches)),
-        horizontal_spacing=0.08, vertical_spacing=0.3 / max(1, len(constitutions)),
+        horizontal_spacing=0.08, vertical_spacing=0.42 / max(1, len(constitutions)),
         subplot_titles=[f"{name}" for name in constitutions for _ in matches],
     )  # fmt: skip
     most = rows[["model_score", "opponent_score"]].max(axis=None) if len(rows) else 1

@@ -423,13 +423,52 @@ def test_page_of_compared_runs_has_their_figures_their_differences_and_what_diff
     assert "nothing that two runs asked alike" in same
 
 
+PHONE = {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
+# Whether the longest word of each cell fits into it.
+_UNBROKEN = """cells => cells.every(cell => {
+    const word = document.createElement("span");
+    word.style = "position: absolute; white-space: nowrap";
+    word.textContent = cell.textContent.split(/\\s+/).sort((a, b) => b.length - a.length)[0];
+    cell.append(word);
+    const fits = word.getBoundingClientRect().width <= cell.getBoundingClientRect().width;
+    word.remove();
+    return fits;
+})"""
+
+
 def test_page_of_compared_runs_in_a_browser(open_page, tmp_path):
     (tmp_path / "report.html").write_text(write_comparison(*compared()), "utf-8")
-    phone = {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
-    watched = open_page((tmp_path / "report.html").as_uri(), **phone)
-    watched.page.locator(".plot path.point").first.wait_for(state="attached")
-    assert watched.page.evaluate("document.documentElement.scrollWidth") == 390
+    watched = open_page((tmp_path / "report.html").as_uri(), **PHONE)
+    page = watched.page
+    page.locator(".plot path.point").first.wait_for(state="attached")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    words = page.locator("#differences tbody th, #figures tbody th")
+    assert words.count() > 10 and words.evaluate_all(_UNBROKEN), "no word is broken"
+    columns = page.get_by_text("What the columns say")
+    columns.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#differences dl").is_visible()
+    names = page.locator("#differences thead th").all_text_contents()
+    explained = page.locator("#differences dt").all_text_contents()
+    assert set(names[3:]) == set(explained), "every column that needs it is explained"
+    page.emulate_media(media="print")
+    assert not page.locator(".save").first.is_visible()
+    assert page.locator("#differences table").is_visible()
     assert watched.errors == [] and watched.outside == set()
+
+
+def test_index_of_runs_leads_to_a_report_by_keyboard_on_a_phone(open_page, tmp_path):
+    folder = tmp_path / "only" / "mt_bench"
+    folder.mkdir(parents=True)
+    (folder / "run_record.json").write_text(json.dumps({"nodes": [], "outcome": []}))
+    (folder / "report.html").write_text("<title>The report</title>")
+    page = open_page(write_index(tmp_path).as_uri(), **PHONE).page
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    link = page.locator("a[href='only/mt_bench/report.html']").first
+    link.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/only/mt_bench/report.html")
+    assert page.title() == "The report"
 
 
 def test_index_lists_every_run_with_its_outcome_the_last_first_and_survives_a_broken_record(
