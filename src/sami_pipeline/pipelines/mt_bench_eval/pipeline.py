@@ -16,7 +16,7 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
     """Return the pipeline that evaluates every model under test on MT-Bench."""
     replicates, files = experiment.replicates_under_test(), experiment.models.answer_files
     checkpoints = {name: of for name, of in replicates.items() if name not in files}
-    checklist_alone = experiment.judge.kind == "checklist"
+    checklist_alone = not experiment.judge.is_model
     return Pipeline(
         [
             *for_each_model(
