@@ -69,7 +69,7 @@ def _layout_of_vllm(settings: VllmParameters) -> Layout:
         copies=settings.data_parallel_size,
         memory_share=settings.gpu_memory_utilization,
         remedy="raise {group}.tensor_parallel_size",
-        room="raise {group}.tensor_parallel_size or gpu_memory_utilization",
+        room="raise tensor_parallel_size or gpu_memory_utilization",
     )
 
 
