@@ -29,7 +29,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sami_pipeline import code_versions
 from sami_pipeline.code_versions import CodeVersion
-from sami_pipeline.core.adapters import add_adapters, merge_adapters, without_adapters
+from sami_pipeline.core.adapters import (
+    add_adapters,
+    embedding_hooks_restored,
+    merge_adapters,
+    without_adapters,
+)
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.core.distributed import (
     Workers,
@@ -409,6 +414,12 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 @contextmanager
 def prepared(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[Reference | None]:
     """Make the model ready to be trained, yield what it is kept close to, and undo it all."""
+    with embedding_hooks_restored(model), _made_ready(model, config) as reference:
+        yield reference
+
+
+@contextmanager
+def _made_ready(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[Reference | None]:
     reference = None
     if config.lora is not None:
         adapted = add_adapters(model, config.lora, config.seed)
