@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 ARCHITECTURES = Path("data/01_raw/architectures")
 # Of a prompt whose tokenizer is not at hand; English takes about four.
 CHARACTERS_PER_TOKEN = 3
-# vLLM's default of max_num_seqs.
-_VLLM_SEQUENCES = 256
 _GB = 1e9
 
 
@@ -438,8 +436,9 @@ class _Plan:
         requests: int,
     ) -> None:
         context, limit = model.context, f"the context of {model.source}"
-        if engine.kind == "vllm" and (engine.vllm.max_model_len or context) < context:
-            context, limit = engine.vllm.max_model_len, f"{group}.engine.vllm.max_model_len"
+        kind, own = engine_kinds()[engine.kind], f"{group}.engine.{engine.kind}"
+        if (allowed := kind.context(engine.settings) or context) < context:
+            context, limit = allowed, f"{own}.max_model_len"
         if prompt + response > context:
             self.outcome.faults.append(
                 f"{self.name}.{group}.max_new_tokens: the longest prompt of {stage} has {prompt} "
@@ -449,30 +448,24 @@ class _Plan:
             )
         size, sequence = self.outcome.sizes[model.name], model.cache_bytes(prompt + response)
         vocabulary = model.config.get_text_config().vocab_size
-        if engine.kind == "vllm":
-            split = engine.vllm.tensor_parallel_size
-            gpus = split * engine.vllm.data_parallel_size
-            # vLLM takes its share whole; below, what it must hold for one text of full length.
-            share = engine.vllm.gpu_memory_utilization * (
-                self.outcome.memory + self.assumptions.reserve_gb * _GB
-            )
-            weights = 2 * size // split
-            activations = 2 * _VLLM_SEQUENCES * vocabulary * 4 // split
+        layout, where = kind.layout(engine.settings), f"{self.name}.{own}"
+        split, gpus = layout.split, layout.split * layout.copies
+        weights = layout.bytes_a_weight * size // split
+        at_once = min(layout.at_once, requests)
+        if layout.memory_share is None:
+            activations = 2 * at_once * vocabulary * 4 // split
+        else:
+            # It takes its share whole; below, what it must hold for one text of full length.
+            share = layout.memory_share * (self.outcome.memory + self.assumptions.reserve_gb * _GB)
+            activations = 2 * layout.at_once * vocabulary * 4 // split
             room = max(0.0, share - weights - activations) * split
-            at_once = min(_VLLM_SEQUENCES, requests, int(room // max(1, sequence)))
+            at_once = min(at_once, int(room // max(1, sequence)))
             if at_once < 1:
                 self.outcome.faults.append(
-                    f"{self.name}.{group}.engine.vllm: {stage}: the weights leave no room for a "
-                    f"cache of {sequence / _GB:.2f} GB; raise tensor_parallel_size or "
-                    "gpu_memory_utilization"
+                    f"{where}: {stage}: the weights leave no room for a cache of "
+                    f"{sequence / _GB:.2f} GB; {layout.room.format(group=where)}"
                 )
-            remedy = f"raise {self.name}.{group}.engine.vllm.tensor_parallel_size"
-        else:
-            split = gpus = 1
-            weights = size * (4 if getattr(engine.settings, "dtype", "") == "float32" else 2)
-            at_once = min(engine_kinds()[engine.kind].at_once(engine.settings), requests)
-            activations = 2 * at_once * vocabulary * 4
-            remedy = f"lower {self.name}.{group}.engine.{engine.kind}.batch_size, or use vllm"
+        remedy = layout.remedy.format(group=where)
         at_once = max(1, at_once)
         parts = {
             "weights": weights,
@@ -529,33 +522,38 @@ class _Plan:
         processes: int,
     ) -> None:
         from sami_pipeline.core.memory import sami_step_memory
+        from sami_pipeline.core.packing import packed_length
 
         grids = shape.grids(config, student.config.get_text_config().vocab_size)
         device = self._device()
         baseline = baselines().get(name)
         if baseline is not None and not baseline.is_sami:
-            rows = baseline.rows(baseline.settings_in(self.experiment.training), shape.n)
-            step = (baseline.step_memory, rows)
+            own = baseline.settings_in(self.experiment.training)
+            if baseline.grids:
+                grids = function(baseline.grids)(grids, own)
+                tokens, size_of_step = packed_length(grids[0]), (grids,)
+                what = shape.described(grids)
+            else:
+                rows = baseline.rows(own, shape.n)
+                tokens = rows * (shape.prompt + shape.response)
+                size_of_step = (rows, shape.prompt, shape.response)
+                what = f"{rows} rows of {shape.prompt} + {shape.response} tokens a query"
+            step = (baseline.step_memory, tokens)
             if step not in self.baseline_steps:
                 self.baseline_steps[step] = function(baseline.step_memory)(
-                    student.config, config, rows, shape.prompt, shape.response, device=device
+                    student.config, config, *size_of_step, device=device
                 )
             memory = self.baseline_steps[step]
-            tokens = rows * (shape.prompt + shape.response)
             processes, passes = 1, baseline.passes
-            what = f"{rows} rows of {shape.prompt} + {shape.response} tokens a query"
         else:
             if self.sami_step is None:
                 self.sami_step = sami_step_memory(
                     student.config, grids, config, device=device, processes=processes
                 )
             memory = self.sami_step
-            tokens = shape.packed
+            tokens = packed_length(grids[0])
             passes = 3 + (config.memory == "two_pass") + (config.kl_beta > 0)
-            what = (
-                f"grids of {shape.n} prompts of {shape.prompt} tokens and {shape.n} responses of "
-                f"{shape.response}, {shape.packed} tokens packed, {len(grids)} at once"
-            )
+            what = shape.described(grids)
         passes += config.gradient_checkpointing
         seed = f", seed {config.seed}" if self.experiment.seeds > 1 else ""
         size = self.outcome.sizes[student.name]
@@ -564,8 +562,8 @@ class _Plan:
         parts = {part: getattr(memory, part, 0) for part in _PARTS}
         # Gradients are as large as the weights that are trained.
         state = (memory.gradients + memory.optimiser) * processes if config.saves_states else 0
-        is_sami = baseline is None or baseline.is_sami
-        if device == "cpu" and is_sami and processes == 1:
+        in_samis_loop = baseline is None or baseline.is_sami or bool(baseline.grids)
+        if device == "cpu" and in_samis_loop and processes == 1:
             parts["copy"] = state  # that is written while the training goes on
         trained = self.experiment.iterations.count if replicate == "sami" else 1
         bytes_a_weight = 4 if config.weights == "float32" else 2
@@ -638,11 +636,6 @@ class _Shape:
     response: int
     n: int
 
-    @property
-    def packed(self) -> int:
-        """Tokens that are computed for a grid, see ``core.packing``."""
-        return self.prompt - self.own + self.n * (self.own + self.n * self.response)
-
     def grids(self, config: Any, vocabulary: int) -> Sequence[Any]:
         """Return the grids of a micro-batch."""
         from sami_pipeline.core.memory import example_grid
@@ -650,3 +643,14 @@ class _Shape:
         count = min(config.grids_per_micro_batch, config.batch_size)
         grid = example_grid(self.prompt - self.own, self.own, self.response, self.n, vocabulary)
         return [grid] * count
+
+    def described(self, grids: Sequence[Any]) -> str:
+        """Return in words what is computed at once."""
+        from sami_pipeline.core.packing import packed_length
+
+        prompts, responses = grids[0].shape
+        plural = "s" if prompts > 1 else ""
+        return (
+            f"grids of {prompts} prompt{plural} of {self.prompt} tokens and {responses} responses "
+            f"of {self.response}, {packed_length(grids[0])} tokens packed, {len(grids)} at once"
+        )

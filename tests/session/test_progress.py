@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 
 from sami_pipeline import PROJECT_FOLDER
+from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.reporting.record import Attempt, NodeRecord, RunRecord, environment
 from sami_pipeline.session import progress
 
@@ -77,7 +78,7 @@ def test_time_is_that_of_the_last_finished_attempts_of_any_run_and_not_known_wit
 def test_the_time_that_is_told_before_a_first_run_is_the_measured_one():
     results = (PROJECT_FOLDER / "docs" / "results.md").read_text("utf-8")
     measured = int(re.search(r"(\d+) minutes in its nodes", results)[1])
-    quiet, shared = progress.MEASURED_MINUTES["mt_bench"]
+    quiet, shared = experiments()["mt_bench"].measured_minutes
     assert 0.8 * quiet <= measured <= 1.2 * shared
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 from kedro.pipeline.node import Node
 from pydantic import ValidationError
 
+from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.figures import label
 from sami_pipeline.reporting.record import NodeRecord
 from sami_pipeline.reporting.run import duration
@@ -34,9 +35,6 @@ _STAGES = {
     r"write_principles": "principles are written and tried",
 }
 _INPUTS, _TABLES, _REPORT = "inputs and models are read", "tables and figures", "the report"
-# How long the embedded default took on two cores, quiet and shared; a test holds it to
-# docs/results.md.
-MEASURED_MINUTES = {"mt_bench": (15, 34)}
 _SHOWN_CHARACTERS = 160
 _SIDES = {"desired": "the principle", "contrasting": "the opposite of"}
 
@@ -137,7 +135,8 @@ def announcement(what: str, stages: Sequence[Stage], run: str, experiment: str) 
     known = [stage.seconds for stage in stages if stage.seconds is not None]
     if stages and len(known) == len(stages):
         return f"{text}, about {about(sum(known))}, as the run {run} took here"
-    if minutes := MEASURED_MINUTES.get(experiment):
+    listed = experiments().get(experiment)
+    if listed and (minutes := listed.measured_minutes):
         return (
             f"{text}; how long is not known yet, since they have not run here (the default took "
             f"{minutes[0]} to {minutes[1]} minutes on two cores)"
