@@ -7,6 +7,7 @@ gets its memory and a rough time. What does not fit is refused before anything i
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
@@ -31,7 +32,7 @@ from sami_pipeline.parameters import (
     DryRunParameters,
     ExperimentParameters,
 )
-from sami_pipeline.principles.constitutions import format_constitution
+from sami_pipeline.principles.constitutions import Use, format_statements, wording
 from sami_pipeline.training.baselines.record import function
 from sami_pipeline.training.baselines.registry import baselines
 
@@ -358,7 +359,7 @@ class _Plan:
 
     def prompt_tokens(self, model: Architecture, template: str, turns: int = 1) -> tuple[int, int]:
         """Return the longest prompt without earlier answers, and its constitutions, in tokens."""
-        constitution = self._longest_constitution()
+        constitution = self._longest_constitution(template)
         prompt = self.templates[template].build(
             [""] * turns, [""] * (turns - 1), constitution=constitution
         )
@@ -378,12 +379,19 @@ class _Plan:
         own = model.tokenizer(constitution, add_special_tokens=False)["input_ids"]
         return len(ids) + queries, len(own)
 
-    def _longest_constitution(self) -> str:
+    def _longest_constitution(self, template: str) -> str:
+        """Return the longest constitution that is put into a template, in its longest wordings."""
+        uses: list[Use] = ["training"]
+        if template == "evaluation_prompt":
+            evaluation = getattr(self.experiment, "evaluation", None)
+            again = evaluation is not None and evaluation.trained_wording
+            uses = ["training", "evaluation"] if again else ["evaluation"]
         texts = []
-        for _, rows in self.principles.groupby("category"):
+        for use, (_, rows) in itertools.product(uses, self.principles.groupby("category")):
+            longest = {key: max(each, key=len) for key, each in wording(rows, use).items()}
             for stance in ("principle", "antithesis"):
                 stances = [(principle, stance) for principle in rows["principle"]]
-                texts.append(format_constitution(stances, rows))
+                texts.append(format_statements(stances, longest))
         return max(texts, key=len)
 
     def generation(self) -> None:

@@ -1,6 +1,7 @@
 """A dry run says what an experiment needs, refuses what won't fit, and makes nothing."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,12 @@ def test_paper_fits_one_80_gb_gpu_and_nothing_is_made(kedro_run, experiment, par
     assert set((PROJECT / "data").rglob("paper")) == before
 
 
-def examined(environment: str, changes: dict | None = None, **assumptions) -> dry_run.DryRun:
+def examined(
+    environment: str,
+    changes: dict | None = None,
+    alter=lambda principles: principles,
+    **assumptions,
+) -> dry_run.DryRun:
     import pandas as pd
     import yaml
 
@@ -78,6 +84,7 @@ def examined(environment: str, changes: dict | None = None, **assumptions) -> dr
     files = (raw / "principles").glob("*.yml")
     principles = tabulate_principles({f.name: yaml.safe_load(f.read_text("utf-8")) for f in files})
     assert isinstance(principles, pd.DataFrame)
+    principles = alter(principles)
     parameters = parameters_of(environment)
     content = json.loads(json.dumps(parameters["mt_bench"]))
     for path, value in (changes or {}).items():
@@ -97,6 +104,32 @@ def examined(environment: str, changes: dict | None = None, **assumptions) -> dr
         DryRunParameters.model_validate(parameters["dry_run_assumptions"] | assumptions),
         experiments()["mt_bench"].workload(experiment, principles),
     )
+
+
+def test_prompts_are_as_long_as_the_longest_wording_makes_them():
+    long = "Say all of it in every word that there is. " * 40
+
+    def longest(use: str, **asked) -> dict[str, str]:
+        def lengthen(principles):
+            words = [json.loads(each) for each in principles["wordings"]]
+            for each in words:
+                each["antithesis"][use].append(long)
+            return principles.assign(wordings=[json.dumps(each) for each in words])
+
+        changes = {f"evaluation.{name}": value for name, value in asked.items()}
+        stages = examined("test", changes, lengthen).stages
+        return {
+            s.name: int(re.search(r"prompts of (?:at most )?(\d+)", s.shape)[1]) for s in stages
+        }
+
+    plain = longest("evaluation", trained_wording=False)
+    by_name = {name.partition(" ")[0]: name for name in plain}
+    in_training = longest("training", trained_wording=False)
+    for stage in ("generation", "training", "held-out"):
+        assert in_training[by_name[stage]] > plain[by_name[stage]] + 300
+    assert plain[by_name["evaluation"]] > in_training[by_name["evaluation"]] + 300
+    again = longest("training", trained_wording=True)
+    assert again[by_name["evaluation"]] > in_training[by_name["evaluation"]] + 300
 
 
 def test_what_does_not_fit_is_refused_on_the_command_line(kedro_run):

@@ -32,7 +32,7 @@ from sami_pipeline.parameters import (
     MathParameters,
     ModelJudgeParameters,
 )
-from sami_pipeline.principles.constitutions import format_constitution, sample_constitutions
+from sami_pipeline.principles.constitutions import Use, format_constitution, sample_constitutions
 
 _MOST_PROMPTS = 50
 # More than any chat template writes around a conversation of a few turns, in bytes.
@@ -102,7 +102,9 @@ def _asked(
         templates.get(f"{name}_prompt") for name in ("generation", "training", "evaluation")
     )
     if queries is not None and principles is not None:
-        rows = _with_constitutions(queries.rename(columns={"query": "text"}), principles)
+        rows = _with_constitutions(
+            queries.rename(columns={"query": "text"}), principles, "training"
+        )
         room = generation.max_new_tokens
         remedy = "generation.max_new_tokens"
         if written is not None and makes("generations"):
@@ -122,7 +124,7 @@ def _asked(
             known = asked_first.drop_duplicates("question_id").assign(text=list(turns))
             prompts = [
                 evaluated.build(row.text[:turn], [""] * (turn - 1), row.rules)
-                for row in _with_constitutions(known, principles)
+                for row in _with_constitutions(known, principles, "evaluation")
                 if len(row.text) >= turn
             ]
             room = turn * evaluation.max_new_tokens
@@ -144,7 +146,7 @@ def _asked(
         rules = None
         if principles is not None and parameters.accuracy.under_constitution:
             stances = [(name, "principle") for name in principles["principle"]]
-            rules = format_constitution(stances, principles)
+            rules = format_constitution(stances, principles, "evaluation")
         prompts = [
             evaluated.build([text], constitution=rules) for text in _spread(test["text"].tolist())
         ]
@@ -156,11 +158,19 @@ def _asked(
         yield from ((model, asked) for model in models.under_test)
 
 
-def _with_constitutions(rows: pd.DataFrame, principles: pd.DataFrame) -> list[Any]:
-    """Return some rows, from the shortest text to the longest, each with its desired ``rules``."""
+def _with_constitutions(rows: pd.DataFrame, principles: pd.DataFrame, use: Use) -> list[Any]:
+    """Return some rows, from the shortest text to the longest, each with its desired ``rules``.
+
+    Args:
+        rows: ``text, category``.
+        principles: as from ``tabulate_principles``.
+        use: whose wordings are taken.
+    """
     chosen = _spread(list(rows.itertuples(index=False)), key=lambda row: len(str(row.text)))
     table = pd.DataFrame(chosen).assign(query_id=[str(number) for number in range(len(chosen))])
-    made = sample_constitutions(table, principles, n_constitutions=2, seed=0, contrast="opposite")
+    made = sample_constitutions(
+        table, principles, n_constitutions=2, seed=0, contrast="opposite", use=use
+    )
     rules = made[made["constitution"] == "desired"].set_index("query_id")["text"]
     return list(table.assign(rules=table["query_id"].map(rules)).itertuples(index=False))
 
