@@ -39,6 +39,7 @@ from sami_pipeline.training.baselines.registry import baselines
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from sami_pipeline.core.config import SamiTrainingConfig
     from sami_pipeline.core.memory import StepMemory
 
 ARCHITECTURES = Path("data/01_raw/architectures")
@@ -118,7 +119,7 @@ class Stage:
 
 @dataclass
 class DryRun:
-    """The outcome: models, stages, the memory that there is, and what is wrong."""
+    """The outcome: models, stages, the memory and the disk that there are, and what is wrong."""
 
     experiment: str
     architectures: list[Architecture]
@@ -128,13 +129,19 @@ class DryRun:
     memory_of: str = ""
     disk: float = 0.0
     disk_of: str = ""
+    imported: int = 0
     faults: list[str] = field(default_factory=list)
+
+    @property
+    def disk_left(self) -> int:
+        """Bytes on disk after the run: models that were imported and trained, and texts."""
+        return self.imported + sum(stage.kept for stage in self.stages)
 
     @property
     def disk_needed(self) -> int:
         """Bytes on disk at the most: a training's states are removed when its model is saved."""
         states = max((stage.disk - stage.kept for stage in self.stages), default=0)
-        return states + sum(stage.kept for stage in self.stages)
+        return states + self.disk_left
 
     def text(self) -> str:
         """Return models and stages as text."""
@@ -169,11 +176,21 @@ class DryRun:
             if stage.states
         ]
         needed, free = self.disk_needed / _GB, self.disk / _GB
-        lines.append(f"On disk, all together: {needed:.2f} GB of {free:.1f} ({self.disk_of})")
+        if self.stages:
+            most = max(self.stages, key=lambda stage: stage.total)
+            lines.append(
+                f"Memory at the most: {most.total / _GB:.2f} GB ({most.name}), besides libraries"
+            )
+        lines.append(
+            f"On disk at the most: {needed:.2f} GB of {free:.1f} ({self.disk_of}); "
+            f"{self.disk_left / _GB:.2f} GB stay after the run"
+        )
         return "\n".join(lines) + "\n"
 
 
 _PARTS = ("weights", "gradients", "optimiser", "activations", "gathered", "cache", "copy")
+# Of a weight that is written when a model is imported; files of other kinds are linked.
+_IMPORTED_BYTES = {"gguf": 4, "random": 4}
 # The last two are kept while another is written.
 _STATES_AT_ONCE = 3
 # Of a stored completion: its key, its numbers, and of its text about five bytes a token.
@@ -217,6 +234,10 @@ def examine(
     outcome = DryRun(
         name, list(opened.values()), sizes, memory=memory, memory_of=memory_of,
         disk=disk, disk_of=disk_of,
+        imported=sum(
+            _IMPORTED_BYTES.get(source.kind, 0) * sizes.get(model, 0)
+            for model, source in experiment.models.sources.items()
+        ),
     )  # fmt: skip
     plan = _Plan(name, experiment, principles, templates, assumptions, opened, outcome, workload)
     for architecture in opened.values():
@@ -517,10 +538,8 @@ class _Plan:
                 f"{prompt + response} tokens, more than the context of {student.source}, "
                 f"{student.context}; lower it"
             )
-        shape = _Shape(prompt, own, response, self._constitutions())
-        grids = self.workload.train // self._constitutions()
-        steps = math.ceil(grids / config.batch_size) * config.epochs
-        steps = min(steps, config.max_steps or steps)
+        shape = Shape(prompt, own, response, self._constitutions())
+        steps = optimiser_steps(self.workload.train // self._constitutions(), config)
         for name in self.experiment.trained_models():
             for replicate, seed in self.experiment.replicates(name).items():
                 settings = config.replaced(seed=seed)
@@ -532,7 +551,7 @@ class _Plan:
         replicate: str,
         student: Architecture,
         config: Any,
-        shape: _Shape,
+        shape: Shape,
         steps: int,
         processes: int,
     ) -> None:
@@ -549,8 +568,7 @@ class _Plan:
                     student.config, config, rows, shape.prompt, shape.response, device=device
                 )
             memory = self.baseline_steps[step]
-            tokens = rows * (shape.prompt + shape.response)
-            processes, passes = 1, baseline.passes
+            processes = 1
             what = f"{rows} rows of {shape.prompt} + {shape.response} tokens a query"
         else:
             if self.sami_step is None:
@@ -558,13 +576,11 @@ class _Plan:
                     student.config, grids, config, device=device, processes=processes
                 )
             memory = self.sami_step
-            tokens = shape.packed
-            passes = 3 + (config.memory == "two_pass") + (config.kl_beta > 0)
             what = (
                 f"grids of {shape.n} prompts of {shape.prompt} tokens and {shape.n} responses of "
                 f"{shape.response}, {shape.packed} tokens packed, {len(grids)} at once"
             )
-        passes += config.gradient_checkpointing
+        tokens, passes = tokens_and_passes(name, self.experiment.training, config, shape)
         seed = f", seed {config.seed}" if self.experiment.seeds > 1 else ""
         size = self.outcome.sizes[student.name]
         rate = self.assumptions.teraflops * 1e12 * self.assumptions.utilisation * processes
@@ -619,6 +635,32 @@ class _Plan:
         return "set " + ", or ".join(choices) if choices else "take a smaller model"
 
 
+def optimiser_steps(grids: int, config: Any) -> int:
+    """Return how many steps a training takes, of so many grids."""
+    steps = math.ceil(grids / config.batch_size) * config.epochs
+    return min(steps, config.max_steps or steps)
+
+
+def tokens_and_passes(
+    name: str, training: Any, config: SamiTrainingConfig, shape: Shape
+) -> tuple[int, int]:
+    """Return the tokens of a query in a step, and passes of the model, a backward pass being two.
+
+    Args:
+        name: of the trained model.
+        training: parameters of the experiment's training.
+        config: SAMI's settings in this iteration.
+        shape: lengths of prompts and responses.
+    """
+    baseline = baselines().get(name)
+    if baseline is not None and not baseline.is_sami:
+        rows = baseline.rows(baseline.settings_in(training), shape.n)
+        tokens, passes = rows * (shape.prompt + shape.response), baseline.passes
+    else:
+        tokens, passes = shape.packed, 3 + (config.memory == "two_pass") + (config.kl_beta > 0)
+    return tokens, passes + config.gradient_checkpointing
+
+
 def _stored(requests: int, tokens: int) -> int:
     """Return the bytes that completions take on disk: in their store, and in a table."""
     return 2 * requests * (_COMPLETION_BYTES + _TOKEN_BYTES * tokens)
@@ -631,7 +673,7 @@ def _asking(stage: str, requests: int, served: str, tokens: int) -> Stage:
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """Longest prompt and response of a grid, in tokens.
 
     Attributes:

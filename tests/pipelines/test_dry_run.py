@@ -170,11 +170,18 @@ def test_disk_holds_states_checkpoints_and_completions():
     assert sami.kept == dpo.kept == 4 * weights
     written = sum(stage.kept for stage in outcome.stages if not stage.states)
     assert written > 0
-    assert outcome.disk_needed == 3 * sami.states + sami.kept + dpo.kept + written
+    assert outcome.imported == 4 * weights, "of the random model, which is no file to link"
+    assert outcome.disk_left == outcome.imported + sami.kept + dpo.kept + written
+    assert outcome.disk_needed == 3 * sami.states + outcome.disk_left
     assert not outcome.faults
     none = examined("test", {"training.sami.save_state_every": 0}, disk_gb=1e-5)
-    assert none.disk_needed == sami.kept + dpo.kept + written
+    assert none.disk_needed == outcome.disk_left
     (fault,) = none.faults
+    said = none.text().splitlines()
+    largest = max(none.stages, key=lambda stage: stage.total)
+    (memory,) = [line for line in said if line.startswith("Memory at the most: ")]
+    assert f"{largest.total / 1e9:.2f} GB ({largest.name})" in memory
+    assert said[-1].endswith(f"{none.disk_left / 1e9:.2f} GB stay after the run")
     assert fault.startswith("disk: all together 0.0 GB are needed")
     assert "disk_gb: 1e-05" in fault
 
