@@ -108,11 +108,15 @@ class Experiment(Generic[P]):
 
     def dry_run(self, parameters: P) -> Pipeline:
         """Return the pipeline that says what the experiment would need, and makes nothing."""
-        principles = (
-            self.principles_alone()
-            if self.principles_alone is not None
-            else data_ingest.principles_node(self.categories or ())
-        )
         return dry_run.create_pipeline(
-            self.name, parameters, principles, functools.partial(self.workload, parameters)
+            self.name,
+            parameters,
+            self.principles_node(),
+            functools.partial(self.workload, parameters),
         )
+
+    def principles_node(self) -> Node:
+        """Return the node that makes ``principles`` of raw files and nothing else."""
+        if self.principles_alone is not None:
+            return self.principles_alone()
+        return data_ingest.principles_node(self.categories or ())

@@ -8,6 +8,7 @@ order, experiments one after another.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -83,6 +84,11 @@ class OrderedPipeline(Pipeline):
 
 class OrderedRunner(SequentialRunner):
     """Kedro's sequential runner, but for the order of the nodes."""
+
+    @property
+    def _logger(self) -> logging.Logger:
+        # What Kedro's runner says is shown or left out by its name.
+        return logging.getLogger(SequentialRunner.__module__)
 
     def _run(
         self,
