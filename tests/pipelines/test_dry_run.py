@@ -109,7 +109,7 @@ def examined(
 def test_prompts_are_as_long_as_the_longest_wording_makes_them():
     long = "Say all of it in every word that there is. " * 40
 
-    def longest(use: str, **asked) -> dict[str, str]:
+    def longest(use: str, **asked) -> dict[str, int]:
         def lengthen(principles):
             words = [json.loads(each) for each in principles["wordings"]]
             for each in words:
@@ -118,9 +118,8 @@ def test_prompts_are_as_long_as_the_longest_wording_makes_them():
 
         changes = {f"evaluation.{name}": value for name, value in asked.items()}
         stages = examined("test", changes, lengthen).stages
-        return {
-            s.name: int(re.search(r"prompts of (?:at most )?(\d+)", s.shape)[1]) for s in stages
-        }
+        pattern = r"(?:prompts of (?:at most )?|rows of )(\d+)"
+        return {stage.name: int(re.search(pattern, stage.shape)[1]) for stage in stages}
 
     plain = longest("evaluation", trained_wording=False)
     by_name = {name.partition(" ")[0]: name for name in plain}

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Counts that are not known before a model has written anything; of the embedded default, where
-# answers come to 0.35 to 0.63 of their limit (docs/benchmarks.md).
+# answers come to 0.35 to 0.63 of their limit (docs/results.md).
 _LENGTH, _USABLE = 0.5, 0.6
 # Responses that are left out for being cut off are the long ones.
 _LENGTH_OF_WHOLE = 0.25
@@ -52,8 +52,8 @@ _LAST_ROWS = 30
 # What a step costs besides its tokens, in tokens; and of TRL's rows, which are padded.
 _STEP_TOKENS, _PADDED = 500, 1.3
 # Seconds that the embedded model takes for a token where matrix products run at `RATE` GFLOP/s;
-# `product_rate` measures it. docs/benchmarks.md has the runs.
-RATE = 300.0
+# `product_rate` measures it. docs/report.md has the runs.
+RATE = 130.0
 _SECONDS = {"writing": 2.8e-3, "training": 2.9e-3}
 # Seconds of nodes without a count that have not run here: unpacking a GGUF file, and others.
 _IMPORT_SECONDS, _OTHER_SECONDS = 20.0, 0.5
