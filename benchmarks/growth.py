@@ -728,8 +728,9 @@ def judge_table(path: Path, resamples: int) -> dict[str, Any]:
         Rows, processor seconds of each node, and the peak memory of this whole process.
     """
     from sami_pipeline.parameters import EvaluationParameters, JudgeParameters, ModelsParameters
-    from sami_pipeline.pipelines.mt_bench_eval.nodes import judging, results
+    from sami_pipeline.pipelines.mt_bench_eval.nodes import judging
     from sami_pipeline.principles.statements import check_answers
+    from sami_pipeline.result_tables import registry
     from sami_pipeline.tables import StoredTable
 
     given = StoredTable(path)
@@ -743,19 +744,24 @@ def judge_table(path: Path, resamples: int) -> dict[str, Any]:
     )
     seconds: dict[str, float] = {}
 
-    def run(node: Callable[..., Any], *inputs: Any) -> Any:
+    def run(node: Callable[..., Any], *inputs: Any, name: str = "") -> Any:
         started = time.process_time()
         result = node(*inputs)
-        seconds[node.__name__] = time.process_time() - started
+        seconds[name or node.__name__] = time.process_time() - started
         return result
 
+    def tabulate(name: str, *inputs: Any) -> Any:
+        (table,) = (table for table in registry.JUDGED if table.name == name)
+        return run(table.make, *inputs, name=f"tabulate_{name}")
+
     statements = run(check_answers, given, principles())
-    run(results.tabulate_compliance, statements, models)
+    tabulate("compliance", statements, models)
+    tabulate("compliance_difference", statements, models)
     table = run(judging.judge_answers, statements, models, JudgeParameters(kind="checklist"))
-    rates = run(results.tabulate_win_rates, table)
-    run(results.tabulate_length_controlled, table, given, parameters)
-    run(results.tabulate_judge_quality, table, given)
-    run(results.tabulate_degeneration, given)
+    rates = tabulate("win_rates", table)
+    tabulate("length_controlled", table, given, parameters)
+    tabulate("judge_quality", table, given)
+    tabulate("degeneration", given)
     whole = rates[(rates["category"] == "overall") & (rates["turn"] == "both")]
     return {
         "answers": len(given),

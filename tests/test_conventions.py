@@ -26,12 +26,22 @@ from kedro_viz.models.flowchart.nodes import GraphNode
 
 from sami_pipeline import schemas
 from sami_pipeline.datasets import CheckpointDataset, WorkingFolder
+from sami_pipeline.engines.registry import engine_kinds
+from sami_pipeline.evaluation.judge_kinds import KINDS
 from sami_pipeline.experiments.registry import experiments
-from sami_pipeline.parameters import PrincipleWritingParameters
+from sami_pipeline.parameters import (
+    CHECKLIST,
+    ExperimentParameters,
+    ModelJudgeParameters,
+    PrincipleWritingParameters,
+)
 from sami_pipeline.pipeline_registry import register_pipelines
 from sami_pipeline.pipelines import compare_runs, folded, write_principles
+from sami_pipeline.principles.checks import check_names
+from sami_pipeline.principles.checks.base import Check
 from sami_pipeline.result_tables.registry import RESULT_TABLES
 from sami_pipeline.settings import CONFIG_LOADER_ARGS
+from sami_pipeline.training.baselines.registry import baselines
 
 PROJECT = Path(__file__).parents[1]
 SOURCE = PROJECT / "src" / "sami_pipeline"
@@ -316,6 +326,75 @@ def test_no_module_imports_itself_through_others():
         TopologicalSorter(arrows).prepare()
     except CycleError as error:
         pytest.fail(f"circle: {' -> '.join(error.args[1])}")
+
+
+def subclasses(kind: type) -> Iterator[type]:
+    """Yield every class below one."""
+    for each in kind.__subclasses__():
+        yield each
+        yield from subclasses(each)
+
+
+def registered_names() -> set[str]:
+    """Return the names of everything that is in a registry and can be chosen by a parameter."""
+    return {
+        *EXPERIMENTS,
+        *baselines(),
+        *(kind.name for kind in KINDS),
+        CHECKLIST,
+        *engine_kinds(),
+    }
+
+
+def told_apart(path: Path, names: set[str], classes: set[str]) -> Iterator[str]:
+    """Yield where a file tells registered things apart by their names or classes.
+
+    Args:
+        path: of the file.
+        names: of what is registered.
+        classes: of their parameters.
+    """
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            read = {ast.unparse(side).rpartition(".")[2] for side in sides}
+            texts = {each.value for side in sides for each in ast.walk(side)
+                     if isinstance(each, ast.Constant)}  # fmt: skip
+            if read & {"kind", "name", "experiment"} and texts & names:
+                yield f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+        elif isinstance(node, ast.Dict):
+            keys = {ast.unparse(key) for key in node.keys if key is not None}
+            if keys and keys <= {repr(name) for name in EXPERIMENTS.keys() - {"math"}}:
+                yield f"{path.name}:{node.lineno}: a dict of experiments"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+            asked = re.findall(r"\w+", ast.unparse(node.args[1]))
+            if classes.intersection(asked):
+                yield f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+
+
+def test_what_is_registered_is_never_told_apart_by_its_name_or_its_class():
+    """What is added from outside would be taken for something else, or forgotten."""
+    groups = [*subclasses(ExperimentParameters), *subclasses(ModelJudgeParameters)]
+    classes = {each.__name__ for each in [*groups, *subclasses(Check)]}
+    assert classes >= {"MathParameters", "JudgedParameters", "JudgeParameters", "Words"}
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        # A class of checks has several names, which it tells apart itself.
+        checks = () if "checks" in path.parts else check_names()
+        found += told_apart(path, {*registered_names(), *checks}, classes)
+    assert found == []
+
+
+def test_telling_apart_is_seen(tmp_path):
+    path = tmp_path / "code.py"
+    for line in (
+        'x = engine.kind == "vllm"',
+        'x = judge.kind in ("single", "checklist")',
+        "x = isinstance(parameters, JudgedParameters)",
+        'x = {"mt_bench": 3}',
+    ):
+        path.write_text(f"{line}\n", "utf-8")
+        assert len(list(told_apart(path, registered_names(), {"JudgedParameters"}))) == 1, line
 
 
 def test_nothing_is_pickled():

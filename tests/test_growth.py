@@ -135,8 +135,14 @@ def test_kedro_combines_checks_judges_and_tabulates_a_million_answers_in_two_gig
     nodes = ["data_ingest.build_principles"]
     nodes += [f"mt_bench_eval.{name}" for name in ("combine_answers", "check_answers")]
     nodes += ["mt_bench_eval.judge_answers"]
-    tables = ["win_rates", "compliance", "length_controlled", "judge_quality", "degeneration"]
-    nodes += [f"mt_bench_eval.tabulate_{name}" for name in tables]
+    tables = [
+        "win_rates",
+        "compliance",
+        "compliance_difference",
+        "length_controlled",
+        "judge_quality",
+    ]
+    nodes += [f"mt_bench_eval.tabulate_{name}" for name in (*tables, "degeneration")]
     command = [
         sys.executable, "-m", "kedro", "run", "--pipelines", "mt_bench", "--nodes",
         ",".join(nodes), "--params",

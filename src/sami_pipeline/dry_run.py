@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 ARCHITECTURES = Path("data/01_raw/architectures")
 # Of a prompt whose tokenizer is not at hand; English takes about four.
 CHARACTERS_PER_TOKEN = 3
-# vLLM's default of max_num_seqs.
-_VLLM_SEQUENCES = 256
 _GB = 1e9
 
 
@@ -467,8 +465,9 @@ class _Plan:
         requests: int,
     ) -> None:
         context, limit = model.context, f"the context of {model.source}"
-        if engine.kind == "vllm" and (engine.vllm.max_model_len or context) < context:
-            context, limit = engine.vllm.max_model_len, f"{group}.engine.vllm.max_model_len"
+        kind, own = engine_kinds()[engine.kind], f"{group}.engine.{engine.kind}"
+        if (allowed := kind.context(engine.settings) or context) < context:
+            context, limit = allowed, f"{own}.max_model_len"
         if prompt + response > context:
             self.outcome.faults.append(
                 f"{self.name}.{group}.max_new_tokens: the longest prompt of {stage} has {prompt} "
@@ -478,30 +477,24 @@ class _Plan:
             )
         size, sequence = self.outcome.sizes[model.name], model.cache_bytes(prompt + response)
         vocabulary = model.config.get_text_config().vocab_size
-        if engine.kind == "vllm":
-            split = engine.vllm.tensor_parallel_size
-            gpus = split * engine.vllm.data_parallel_size
-            # vLLM takes its share whole; below, what it must hold for one text of full length.
-            share = engine.vllm.gpu_memory_utilization * (
-                self.outcome.memory + self.assumptions.reserve_gb * _GB
-            )
-            weights = 2 * size // split
-            activations = 2 * _VLLM_SEQUENCES * vocabulary * 4 // split
+        layout, where = kind.layout(engine.settings), f"{self.name}.{own}"
+        split, gpus = layout.split, layout.split * layout.copies
+        weights = layout.bytes_a_weight * size // split
+        at_once = min(layout.at_once, requests)
+        if layout.memory_share is None:
+            activations = 2 * at_once * vocabulary * 4 // split
+        else:
+            # It takes its share whole; below, what it must hold for one text of full length.
+            share = layout.memory_share * (self.outcome.memory + self.assumptions.reserve_gb * _GB)
+            activations = 2 * layout.at_once * vocabulary * 4 // split
             room = max(0.0, share - weights - activations) * split
-            at_once = min(_VLLM_SEQUENCES, requests, int(room // max(1, sequence)))
+            at_once = min(at_once, int(room // max(1, sequence)))
             if at_once < 1:
                 self.outcome.faults.append(
-                    f"{self.name}.{group}.engine.vllm: {stage}: the weights leave no room for a "
-                    f"cache of {sequence / _GB:.2f} GB; raise tensor_parallel_size or "
-                    "gpu_memory_utilization"
+                    f"{where}: {stage}: the weights leave no room for a cache of "
+                    f"{sequence / _GB:.2f} GB; {layout.room.format(group=where)}"
                 )
-            remedy = f"raise {self.name}.{group}.engine.vllm.tensor_parallel_size"
-        else:
-            split = gpus = 1
-            weights = size * (4 if getattr(engine.settings, "dtype", "") == "float32" else 2)
-            at_once = min(engine_kinds()[engine.kind].at_once(engine.settings), requests)
-            activations = 2 * at_once * vocabulary * 4
-            remedy = f"lower {self.name}.{group}.engine.{engine.kind}.batch_size, or use vllm"
+        remedy = layout.remedy.format(group=where)
         at_once = max(1, at_once)
         parts = {
             "weights": weights,

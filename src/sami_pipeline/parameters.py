@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +25,7 @@ from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.engines import EngineParameters, SamplingParameters
 from sami_pipeline.engines.parameters import OpenSettings, Seed, Settings, Tokens, with_lists
 from sami_pipeline.errors import one_line
+from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
 from sami_pipeline.evaluation.seeds import NO_SEED, share_training
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.checkpoints import ModelSource
@@ -131,6 +132,15 @@ class RunParameters(HousekeepingParameters):
     completions_of: RunName | None = Field(
         None, description="The run whose stored completions are taken up; null takes its own."
     )
+
+
+class ImportedModel(NamedTuple):
+    """A model that a pipeline takes from outside, and how it is opened."""
+
+    name: str
+    source: ModelSource
+    trust_remote_code: bool
+    chat: ChatParameters
 
 
 class ModelsParameters(Settings):
@@ -558,7 +568,7 @@ class EvaluationParameters(Settings):
 def _known_judge(kind: str) -> str:
     from sami_pipeline.evaluation.judge_kinds import KINDS
 
-    known = ["checklist", *(each.name for each in KINDS)]
+    known = [CHECKLIST, *(each.name for each in KINDS)]
     if kind not in known:
         raise ValueError(f"unknown kind {kind!r}; known: {', '.join(known)}")
     return kind
@@ -568,7 +578,7 @@ class ModelJudgeParameters(Settings):
     """What a model that judges is asked, and which model it is."""
 
     kind: Annotated[str, AfterValidator(_known_judge)] = Field(
-        "checklist",
+        CHECKLIST,
         description="The checklist judges every run and needs no model. A model judges too with "
         "pairwise (which answer is better), constitution (which follows the constitution better) "
         "or single (a rating from 1 to 10 of each answer). principle_based, principle_based_form "
@@ -628,6 +638,11 @@ class ModelJudgeParameters(Settings):
         return self
 
     @property
+    def is_model(self) -> bool:
+        """Whether a model judges, and not the checklist alone."""
+        return self.kind != CHECKLIST
+
+    @property
     def judge_model(self) -> str:
         """The name of the model that judges, among the sources or at the server."""
         return self.model or self.engine.served_model
@@ -648,7 +663,7 @@ class SecondJudgeParameters(ModelJudgeParameters):
 
     @model_validator(mode="after")
     def _is_a_model(self) -> SecondJudgeParameters:
-        if self.kind == "checklist":
+        if not self.is_model:
             raise ValueError("kind: the checklist judges anyway; name another")
         return self
 
@@ -664,14 +679,14 @@ class JudgeParameters(ModelJudgeParameters):
 
     @model_validator(mode="after")
     def _second_has_a_first(self) -> JudgeParameters:
-        if self.second is not None and self.kind == "checklist":
+        if self.second is not None and not self.is_model:
             raise ValueError("second: needs a first judge; name what it is asked in judge.kind")
         return self
 
     @property
     def by_place(self) -> dict[str, ModelJudgeParameters]:
         """The models that judge, by the place of their parameters."""
-        judges = {} if self.kind == "checklist" else {"judge": self}
+        judges = {"judge": self} if self.is_model else {}
         return judges if self.second is None else judges | {"judge.second": self.second}
 
 
@@ -921,6 +936,16 @@ class ExperimentParameters(Settings):
             if seed == other_seed or not share_training(model, other, self.models.lineage)
         ]
 
+    @property
+    def imported_models(self) -> list[ImportedModel]:
+        """The models of ``models.sources``; files of answers are none."""
+        models = self.models
+        return [
+            ImportedModel(name, source, name in models.trust_remote_code, models.chat)
+            for name, source in models.sources.items()
+            if name not in models.answer_files
+        ]
+
     def earlier_models(self) -> dict[str, str]:
         """Return the checkpoints of the iterations before the last, by the model's name."""
         return {
@@ -948,7 +973,7 @@ class JudgedParameters(ExperimentParameters):
                 raise ValueError(
                     f"{place}.model: a server has its own; name it in {place}.engine.openai"
                 )
-            if judge.kind != "checklist" and not given and not asks_a_server:
+            if judge.is_model and not given and not asks_a_server:
                 raise ValueError(f"{place}.model: name the model that judges; known: {known}")
         return self
 
@@ -1192,6 +1217,13 @@ class PrincipleWritingParameters(Settings):
         if self.source is not None and asks_a_server:
             raise ValueError("source: a server has its own model; set source: null")
         return self
+
+    @property
+    def imported_models(self) -> list[ImportedModel]:
+        """The model that writes, where it is no server's."""
+        if self.source is None:
+            return []
+        return [ImportedModel("writer", self.source, self.trust_remote_code, self.chat)]
 
     def sampling(self) -> SamplingParameters:
         """Return how each answer is drawn."""

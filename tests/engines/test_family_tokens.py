@@ -13,6 +13,7 @@ from sami_pipeline.core import SamiTrainingConfig, train_sami
 from sami_pipeline.engines import GenerationRequest, SamplingParameters
 from sami_pipeline.engines.tokens import read_completion
 from sami_pipeline.engines.transformers_engine import TransformersEngine
+from sami_pipeline.evaluation.judge_kinds import KINDS, judge_kind
 from sami_pipeline.models.prompts import ChatParameters, Prompt
 from sami_pipeline.models.tokens import TextEncoder
 from sami_pipeline.training.data import select_grids
@@ -25,7 +26,7 @@ ENDS = {"gemma3": "<end_of_turn>", "phi3": "<|end|>", "mistral": "</s>", "gpt2":
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
-    return {name: zoo.make(name, folder / name) for name in (*ENDS, "qwen3")}
+    return {name: zoo.make(name, folder / name) for name in (*ENDS, "qwen3", "mistral_v3")}
 
 
 def prompt(rule: str) -> Prompt:
@@ -110,3 +111,39 @@ def test_choices_are_read_with_the_tokens_that_they_have_in_place(checkpoints, f
             logits = engine.model(torch.tensor([before])).logits[0, -1, follows].float()
     expected = logits.log_softmax(-1)
     assert torch.tensor(completion.choice_logprobs).allclose(expected, atol=1e-5)
+
+
+CONSTRAINED = {kind.constrained: kind.name for kind in KINDS}.values()
+
+
+@pytest.mark.parametrize("family", ["mistral", "mistral_v3", "phi3"])
+def test_a_judges_verdicts_are_read_as_they_stand_behind_its_own_words(checkpoints, family):
+    """SentencePiece, which puts a blank before what it is given alone: ▁A, where A follows."""
+    with closing(TransformersEngine(checkpoints[family].folder, dtype="float32")) as engine:
+
+        def tokens(text: str) -> list[int]:
+            return engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        for kind in CONSTRAINED:
+            opening, choices = judge_kind(kind).constrained
+            asked = Prompt(messages=(("user", "Which one?"), ("assistant", opening)))
+            sampling = SamplingParameters(max_new_tokens=5, choices=choices)
+            (piece,) = engine.stream([GenerationRequest(asked, sampling)], seed=0)
+            before = engine.encoder.encode(asked)
+            sums = []
+            for choice in choices:
+                # Of the text in one piece, control tokens and all.
+                whole = engine.tokenizer(before.text + choice, add_special_tokens=False)[
+                    "input_ids"
+                ]
+                assert whole[: len(before.ids)] == before.ids
+                ids = torch.tensor([whole])
+                with torch.inference_mode():
+                    read = engine.model(ids).logits[:, :-1].float().log_softmax(-1)
+                logprobs = read.gather(-1, ids[:, 1:, None])[0, len(before.ids) - 1 :, 0]
+                sums.append(logprobs.sum())
+                alone = "this tokenizer must put a blank before what it is given alone"
+                assert tokens(choice) != whole[len(before.ids) :], alone
+            expected = torch.stack(sums).log_softmax(-1)
+            assert torch.tensor(piece[0].choice_logprobs).allclose(expected, atol=1e-5), kind
+            assert piece[0].text == choices[int(expected.argmax())]

@@ -25,11 +25,10 @@ from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.parameters import JudgeParameters, ModelsParameters
 from sami_pipeline.pipelines.data_ingest.nodes import tidy_judge_prompts, tidy_questions
-from sami_pipeline.pipelines.mt_bench_eval.nodes import judging, results
+from sami_pipeline.pipelines.mt_bench_eval.nodes import judging
+from sami_pipeline.result_tables import compliance, compliance_difference, judge_quality, ratings
 from sami_pipeline.schemas import (
     Checked,
-    Compliance,
-    ComplianceDifference,
     Judgements,
     JudgePrompts,
     JudgeQuality,
@@ -756,10 +755,8 @@ def test_two_judges_at_a_server_give_verdicts_ratings_and_their_agreement(prompt
     }
     verdicts = Verdicts.validate(judging.decide_verdicts(judgements, MODELS, settings))
     assert verdicts["judge"].value_counts().tolist() == [8, 8]
-    assert set(Ratings.validate(results.tabulate_ratings(judgements, settings))["judge"]) == {
-        "second_single"
-    }
-    quality = results.tabulate_judge_quality(verdicts, answers, judgements)
+    assert set(Ratings.validate(ratings.make(judgements, settings))["judge"]) == {"second_single"}
+    quality = judge_quality.make(verdicts, answers, judgements)
     quality = JudgeQuality.validate(quality).query("category == 'overall'")
     quality = quality.set_index(["judge", "metric"])
     assert quality.loc[("second_single", "kappa"), "reference"] == "principle_based_form"
@@ -826,8 +823,7 @@ def test_principles_without_checks_leave_the_checklist_silent_beside_a_judge():
     checked = Checked.empty()
     verdicts = judging.judge_answers(checked, MODELS, parameters("constitution"))
     assert len(Verdicts.validate(verdicts)) == 0
-    tables = results.tabulate_compliance(checked, MODELS)
-    for contract, table in zip((Compliance, ComplianceDifference), tables, strict=True):
-        assert len(contract.validate(table)) == 0
+    for table in (compliance, compliance_difference):
+        assert len(table.Contract.validate(table.make(checked, MODELS))) == 0
     with pytest.raises(InputError, match=r"judge\.kind: .* no principle names a check"):
         judging.judge_answers(checked, MODELS, JudgeParameters())

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from sami_pipeline.evaluation import judges, math_attempts, mt_bench, mt_bench_answers
+from sami_pipeline.evaluation.asked import Known, asked_and_judged, asked_in_training
 from sami_pipeline.evaluation.workload import attempted, judged
 from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import ExperimentParameters
@@ -206,3 +207,24 @@ def math_principles() -> pd.DataFrame:
 
     path = PROJECT_FOLDER / "data" / "01_raw" / "math_principles" / "worked" / "math.yml"
     return tabulate_principles({"math.yml": yaml.safe_load(path.read_text())}, ("math",))
+
+
+def test_models_are_asked_in_the_words_of_training_and_of_evaluation(principles):
+    """What is held against contexts before a run is what models will be asked."""
+    parameters = changed("mt_bench")
+    other = with_other_words_in_evaluation(principles)
+    template = PromptTemplate(kind="plain", turn="{constitution}\n{query}", answer_end="\n\n")
+    tables = {
+        "principles": other,
+        "questions": questions(1),
+        "queries": questions(1).rename(columns={"question": "query"}),
+    }
+    names = ("generation_prompt", "training_prompt", "evaluation_prompt")
+    known = Known(dict.fromkeys(names, template), tables.get, makes=lambda name: True)
+    before, after = asked_in_training(parameters, known), asked_and_judged(parameters, known)
+    texts = {asked.role: [prompt.text for prompt in asked.prompts] for asked in (*before, *after)}
+    assert texts.keys() == {"models.teacher", "models.student", "models.under_test"}
+    for role, prompts in texts.items():
+        assert prompts
+        in_others = ["Do it in other words." in text for text in prompts]
+        assert all(in_others) if role == "models.under_test" else not any(in_others)

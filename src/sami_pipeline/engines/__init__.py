@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from sami_pipeline.engines.base import (
     Completion,
@@ -149,8 +150,10 @@ def code_outside(chosen: Iterable[EngineParameters]) -> list[Callable[..., Engin
 
 def packages_outside(chosen: Iterable[EngineParameters]) -> dict[str, str]:
     """Return versions of what engines compute with in separate environments."""
-    from sami_pipeline.engines import vllm_server
-
-    pythons = sorted({engine.vllm.python or "" for engine in chosen if engine.kind == "vllm"})
-    versions = [vllm_server.version(vllm_server.interpreter(each or None)) for each in pythons]
-    return {"vllm": " and ".join(each.strip() for each in versions)} if versions else {}
+    settings: dict[str, list[Any]] = {}
+    for engine in chosen:
+        settings.setdefault(engine.kind, []).append(engine.settings)
+    found: dict[str, str] = {}
+    for name, own in settings.items():
+        found |= engine_kinds()[name].packages(own)
+    return found

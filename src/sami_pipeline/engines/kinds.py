@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,41 @@ def _nothing(settings: Any) -> None:
     """Check nothing."""
 
 
-def _one(settings: Any) -> int:
-    return 1
+@dataclass(frozen=True)
+class Layout:
+    """How an engine lays a model out, for a dry run.
+
+    Attributes:
+        at_once: the most texts that it writes at once.
+        bytes_a_weight: of the model.
+        split: GPUs that share one copy of the model.
+        copies: of the model, each on other GPUs.
+        memory_share: of each GPU that it takes, whatever it needs, with fewer texts at once where
+            there is no room for all; None for one that takes what ``at_once`` texts need.
+        remedy: what to change where a GPU has too little memory, with ``{group}`` for its settings,
+            such as "lower {group}.batch_size".
+        room: the same where its share of the memory leaves no room for a text.
+    """
+
+    at_once: int = 1
+    bytes_a_weight: int = 2
+    split: int = 1
+    copies: int = 1
+    memory_share: float | None = None
+    remedy: str = "take a smaller model"
+    room: str = "take a smaller model"
+
+
+def _one_text(settings: Any) -> Layout:
+    return Layout()
+
+
+def _the_models(settings: Any) -> None:
+    """Leave the context to the model."""
+
+
+def _none(settings: Any) -> Mapping[str, str]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -30,7 +63,11 @@ class EngineKind:
         own_code: what only this kind runs, as ``code_versions.of`` takes it; outputs that other
             kinds have written do not depend on it.
         check: raises InputError before a run, where the engine could not be opened.
-        at_once: how many texts it writes at once, for a dry run.
+        layout: how it lays a model out, for a dry run.
+        context: the most tokens of prompt and response that its settings let a text have, under
+            ``max_model_len``; None leaves it to the model.
+        packages: versions of what it computes with in other environments, of the settings of every
+            engine of this kind in a run.
     """
 
     name: str
@@ -39,7 +76,9 @@ class EngineKind:
     asks_server: bool = False
     own_code: tuple[str, ...] = ()
     check: Callable[[Any], None] = _nothing
-    at_once: Callable[[Any], int] = _one
+    layout: Callable[[Any], Layout] = _one_text
+    context: Callable[[Any], int | None] = _the_models
+    packages: Callable[[Sequence[Any]], Mapping[str, str]] = _none
 
 
 _KINDS: dict[str, EngineKind] = {}

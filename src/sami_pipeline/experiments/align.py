@@ -12,6 +12,7 @@ from sami_pipeline import PROJECT_FOLDER, schemas
 from sami_pipeline.datasets import PrinciplesSource, QueryTableFile
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation import judges
+from sami_pipeline.evaluation.asked import asked_and_judged
 from sami_pipeline.evaluation.mt_bench import asked_questions
 from sami_pipeline.evaluation.workload import Workload, judged
 from sami_pipeline.experiments.record import Experiment
@@ -52,14 +53,14 @@ def ingest(parameters: AlignParameters) -> Pipeline:
         name="tidy_judge_prompts",
         tags=RAW,
     )
-    return Pipeline([reading, *([] if parameters.judge.kind == "checklist" else [prompts])])
+    return Pipeline([reading, *([prompts] if parameters.judge.is_model else [])])
 
 
 def check_inputs(parameters: AlignParameters, made: Mapping[str, pd.DataFrame]) -> None:
     """Check that somebody can judge, before anything is answered."""
     if "questions" in made:
         check_answer_files(parameters, made["questions"], made.get("principles"), PROJECT_FOLDER)
-    if parameters.judge.kind == "checklist":
+    if not parameters.judge.is_model:
         if "principles" in made and not made["principles"]["check"].str.len().any():
             raise InputError(
                 "align.principles: no principle has a check, so the checklist has nothing to judge "
@@ -122,6 +123,7 @@ EXPERIMENT = Experiment(
     evaluation=mt_bench_eval.create_pipeline,
     evaluation_name="mt_bench_eval",
     workload=workload,
+    asked=asked_and_judged,
     principles_alone=principles_alone,
     headlines={
         "compliance": Headline(schemas.Compliance, overall_compliance),

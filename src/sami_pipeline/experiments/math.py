@@ -5,6 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline import schemas
+from sami_pipeline.evaluation.asked import asked_to_attempt
 from sami_pipeline.evaluation.workload import attempted
 from sami_pipeline.experiments.record import Experiment
 from sami_pipeline.parameters import MathParameters
@@ -44,6 +45,7 @@ EXPERIMENT = Experiment(
     evaluation=math_accuracy.create_pipeline,
     evaluation_name="math_accuracy",
     workload=attempted,
+    asked=asked_to_attempt,
     categories=("math",),
     headlines={"accuracy": Headline(schemas.Accuracy, headline_accuracy)},
     beside_queries=("problems",),

@@ -9,6 +9,7 @@ from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline import PROJECT_FOLDER, schemas
 from sami_pipeline.evaluation import judges
+from sami_pipeline.evaluation.asked import asked_and_judged
 from sami_pipeline.evaluation.mt_bench import asked_questions
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.evaluation.workload import Workload, judged
@@ -102,6 +103,7 @@ EXPERIMENT = Experiment(
     evaluation=mt_bench_eval.create_pipeline,
     evaluation_name="mt_bench_eval",
     workload=workload,
+    asked=asked_and_judged,
     categories=MT_BENCH_CATEGORIES,
     headlines={
         "compliance": Headline(schemas.Compliance, overall_compliance),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from kedro.io import AbstractDataset
 
+    from sami_pipeline.evaluation.asked import Asked, Known
     from sami_pipeline.evaluation.workload import Workload
     from sami_pipeline.reporting.comparison import Headline
     from sami_pipeline.reporting.run import Subject
@@ -54,6 +55,8 @@ class Experiment(Generic[P]):
         evaluation: the nodes that measure and compare the models under test.
         evaluation_name: the pipeline that ``evaluation`` folds into.
         workload: how much it trains on and writes, of parameters and principles, for a dry run.
+        asked: what its evaluation asks of whom, of parameters and what is known before the run;
+            models that can't be asked it are refused.
         categories: what the principles of the catalog's ``principle_files`` may be written for;
             None for an experiment whose ``ingest`` makes ``principles`` itself.
         headlines: the figures that ``compare_runs`` shows, by the table that holds them.
@@ -73,6 +76,7 @@ class Experiment(Generic[P]):
     evaluation: Callable[[P], Pipeline]
     evaluation_name: str
     workload: Callable[[P, pd.DataFrame], Workload]
+    asked: Callable[[P, Known], Iterator[Asked]]
     categories: tuple[str, ...] | None = None
     headlines: Mapping[str, Headline] = field(default_factory=dict)
     beside_queries: tuple[str, ...] = ()

@@ -6,13 +6,17 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce, wraps
 from operator import add
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.evaluation.seeds import SEED
 from sami_pipeline.tables import StoredTable
+
+if TYPE_CHECKING:
+    from sami_pipeline.parameters import ExperimentParameters
+    from sami_pipeline.result_tables.record import ResultTable
 
 
 def folded(stage: Pipeline, name: str) -> Pipeline:
@@ -75,6 +79,25 @@ def for_each_model(
             name=f"{function.__name__}_{model}",
         )
         for model in models
+    ]
+
+
+def result_nodes(tables: Sequence[ResultTable], parameters: ExperimentParameters) -> list[Node]:
+    """Return a node for each table of results that an experiment makes.
+
+    Args:
+        tables: of its kind of evaluation, in their order.
+        parameters: of the experiment.
+    """
+    return [
+        Node(
+            table.make,
+            inputs={**table.inputs, **table.more_inputs(parameters)},
+            outputs=table.name,
+            name=f"tabulate_{table.name}",
+        )
+        for table in tables
+        if table.wanted(parameters)
     ]
 
 

@@ -1,7 +1,7 @@
 """What a report shows: its sections, and the tables and figures of each, in their order.
 
 A table or figure that a run makes and that is named here is in the report, and so is every table of
-``result_tables``, after the others of its section.
+``result_tables`` that is not, after the others of its section.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from sami_pipeline.evaluation.statistics import (
 )
 from sami_pipeline.figures import label
 from sami_pipeline.result_tables.registry import RESULT_TABLES
-from sami_pipeline.result_tables.shown import Cell, Estimate, Figure, Table
+from sami_pipeline.result_tables.shown import (
+    OVER_PROBLEMS,
+    OVER_QUESTIONS,
+    Cell,
+    Estimate,
+    Figure,
+    Table,
+)
 
 # Columns that say what was asked and who judged; each combination is shown by itself.
 ASKED = ("judge", "constitution", "stance", "turn", "seed")
@@ -38,20 +45,19 @@ SECTIONS = {
 }
 
 _TOKENS_INTERVAL = ("mean_tokens_ci_low", "mean_tokens_ci_high")
-_OVER_QUESTIONS = "95 % intervals over questions."
-_OVER_PROBLEMS = "95 % intervals over problems."
 _TEACHER = (
     "A contrast can be learnt where the share that passes a check when asked to differs from the "
     "share that passes it unasked."
 )
 
-_CONTENTS: tuple[Table | Figure, ...] = (
+# In their order, tables of ``result_tables`` by name.
+_CONTENTS: tuple[Table | Figure | str, ...] = (
     Figure(
         "figure_win_rates",
         "results",
         "Win rate by category",
         "A tie counts half; dashed: parity; a panel a constitution, the desired one at the first "
-        "turn and, where two were asked, at both. " + _OVER_QUESTIONS,
+        "turn and, where two were asked, at both. " + OVER_QUESTIONS,
     ),
     Figure(
         "figure_questions",
@@ -61,141 +67,42 @@ _CONTENTS: tuple[Table | Figure, ...] = (
         "replicates where models have several training seeds. Above the dashed line the "
         "model at the left follows more.",
     ),
-    Table(
-        "win_rates",
-        "results",
-        "Win rates",
-        "In percent, a tie counting half, so that 50 is parity. The headline is the desired "
-        "constitution at the first turn; a triangle marks what leaves out parity with p of at most "
-        "0.05 after Holm's correction for the number of categories. " + _OVER_QUESTIONS,
-        rows=("category",),
-        columns=("model", "opponent"),
-        estimate=Estimate("adjusted_win_rate", "adjusted_ci_low", "adjusted_ci_high", parity=0.5),
-    ),
-    Table(
-        "ratings",
-        "results",
-        "Ratings",
-        "Mean of the judge's ratings from 1 to 10. " + _OVER_QUESTIONS,
-        rows=("category",),
-        columns=("model",),
-        estimate=Estimate("rating", percent=False, digits=2),
-    ),
-    Table(
-        "length_controlled",
-        "results",
-        "Win rates with length held equal",
-        "In percent, a tie counting half, so that 50 is parity. stratified: the mean of the win "
-        "rates where the model's answer is longer and where it is not; glm: that of a logistic "
-        "regression on the difference in length, at equal lengths. Where brevity is itself a "
-        "principle, length is part of what is judged. " + _OVER_QUESTIONS,
-        rows=("method",),
-        columns=("model", "opponent"),
-        estimate=Estimate("win_rate", parity=0.5),
-    ),
-    Table(
-        "compliance_difference",
-        "results",
-        "Compliance against the baseline",
-        "Difference in the share of statements of its constitution that an answer follows, in "
-        "percentage points, paired statement by statement; principles and antitheses apart. "
-        + _OVER_QUESTIONS,
-        rows=("category",),
-        columns=("model", "baseline"),
-        estimate=Estimate("difference", signed=True, parity=0.0),
-    ),
+    "win_rates",
+    "ratings",
+    "length_controlled",
+    "compliance_difference",
     Figure(
         "figure_compliance",
         "results",
         "Compliance with each principle",
         "Share of the answers that were asked to follow it and do, at the first turn; principles "
-        "and antitheses apart. " + _OVER_QUESTIONS,
+        "and antitheses apart. " + OVER_QUESTIONS,
     ),
-    Table(
-        "compliance",
-        "results",
-        "Compliance by principle",
-        "Share of the answers that follow the statement which they were asked to follow, in "
-        "percent; the opposites of principles apart. " + _OVER_QUESTIONS,
-        rows=("principle",),
-        columns=("model",),
-        estimate=Estimate("compliance"),
-        where={"category": (OVERALL,)},
-    ),
-    Figure("figure_accuracy", "results", "Problems solved at one attempt", _OVER_PROBLEMS),
-    Table(
-        "accuracy",
-        "results",
-        "Problems solved",
-        "In percent, tokens aside. pass at k: the chance that at least one of k sampled attempts "
-        "is right; maj at k: that the most frequent answer of k is. " + _OVER_PROBLEMS,
-        rows=("metric", "k"),
-        columns=("model",),
-        estimate=Estimate("value", other_units=("mean_tokens",)),
-        ends="k",
-    ),
-    Table(
-        "accuracy_difference",
-        "results",
-        "Difference from the baseline",
-        "In percentage points, tokens aside, paired problem by problem. " + _OVER_PROBLEMS,
-        rows=("metric", "k"),
-        columns=("model", "baseline"),
-        estimate=Estimate("difference", signed=True, parity=0.0, other_units=("mean_tokens",)),
-        ends="k",
-    ),
-    Table(
-        "accuracy_by_seed",
-        "results",
-        "Every training seed by itself",
-        "In percent, tokens aside: what a seed is worth. 95 % intervals over problems, of each "
-        "training alone; the whole table has the mean of the seeds and the standard deviation "
-        "between them (spread).",
-        rows=("model", "metric", "k"),
-        columns=("seed",),
-        estimate=Estimate("value", other_units=("mean_tokens",)),
-        ends="k",
-    ),
-    Table(
-        "accuracy_breakdown",
-        "results",
-        "Problems solved, by reading and family",
-        "In percent. answer is what a careful reader takes (after ####, in a box, after “the "
-        "answer is”, the last number) and is judged everywhere else; strict is what stands after "
-        "####, "
-        "flexible the last number, the other two are lm-evaluation-harness's. " + _OVER_PROBLEMS,
-        rows=("family", "reading", "metric", "k"),
-        columns=("model",),
-        estimate=Estimate("value"),
-        ends="k",
-    ),
+    "compliance",
+    Figure("figure_accuracy", "results", "Problems solved at one attempt", OVER_PROBLEMS),
+    "accuracy",
+    "accuracy_difference",
+    "accuracy_by_seed",
+    "accuracy_breakdown",
     Figure(
         "figure_attempts",
         "results",
         "Problems solved by number of attempts",
         "Solid: at least one of k attempts is right; dotted: the most frequent answer is. Bands: "
-        + _OVER_PROBLEMS,
+        + OVER_PROBLEMS,
     ),
     Figure(
         "figure_lengths",
         "degeneration",
         "Length of answers by constitution",
-        "Mean number of tokens. " + _OVER_QUESTIONS,
+        "Mean number of tokens. " + OVER_QUESTIONS,
     ),
-    Table(
-        "degeneration",
-        "degeneration",
-        "Answers that mostly repeat themselves",
-        "In percent. They follow no statement and solve nothing. " + _OVER_QUESTIONS,
-        rows=("category",),
-        columns=("model",),
-        estimate=Estimate("degeneration_rate"),
-    ),
+    "degeneration",
     Table(
         "degeneration",
         "degeneration",
         "Length of answers",
-        "Mean number of tokens. " + _OVER_QUESTIONS,
+        "Mean number of tokens. " + OVER_QUESTIONS,
         rows=("category",),
         columns=("model",),
         estimate=Estimate("mean_tokens", *_TOKENS_INTERVAL, percent=False),
@@ -210,20 +117,7 @@ _CONTENTS: tuple[Table | Figure, ...] = (
         columns=("model",),
         estimate=Estimate("mean_tokens", *_TOKENS_INTERVAL, percent=False),
     ),
-    Table(
-        "judge_quality",
-        "judge",
-        "How far the judge can be trusted",
-        "As shares, kappa aside. agreement and kappa: with the judge named as reference, one half "
-        "and zero being chance; longer preferred: decided verdicts for the longer answer; flip "
-        "rate: comparisons that change with the order of the answers; first preferred: decided "
-        "calls for the answer shown first; self agreement: pairs of repeats of a call with the "
-        "same verdict; invalid: verdicts or calls that could not be read. " + _OVER_QUESTIONS,
-        rows=("constitution", "metric", "reference"),
-        columns=("judge",),
-        where={"category": (OVERALL,)},
-        estimate=Estimate("value", percent=False, digits=3),
-    ),
+    "judge_quality",
     Figure(
         "figure_learning_curve",
         "training",
@@ -255,7 +149,11 @@ _CONTENTS: tuple[Table | Figure, ...] = (
     ),
 )
 
-CONTENTS: tuple[Table | Figure, ...] = (*_CONTENTS, *(table.shown for table in RESULT_TABLES))
+_TABLES = {table.name: table.shown for table in RESULT_TABLES}
+CONTENTS: tuple[Table | Figure, ...] = (
+    *(_TABLES.pop(part) if isinstance(part, str) else part for part in _CONTENTS),
+    *_TABLES.values(),
+)
 """All that a report shows, as far as a run makes it."""
 
 # What the browser of answers and the count of tokens are made of.

@@ -10,6 +10,9 @@ import pandas as pd
 
 from sami_pipeline.evaluation.intervals import FEWEST_CLUSTERS, LARGEST_P
 
+OVER_QUESTIONS = "95 % intervals over questions."
+OVER_PROBLEMS = "95 % intervals over problems."
+
 
 @dataclass(frozen=True)
 class Estimate:

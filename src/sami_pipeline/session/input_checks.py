@@ -17,10 +17,12 @@ from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.engines import EngineParameters
 from sami_pipeline.engines.registry import engine_kinds
 from sami_pipeline.errors import InputError, one_line
+from sami_pipeline.evaluation.asked import Known
+from sami_pipeline.experiments.record import Experiment
 from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.models.checkpoints import check_source
 from sami_pipeline.models.devices import device_of
-from sami_pipeline.models.prompts import ChatParameters, PromptTemplate
+from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.parameters import (
     ExperimentParameters,
     PrincipleWritingParameters,
@@ -53,21 +55,21 @@ def check(pipeline: Pipeline, catalog: CatalogProtocol, *, only_missing_outputs:
     read = {name: _template(name, catalog) for name in sorted(pipeline.inputs())}
     templates = {name: template for name, template in read.items() if template is not None}
     chat = any(template.kind == "chat" for template in templates.values())
+    for experiment, parameters in _experiments(pipeline):
+        device_of(parameters.training.device, f"{experiment.name}.training.device")
     for name, parameters in _groups(pipeline):
         for engine in _engines(parameters):
             _check_engine(engine)
-        if isinstance(parameters, ExperimentParameters):
-            device_of(parameters.training.device, f"{name}.training.device")
-        for model, source, trusted, rendering in _sources(parameters):
-            output = f"{name}.{model}_checkpoint"
+        for model in parameters.imported_models:
+            output = f"{name}.{model.name}_checkpoint"
             if output in pipeline.all_outputs() and not (
                 only_missing_outputs and catalog.exists(output)
             ):
                 check_source(
-                    source,
+                    model.source,
                     PROJECT_FOLDER,
-                    trust_remote_code=trusted,
-                    chat=rendering if chat else None,
+                    trust_remote_code=model.trust_remote_code,
+                    chat=model.chat if chat else None,
                 )
     made: dict[str, Any] = {}
     # What the nodes log belongs to the run itself.
@@ -88,9 +90,8 @@ def check(pipeline: Pipeline, catalog: CatalogProtocol, *, only_missing_outputs:
         }
         if tables:
             experiment.check_inputs(experiment_parameters(name), tables)
-    for name, parameters in _groups(pipeline):
-        if isinstance(parameters, ExperimentParameters):
-            _check_model_needs(name, parameters, templates, made, pipeline, catalog)
+    for experiment, parameters in _experiments(pipeline):
+        _check_model_needs(experiment, parameters, templates, made, pipeline, catalog)
     logger.debug("Inputs are checked: parameters, raw files, models")
 
 
@@ -140,11 +141,21 @@ def _load(name: str, catalog: CatalogProtocol) -> Any:
         raise InputError(message if name in message else f"{name}: {message}") from error
 
 
-def _groups(pipeline: Pipeline) -> Iterator[tuple[str, BaseModel]]:
-    names = {name.partition(".")[0] for name in pipeline.datasets()}
-    for name in sorted(names & experiments().keys()):
-        yield name, experiment_parameters(name)
-    if "write_principles" in names:
+def _names(pipeline: Pipeline) -> set[str]:
+    return {name.partition(".")[0] for name in pipeline.datasets()}
+
+
+def _experiments(pipeline: Pipeline) -> Iterator[tuple[Experiment, ExperimentParameters]]:
+    for name in sorted(_names(pipeline) & experiments().keys()):
+        yield experiments()[name], experiment_parameters(name)
+
+
+def _groups(
+    pipeline: Pipeline,
+) -> Iterator[tuple[str, ExperimentParameters | PrincipleWritingParameters]]:
+    for experiment, parameters in _experiments(pipeline):
+        yield experiment.name, parameters
+    if "write_principles" in _names(pipeline):
         yield "write_principles", principle_writing_parameters("write_principles")
 
 
@@ -154,23 +165,12 @@ def _engines(parameters: BaseModel) -> Iterator[EngineParameters]:
         value = getattr(parameters, name)
         if isinstance(value, EngineParameters):
             yield value
-        elif isinstance(value, BaseModel) and getattr(value, "kind", "") != "checklist":
+        elif isinstance(value, BaseModel) and getattr(value, "is_model", True):
             yield from _engines(value)
 
 
 def _check_engine(engine: EngineParameters) -> None:
     engine_kinds()[engine.kind].check(engine.settings)
-
-
-def _sources(parameters: BaseModel) -> Iterator[tuple[str, Any, bool, ChatParameters]]:
-    if isinstance(parameters, ExperimentParameters):
-        for model, source in parameters.models.sources.items():
-            if source.kind == "answers":
-                continue
-            trusted = model in parameters.models.trust_remote_code
-            yield model, source, trusted, parameters.models.chat
-    elif isinstance(parameters, PrincipleWritingParameters) and parameters.source is not None:
-        yield "writer", parameters.source, parameters.trust_remote_code, parameters.chat
 
 
 def _run(node: Node, catalog: CatalogProtocol) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _with_paths(message: str, node: Node, catalog: CatalogProtocol) -> str:
 
 
 def _check_model_needs(
-    experiment: str,
+    experiment: Experiment,
     parameters: ExperimentParameters,
     templates: Mapping[str, PromptTemplate],
     made: Mapping[str, Any],
@@ -202,18 +202,16 @@ def _check_model_needs(
     catalog: CatalogProtocol,
 ) -> None:
     def table(name: str) -> Any:
-        name = f"{experiment}.{name}"
+        name = f"{experiment.name}.{name}"
         if name in made or name not in pipeline.datasets():
             return made.get(name)
         return _load(name, catalog) if catalog.exists(name) else None
 
     own = {
-        name.removeprefix(f"{experiment}."): template
+        name.removeprefix(f"{experiment.name}."): template
         for name, template in templates.items()
-        if name.startswith(f"{experiment}.")
+        if name.startswith(f"{experiment.name}.")
     }
     outputs = pipeline.all_outputs()
-    model_needs.check(
-        experiment, parameters, own, table, lambda name: f"{experiment}.{name}" in outputs,
-        PROJECT_FOLDER,
-    )  # fmt: skip
+    known = Known(own, table, makes=lambda name: f"{experiment.name}.{name}" in outputs)
+    model_needs.check(experiment, parameters, known, PROJECT_FOLDER)

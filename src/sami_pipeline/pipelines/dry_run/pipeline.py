@@ -9,7 +9,7 @@ from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.evaluation.workload import Workload
 from sami_pipeline.parameters import ExperimentParameters
-from sami_pipeline.pipelines import with_datasets_under
+from sami_pipeline.pipelines import bind, with_datasets_under
 from sami_pipeline.pipelines.dry_run.nodes import examine_experiment
 
 
@@ -36,7 +36,7 @@ def create_pipeline(
         with_datasets_under(name, Pipeline([reader])), outputs={f"{name}.principles": in_memory}
     )
     examine = Node(
-        examine_experiment(name, experiment, workload),
+        bind(examine_experiment, name=name, experiment=experiment, workload=workload),
         inputs=[
             in_memory,
             *(f"{name}.{prompt}" for prompt in prompts),

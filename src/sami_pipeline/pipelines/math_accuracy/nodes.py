@@ -10,11 +10,10 @@ import plotly.graph_objects as go
 
 from sami_pipeline import figures
 from sami_pipeline.engines import complete
-from sami_pipeline.evaluation import math_accuracy as statistics
 from sami_pipeline.evaluation import math_attempts
 from sami_pipeline.models.checkpoints import Checkpoint
 from sami_pipeline.models.prompts import PromptTemplate
-from sami_pipeline.parameters import AccuracyParameters, ModelsParameters
+from sami_pipeline.parameters import AccuracyParameters
 
 
 def attempt_as(
@@ -41,25 +40,6 @@ def attempt_as(
         completions_folder=completions_folder,
     )
     return math_attempts.tabulate_attempts(model, rows, completions)
-
-
-def tabulate_accuracy(
-    attempts: pd.DataFrame, models: ModelsParameters, parameters: AccuracyParameters
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Return accuracy by model, metric and number of attempts, paired differences, a breakdown."""
-    ks = parameters.reported
-    return (
-        statistics.accuracy(attempts, extraction="answer", ks=ks),
-        statistics.accuracy_difference(
-            attempts, models.baseline, extraction="answer", ks=ks, lineage=models.lineage
-        ),
-        statistics.accuracy_breakdown(attempts),
-    )
-
-
-def tabulate_seeds(attempts: pd.DataFrame, parameters: AccuracyParameters) -> pd.DataFrame:
-    """Return the accuracy of every training seed by itself."""
-    return statistics.accuracy_by_seed(attempts, extraction="answer", ks=parameters.reported)
 
 
 def draw_accuracy(

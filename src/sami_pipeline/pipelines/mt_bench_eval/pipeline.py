@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.evaluation.judge_kinds import judge_kind
 from sami_pipeline.parameters import JudgedParameters, JudgeParameters
-from sami_pipeline.pipelines import bind, combine_tables, combined, for_each_model
+from sami_pipeline.pipelines import bind, combine_tables, combined, for_each_model, result_nodes
 from sami_pipeline.pipelines.mt_bench_eval.nodes import answering, drawing, judging, results
 from sami_pipeline.principles.statements import check_answers
-from sami_pipeline.result_tables.registry import RESULT_TABLES
+from sami_pipeline.result_tables.registry import JUDGED
 
 
 def create_pipeline(experiment: JudgedParameters) -> Pipeline:
     """Return the pipeline that evaluates every model under test on MT-Bench."""
     replicates, files = experiment.replicates_under_test(), experiment.models.answer_files
     checkpoints = {name: of for name, of in replicates.items() if name not in files}
-    checklist_alone = experiment.judge.kind == "checklist"
+    checklist_alone = not experiment.judge.is_model
     return Pipeline(
         [
             *for_each_model(
@@ -85,50 +84,7 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
                 name="judge_answers",
             ),
             *([] if checklist_alone else _judging(experiment.judge)),
-            Node(
-                results.tabulate_win_rates,
-                inputs="verdicts",
-                outputs="win_rates",
-                name="tabulate_win_rates",
-            ),
-            Node(
-                results.tabulate_length_controlled,
-                inputs=["verdicts", "answers", "params:evaluation"],
-                outputs="length_controlled",
-                name="tabulate_length_controlled",
-            ),
-            Node(
-                results.tabulate_judge_quality,
-                inputs=[
-                    "verdicts",
-                    "answers",
-                    *([] if checklist_alone else ["judgements"]),
-                ],
-                outputs="judge_quality",
-                name="tabulate_judge_quality",
-            ),
-            Node(
-                results.tabulate_compliance,
-                inputs=["checked", "params:models"],
-                outputs=["compliance", "compliance_difference"],
-                name="tabulate_compliance",
-            ),
-            Node(
-                results.tabulate_degeneration,
-                inputs="answers",
-                outputs="degeneration",
-                name="tabulate_degeneration",
-            ),
-            *(
-                Node(
-                    table.make,
-                    inputs=dict(table.inputs),
-                    outputs=table.name,
-                    name=f"tabulate_{table.name}",
-                )
-                for table in RESULT_TABLES
-                if table.wanted(experiment)
-            ),
+            *result_nodes(JUDGED, experiment),
             Node(
                 drawing.draw_win_rates,
                 inputs="win_rates",
@@ -183,13 +139,6 @@ def _judging(judge: JudgeParameters) -> list[Node]:
         asking.append(
             Node(combine_tables, inputs=said, outputs="judgements", name="combine_judgements")
         )
-    ratings = Node(
-        results.tabulate_ratings,
-        inputs=["judgements", "params:judge"],
-        outputs="ratings",
-        name="tabulate_ratings",
-    )
-    rates = any(judge_kind(one.kind).rates for one in judge.by_place.values())
     return [
         *asking,
         Node(
@@ -204,5 +153,4 @@ def _judging(judge: JudgeParameters) -> list[Node]:
             outputs="verdicts",
             name="combine_verdicts",
         ),
-        *([ratings] if rates else []),
     ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from sami_pipeline.pipelines.mt_bench_eval.nodes import drawing, results
+from sami_pipeline.pipelines.mt_bench_eval.nodes import drawing
 from sami_pipeline.pipelines.published import nodes
+from sami_pipeline.result_tables import degeneration, win_rates
 from sami_pipeline.vocabulary import RAW
 
 NAME = "published"
@@ -27,7 +28,7 @@ def create_pipeline() -> Pipeline:
                 tags=RAW,
             ),
             Node(
-                results.tabulate_win_rates,
+                win_rates.make,
                 inputs="verdicts",
                 outputs="win_rates",
                 name="tabulate_win_rates",
@@ -39,7 +40,7 @@ def create_pipeline() -> Pipeline:
                 name="tabulate_length_controlled",
             ),
             Node(
-                results.tabulate_degeneration,
+                degeneration.make,
                 inputs="answers",
                 outputs="degeneration",
                 name="tabulate_degeneration",

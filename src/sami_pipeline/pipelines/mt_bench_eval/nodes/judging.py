@@ -24,7 +24,7 @@ def judge_answers(
     There are none where no principle names a check; then another judge is needed.
     """
     if checked.empty:
-        if judge.kind == "checklist":
+        if not judge.is_model:
             raise InputError(
                 "judge.kind: the checklist has nothing to judge by, since no principle names a "
                 "check; give principles checks, or choose pairwise, constitution or single"
