@@ -39,7 +39,6 @@ from sami_pipeline.training.baselines.registry import baselines
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from sami_pipeline.core.config import SamiTrainingConfig
     from sami_pipeline.core.memory import StepMemory
 
 ARCHITECTURES = Path("data/01_raw/architectures")
@@ -549,31 +548,39 @@ class _Plan:
         processes: int,
     ) -> None:
         from sami_pipeline.core.memory import sami_step_memory
+        from sami_pipeline.core.packing import packed_length
 
         grids = shape.grids(config, student.config.get_text_config().vocab_size)
         device = self._device()
         baseline = baselines().get(name)
         if baseline is not None and not baseline.is_sami:
-            rows = baseline.rows(baseline.settings_in(self.experiment.training), shape.n)
-            step = (baseline.step_memory, rows)
+            own = baseline.settings_in(self.experiment.training)
+            if baseline.grids:
+                grids = function(baseline.grids)(grids, own)
+                tokens, size_of_step = packed_length(grids[0]), (grids,)
+                what = shape.described(grids)
+            else:
+                rows = baseline.rows(own, shape.n)
+                tokens = rows * (shape.prompt + shape.response)
+                size_of_step = (rows, shape.prompt, shape.response)
+                what = f"{rows} rows of {shape.prompt} + {shape.response} tokens a query"
+            step = (baseline.step_memory, tokens)
             if step not in self.baseline_steps:
                 self.baseline_steps[step] = function(baseline.step_memory)(
-                    student.config, config, rows, shape.prompt, shape.response, device=device
+                    student.config, config, *size_of_step, device=device
                 )
             memory = self.baseline_steps[step]
-            processes = 1
-            what = f"{rows} rows of {shape.prompt} + {shape.response} tokens a query"
+            processes, passes = 1, baseline.passes
         else:
             if self.sami_step is None:
                 self.sami_step = sami_step_memory(
                     student.config, grids, config, device=device, processes=processes
                 )
             memory = self.sami_step
-            what = (
-                f"grids of {shape.n} prompts of {shape.prompt} tokens and {shape.n} responses of "
-                f"{shape.response}, {shape.packed} tokens packed, {len(grids)} at once"
-            )
-        tokens, passes = tokens_and_passes(name, self.experiment.training, config, shape)
+            tokens = packed_length(grids[0])
+            passes = 3 + (config.memory == "two_pass") + (config.kl_beta > 0)
+            what = shape.described(grids)
+        passes += config.gradient_checkpointing
         seed = f", seed {config.seed}" if self.experiment.seeds > 1 else ""
         size = self.outcome.sizes[student.name]
         rate = self.assumptions.teraflops * 1e12 * self.assumptions.utilisation * processes
@@ -581,8 +588,8 @@ class _Plan:
         parts = {part: getattr(memory, part, 0) for part in _PARTS}
         # Gradients are as large as the weights that are trained.
         state = (memory.gradients + memory.optimiser) * processes if config.saves_states else 0
-        is_sami = baseline is None or baseline.is_sami
-        if device == "cpu" and is_sami and processes == 1:
+        in_samis_loop = baseline is None or baseline.is_sami or bool(baseline.grids)
+        if device == "cpu" and in_samis_loop and processes == 1:
             parts["copy"] = state  # that is written while the training goes on
         trained = self.experiment.iterations.count if replicate == "sami" else 1
         bytes_a_weight = 4 if config.weights == "float32" else 2
@@ -634,26 +641,6 @@ def optimiser_steps(grids: int, config: Any) -> int:
     return min(steps, config.max_steps or steps)
 
 
-def tokens_and_passes(
-    name: str, training: Any, config: SamiTrainingConfig, shape: Shape
-) -> tuple[int, int]:
-    """Return the tokens of a query in a step, and passes of the model, a backward pass being two.
-
-    Args:
-        name: of the trained model.
-        training: parameters of the experiment's training.
-        config: SAMI's settings in this iteration.
-        shape: lengths of prompts and responses.
-    """
-    baseline = baselines().get(name)
-    if baseline is not None and not baseline.is_sami:
-        rows = baseline.rows(baseline.settings_in(training), shape.n)
-        tokens, passes = rows * (shape.prompt + shape.response), baseline.passes
-    else:
-        tokens, passes = shape.packed, 3 + (config.memory == "two_pass") + (config.kl_beta > 0)
-    return tokens, passes + config.gradient_checkpointing
-
-
 def _stored(requests: int, tokens: int) -> int:
     """Return the bytes that completions take on disk: in their store, and in a table."""
     return 2 * requests * (_COMPLETION_BYTES + _TOKEN_BYTES * tokens)
@@ -681,11 +668,6 @@ class Shape:
     response: int
     n: int
 
-    @property
-    def packed(self) -> int:
-        """Tokens that are computed for a grid, see ``core.packing``."""
-        return self.prompt - self.own + self.n * (self.own + self.n * self.response)
-
     def grids(self, config: Any, vocabulary: int) -> Sequence[Any]:
         """Return the grids of a micro-batch."""
         from sami_pipeline.core.memory import example_grid
@@ -693,3 +675,14 @@ class Shape:
         count = min(config.grids_per_micro_batch, config.batch_size)
         grid = example_grid(self.prompt - self.own, self.own, self.response, self.n, vocabulary)
         return [grid] * count
+
+    def described(self, grids: Sequence[Any]) -> str:
+        """Return in words what is computed at once."""
+        from sami_pipeline.core.packing import packed_length
+
+        prompts, responses = grids[0].shape
+        plural = "s" if prompts > 1 else ""
+        return (
+            f"grids of {prompts} prompt{plural} of {self.prompt} tokens and {responses} responses "
+            f"of {self.response}, {packed_length(grids[0])} tokens packed, {len(grids)} at once"
+        )

@@ -31,6 +31,12 @@ def label(name: str) -> str:
     return _LABELS.get(name, name.replace("_", " "))
 
 
+def measure(metric: str) -> str:
+    """Return how a headline figure of a run is written for readers, models by their names."""
+    name, against, rest = metric.partition(" against ")
+    return label(name) + against + rest
+
+
 def _error_bars(table: pd.DataFrame, value: str, low: str, high: str, scale: float = 100) -> dict:
     return {
         "type": "data",
@@ -348,7 +354,7 @@ def paired_questions(verdicts: pd.DataFrame) -> go.Figure:
     colours = model_colours(rows["model"], rows["opponent"])
     figure = make_subplots(
         rows=max(1, len(constitutions)), cols=max(1, len(matches)),
-        horizontal_spacing=0.08, vertical_spacing=0.3 / max(1, len(constitutions)),
+        horizontal_spacing=0.08, vertical_spacing=0.42 / max(1, len(constitutions)),
         subplot_titles=[f"{name}" for name in constitutions for _ in matches],
     )  # fmt: skip
     most = rows[["model_score", "opponent_score"]].max(axis=None) if len(rows) else 1
@@ -553,9 +559,11 @@ def comparison(table: pd.DataFrame) -> go.Figure:
     panels = list(table.groupby(["experiment", "metric"], sort=False))
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
+    prefix = "{}: " if table["experiment"].nunique() > 1 else ""
     figure = make_subplots(
         rows=rows, cols=columns, horizontal_spacing=0.1, vertical_spacing=0.35 / rows,
-        subplot_titles=[f"{label(name)}: {label(metric)}" for (name, metric), _ in panels],
+        subplot_titles=[prefix.format(name) + measure(metric).replace(", ", ",<br>")
+                        for (name, metric), _ in panels],
     )  # fmt: skip
     colours = dict(zip(table["run"].unique(), cycle(COLOURS), strict=False))
     shown = set()
@@ -565,7 +573,7 @@ def comparison(table: pd.DataFrame) -> go.Figure:
                 name=run,
                 legendgroup=run,
                 showlegend=run not in shown,
-                x=[label(model) for model in points["model"]],
+                x=points["model"],
                 y=100 * points["value"],
                 error_y=_error_bars(points, "value", "ci_low", "ci_high"),
                 mode="markers",

@@ -785,16 +785,19 @@ class AccuracyDifference(_Tested):
 
 
 class Comparison(_Table):
-    """One row is one headline figure of one model in one run."""
+    """One row is one headline figure of one model in one run.
+
+    All are shares, except steerability, which is a difference of shares.
+    """
 
     run: Series[str]
     experiment: Series[str] = pa.Field(str_length={"min_value": 1})
     model: Series[str]
     metric: Series[str]
     n: Series[int] = pa.Field(ge=1)
-    value: Series[float] = pa.Field(ge=0, le=1)
-    ci_low: Series[float] = pa.Field(ge=0, le=1, nullable=True)
-    ci_high: Series[float] = pa.Field(ge=0, le=1, nullable=True)
+    value: Series[float] = pa.Field(ge=-1, le=1)
+    ci_low: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
+    ci_high: Series[float] = pa.Field(ge=-1, le=1, nullable=True)
 
     class Config(_Table.Config):
         """Together these name a row."""

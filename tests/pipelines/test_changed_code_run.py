@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 LOSS = "core/objective.py", "0.5 * (F.cross_entropy(logprobs, target) +"
-BETA = "training/baselines/dpo.py", "beta=parameters.beta"
+BETA = "training/baselines/dpo.py", "DpoObjective(parameters.beta)"
 MODELS = ("sami", "dpo")
 
 
@@ -85,7 +85,7 @@ def test_other_code_gives_other_weights_with_and_without_only_missing_outputs(
     assert same(first["dpo"], flipped["dpo"])
     assert "code of core.objective changed" in logged
     change(project, LOSS[0], f"-{LOSS[1]}", LOSS[1])
-    change(project, *BETA, "beta=9 * parameters.beta")
+    change(project, *BETA, "DpoObjective(9 * parameters.beta)")
     run("a", **processes)
     again = weights(project, "a")
     assert same(first["sami"], again["sami"]), "the first code gives the first weights"

@@ -1,6 +1,7 @@
 """Runs side by side: the headline figures of each, and nothing of another version."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -79,11 +80,29 @@ def unreadable() -> pd.DataFrame:
     raise AssertionError("a table without headline figures is not loaded")
 
 
+def steerability() -> pd.DataFrame:
+    rows = [
+        {
+            "model": "sami", "baseline": baseline, "constitution": "desired", "n": 9, "rows": 9,
+            "stance": "principle", "principle": principle, "category": category, "detectable": 0.3,
+            "steerability": value, "ci_low": -0.5, "ci_high": 0.3, "p_value": 0.5, "p_holm": 1.0,
+        }
+        for baseline, principle, category, value in (
+            ("", "all", "overall", -0.25),
+            ("", "all", "math", 0.1),
+            ("", "shows_steps", "overall", 0.2),
+            ("base", "all", "overall", 1.5),
+        )
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 RESULTS = {
     "one/math/accuracy": lambda: accuracy(0.5),
     "one/math/accuracy_difference": unreadable,
     "two/math/accuracy": lambda: accuracy(0.4),
     "two/mt_bench/compliance": compliance,
+    "two/mt_bench/steerability": steerability,
     "two/mt_bench/win_rates": win_rates,
     "two/mt_bench/held_out": unreadable,
 }
@@ -105,6 +124,8 @@ def test_table_holds_the_headline_figures_of_every_run():
         **{(run, m, "pass_at_3"): 0.75 for run in ("one", "two") for m in ("base", "sft")},
         ("two", "sami", "compliance, desired"): 0.5,
         ("two", "sami", "compliance, contrasting"): 0.9,
+        # The model's own, which can be below 0.
+        ("two", "sami", "steerability, desired principle"): -0.25,
         ("two", "sami", "win_rate against base, desired"): 0.625,
         ("two", "sami", "win_rate against base, contrasting"): 0.9,
         ("two", "sami", "win_rate against base, desired (pairwise judge)"): 0.4,
@@ -377,32 +398,77 @@ def compared() -> tuple:
         columns=columns,
     )
     differences = pd.DataFrame(
-        [("math", "two", "one", "sft", "greedy", 40, 40, 0.1, 0.05, 0.2, 0.01)],
-        columns=["experiment", "run", "other_run", "model", "metric", "n", "rows", "difference",
-                 "ci_low", "ci_high", "p_value"],
+        [("math", "two", "one", "sft", "greedy", 40, 40, 7, 0.1, 0.05, 0.2, 0.12, 0.01, 0.03),
+         ("math", "two", "one", "sami", "greedy", 40, 40, 7, 0.1, 0.05, 0.2, 0.12, 0.01, 0.08)],
+        columns=["experiment", "run", "other_run", "model", "metric", "n", "rows", "left_out",
+                 "difference", "ci_low", "ci_high", "detectable", "p_value", "p_holm"],
     )  # fmt: skip
     return table, differences, parameters, figures.comparison(table)
 
 
 def test_page_of_compared_runs_has_their_figures_their_differences_and_what_differs():
     page = write_comparison(*compared())
-    for words in ("training.sami.seed", "two − one", "+10.0", "win rate against base, desired",
+    for words in ("training.sami.seed", "math: two − one", "+10.0",
+                  "win rate against base, desired",
                   'href="../../two/mt_bench/report.html"'):  # fmt: skip
         assert words in page
     assert page.count("Save as CSV") == 3
+    plain = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    # Above parity only where the corrected p says so; then p, what would be found, n, left out.
+    assert "sft greedy ▲ above parity: +10.0 [+5.0, +20.0] p = 0.030 12 40 7" in plain
+    assert "sami greedy +10.0 [+5.0, +20.0] p = 0.080 12 40 7" in plain
     same = write_comparison(*(part.iloc[:0] if i in (1, 2) else part
                               for i, part in enumerate(compared())))  # fmt: skip
     assert "the runs have the same parameters" in same
     assert "nothing that two runs asked alike" in same
 
 
+PHONE = {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
+# Whether the longest word of each cell fits into it.
+_UNBROKEN = """cells => cells.every(cell => {
+    const word = document.createElement("span");
+    word.style = "position: absolute; white-space: nowrap";
+    word.textContent = cell.textContent.split(/\\s+/).sort((a, b) => b.length - a.length)[0];
+    cell.append(word);
+    const fits = word.getBoundingClientRect().width <= cell.getBoundingClientRect().width;
+    word.remove();
+    return fits;
+})"""
+
+
 def test_page_of_compared_runs_in_a_browser(open_page, tmp_path):
     (tmp_path / "report.html").write_text(write_comparison(*compared()), "utf-8")
-    phone = {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
-    watched = open_page((tmp_path / "report.html").as_uri(), **phone)
-    watched.page.locator(".plot path.point").first.wait_for(state="attached")
-    assert watched.page.evaluate("document.documentElement.scrollWidth") == 390
+    watched = open_page((tmp_path / "report.html").as_uri(), **PHONE)
+    page = watched.page
+    page.locator(".plot path.point").first.wait_for(state="attached")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    words = page.locator("#differences tbody th, #figures tbody th")
+    assert words.count() > 10 and words.evaluate_all(_UNBROKEN), "no word is broken"
+    columns = page.get_by_text("What the columns say")
+    columns.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#differences dl").is_visible()
+    names = page.locator("#differences thead th").all_text_contents()
+    explained = page.locator("#differences dt").all_text_contents()
+    assert set(names[3:]) == set(explained), "every column that needs it is explained"
+    page.emulate_media(media="print")
+    assert not page.locator(".save").first.is_visible()
+    assert page.locator("#differences table").is_visible()
     assert watched.errors == [] and watched.outside == set()
+
+
+def test_index_of_runs_leads_to_a_report_by_keyboard_on_a_phone(open_page, tmp_path):
+    folder = tmp_path / "only" / "mt_bench"
+    folder.mkdir(parents=True)
+    (folder / "run_record.json").write_text(json.dumps({"nodes": [], "outcome": []}))
+    (folder / "report.html").write_text("<title>The report</title>")
+    page = open_page(write_index(tmp_path).as_uri(), **PHONE).page
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    link = page.locator("a[href='only/mt_bench/report.html']").first
+    link.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/only/mt_bench/report.html")
+    assert page.title() == "The report"
 
 
 def test_index_lists_every_run_with_its_outcome_the_last_first_and_survives_a_broken_record(

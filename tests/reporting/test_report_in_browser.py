@@ -89,6 +89,18 @@ def test_a_script_of_a_model_would_not_run_even_as_an_element(open_report):
 
 
 @pytest.mark.parametrize("experiment", ["mt_bench", "math"])
+def test_names_and_words_are_explained_where_they_are_used(open_report, experiment):
+    page = open_report(experiment).page
+    page.get_by_text("What the names and words mean").click()
+    words = dict(zip(page.locator("#words-used dt").all_text_contents(),
+                     page.locator("#words-used dd").all_text_contents(), strict=True))  # fmt: skip
+    assert words["base"].startswith("not trained here")
+    assert "starts from base" in words["sft"]
+    assert words["sft_sami"].startswith("SAMI:") and "starts from sft" in words["sft_sami"]
+    assert ("steerability" in words) == (experiment == "mt_bench")
+
+
+@pytest.mark.parametrize("experiment", ["mt_bench", "math"])
 def test_every_figure_has_marks(open_report, experiment):
     page = open_report(experiment).page
     names = page.eval_on_selector_all(".plot", "places => places.map(p => p.dataset.figure)")

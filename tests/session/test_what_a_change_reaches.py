@@ -19,8 +19,14 @@ CHANGES = {
     "the sign of the loss": ("core/objective.py", FLIPPED[1:], FLIPPED, (TRAINING,)),
     "what is DPO's own": (
         "training/baselines/dpo.py",
-        "beta=parameters.beta",
-        "beta=2 * parameters.beta",
+        "DpoObjective(parameters.beta)",
+        "DpoObjective(2 * parameters.beta)",
+        ("train_dpo",),
+    ),
+    "the loss of DPO": (
+        "core/dpo.py",
+        "gains[i, i] - gains[i, j]",
+        "gains[i, j] - gains[i, i]",
         ("train_dpo",),
     ),
     "the report's style": ("reporting/template/report.css", "{", "{ color: red;", REPORT),
@@ -117,11 +123,12 @@ def test_another_version_of_a_package_counts_where_it_computes(graph, monkeypatc
 
     before, installed = graph.origins(), metadata.version
     monkeypatch.setattr(
-        metadata, "version", lambda name: "99.1+cpu" if name == "trl" else installed(name)
+        metadata, "version", lambda name: "99.1+cpu" if name == "peft" else installed(name)
     )
     code_versions._version.cache_clear()
     after = graph.origins()
     code_versions._version.cache_clear()
     changed = {n: c for n in after if (c := after[n].changed_since(before[n])).code}
-    assert list(changed) == ["train_dpo"]
-    assert changed["train_dpo"].code == (f"trl {installed('trl')} to 99.1",)
+    assert {name for name in after if matches(name, (TRAINING,))} == set(changed)
+    for change in changed.values():
+        assert change.code == (f"peft {installed('peft')} to 99.1",)

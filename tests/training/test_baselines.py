@@ -1,4 +1,4 @@
-"""DPO and SFT by TRL: the same tokens as SAMI, and going on after a kill."""
+"""DPO in SAMI's loop, SFT by TRL: the same tokens as SAMI, and going on after a kill."""
 
 import math
 import os
@@ -6,14 +6,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from transformers import Trainer
 from trl import SFTTrainer
 
@@ -23,6 +26,7 @@ from sami_pipeline.core import (
     SamiTrainingConfig,
     StateMismatchError,
     grid_logprobs,
+    training,
 )
 from sami_pipeline.core.adapters import add_adapters
 from sami_pipeline.core.training import batch_schedule, learning_rate_at
@@ -71,15 +75,8 @@ def train(method: str, folder: Path, grids: list[Grid] | None = None, config=CON
 
 def test_all_pairs_hold_what_a_grid_holds_and_desired_ones_only_the_first_constitution():
     grid = Grid([[1], [2], [3]], [[4], [5], [6]])
-    pairs = dpo.preference_pairs([grid], DpoParameters(pairs="all"))
-    named = [(p["prompt_ids"], p["chosen_ids"], p["rejected_ids"]) for p in pairs]
-    assert named == [
-        ([1], [4], [5]), ([1], [4], [6]),
-        ([2], [5], [4]), ([2], [5], [6]),
-        ([3], [6], [4]), ([3], [6], [5]),
-    ]  # fmt: skip
-    desired = dpo.preference_pairs([grid], DpoParameters())
-    assert desired == pairs[:2]
+    assert dpo.preference_grids([grid], DpoParameters(pairs="all")) == [grid]
+    assert dpo.preference_grids([grid], DpoParameters()) == [Grid([[1]], [[4], [5], [6]])]
 
 
 def test_demonstrations_are_the_desired_responses_and_only_their_tokens_count():
@@ -131,19 +128,33 @@ def test_the_loss_of_sft_is_the_mean_over_response_tokens(tmp_path):
     assert history["loss"][0] == pytest.approx(-result.means.item(), rel=1e-4)
 
 
+def stop_after_saving(step: int, stop: Callable[[], None], patch: Any = None) -> None:
+    """Call a function once the state of a step is on disk, whoever saves it."""
+    saves, checkpoints = training.save_state, Trainer._save_checkpoint
+
+    def save_state(folder, done, *rest, writer, **options):
+        saves(folder, done, *rest, writer=None, **options)
+        if done == step:
+            stop()
+
+    def save_checkpoint(self, *rest):
+        checkpoints(self, *rest)
+        if self.state.global_step == step:
+            stop()
+
+    put = setattr if patch is None else patch.setattr
+    put(training, "save_state", save_state)
+    put(Trainer, "_save_checkpoint", save_checkpoint)
+
+
 @pytest.mark.parametrize("method", ["dpo", "sft"])
 def test_a_killed_training_ends_in_the_same_weights_and_history(method, tmp_path):
     whole, expected = train(method, tmp_path / "whole")
     killed = tmp_path / "killed"
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from transformers import Trainer\n"
         "sys.path.insert(0, sys.argv[3]); import test_baselines as t\n"
-        "save = Trainer._save_checkpoint\n"
-        "def save_and_die(self, *a, **k):\n"
-        "    save(self, *a, **k)\n"
-        "    if self.state.global_step == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Trainer._save_checkpoint = save_and_die\n"
+        "t.stop_after_saving(2, lambda: os.kill(os.getpid(), signal.SIGKILL))\n"
         "t.train(sys.argv[1], Path(sys.argv[2]))\n"
     )
     done = subprocess.run(
@@ -153,9 +164,12 @@ def test_a_killed_training_ends_in_the_same_weights_and_history(method, tmp_path
         text=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    # A checkpoint that was being written when the process died.
-    (killed / "checkpoint-3").mkdir()
-    (killed / "checkpoint-3" / "trainer_state.json").write_text('{"epoch": 1.')
+    # A state that was being written when the process died.
+    if method == "sft":
+        (killed / "checkpoint-3").mkdir()
+        (killed / "checkpoint-3" / "trainer_state.json").write_text('{"epoch": 1.')
+    else:
+        (killed / ".step-00000003.partial").mkdir()
     resumed, history = train(method, killed)
     assert history["step"].tolist() == [1, 2, 3]
     pd.testing.assert_frame_equal(
@@ -179,29 +193,43 @@ def test_progress_is_saved_by_time_too(minutes, saved, tmp_path, monkeypatch):
     assert steps == saved
 
 
-def test_progress_of_another_run_is_refused_unless_it_came_to_its_end(tmp_path):
-    train("dpo", tmp_path)
-    train("dpo", tmp_path, beta=0.3)  # the first is finished: it makes room
-    record = tmp_path / "run.json"
-    record.write_text(record.read_text().replace("true", "false"))
-    with pytest.raises(StateMismatchError, match=r"run.json.*\(parameters changed\)"):
-        train("dpo", tmp_path, beta=0.4)
+def unfinish(method: str, folder: Path) -> str:
+    """Let a training look as if it had not come to its end, and return the name of its state."""
+    record = folder / "run.json" if method == "sft" else next(folder.glob("step-*/state.json"))
+    record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
+    return "run.json" if method == "sft" else "step-00000003"
 
 
 @pytest.mark.parametrize("method", ["dpo", "sft"])
-def test_progress_of_other_code_is_not_gone_on_with(method, tmp_path, sources, caplog):
-    caplog.set_level("INFO")
+def test_progress_of_another_run_is_refused_unless_it_came_to_its_end(method, tmp_path):
     train(method, tmp_path)
-    trl = "training.baselines.trl_training"
-    sources("training/baselines/trl_training.py", '"logging_steps": 1', '"logging_steps": 2 - 1')
+    train(method, tmp_path, learning_rate=3e-4)  # the first is finished: it makes room
+    state = unfinish(method, tmp_path)
+    with pytest.raises(StateMismatchError, match=rf"{state}.*\(parameters changed\)"):
+        train(method, tmp_path, learning_rate=4e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "module", "line"),
+    [
+        ("dpo", "core.dpo", "return -F.logsigmoid("),
+        ("sft", "training.baselines.trl_training", "return {name: settings[name]"),
+    ],
+)
+def test_progress_of_other_code_is_not_gone_on_with(
+    method, module, line, tmp_path, sources, caplog
+):
+    caplog.set_level("INFO")
+    file = module.replace(".", "/") + ".py"
+    train(method, tmp_path)
+    sources(file, line, f"print; {line}")
     _, history = train(method, tmp_path)  # the first is finished: it makes room
-    assert f"discarded, its training starts over: code of {trl} changed" in caplog.text
+    assert f"discarded, its training starts over: code of {module} changed" in caplog.text
     assert "Going on" not in caplog.text
     assert len(history) == 3
-    record = tmp_path / "run.json"
-    record.write_text(record.read_text().replace("true", "false"))
-    sources("training/baselines/trl_training.py", '"report_to": "none"', '"report_to": "no" + "ne"')
-    with pytest.raises(StateMismatchError, match=rf"\(code of {trl} changed\); delete"):
+    unfinish(method, tmp_path)
+    sources(file, line, f"print; {line}")
+    with pytest.raises(StateMismatchError, match=rf"\(code of {module} changed\); delete"):
         train(method, tmp_path)
 
 
@@ -216,12 +244,11 @@ def test_steps_and_learning_rates_are_those_of_sami(method, tmp_path):
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_may_change(tmp_path):
-    train("dpo", tmp_path)
-    record = tmp_path / "run.json"
-    record.write_text(record.read_text().replace("true", "false"))
+    train("sft", tmp_path)
+    unfinish("sft", tmp_path)
     for checkpoint in tmp_path.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    _, history = train("dpo", tmp_path, beta=0.4)
+    _, history = train("sft", tmp_path, learning_rate=4e-4)
     assert len(history) == 3
 
 
@@ -280,24 +307,26 @@ def test_adapters_begin_as_samis_do(tmp_path):
         assert seen[name].equal(weight), name
 
 
-def test_a_killed_training_of_adapters_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_a_killed_training_of_adapters_goes_on(method, tmp_path, monkeypatch):
     config = CONFIG.replaced(lora=LoraParameters(**LORA, dropout=0.2))
-    whole, expected = train("dpo", tmp_path / "whole", config=config)
-    save = Trainer._save_checkpoint
+    whole, expected = train(method, tmp_path / "whole", config=config)
 
-    def save_and_stop(self, *inputs):
-        save(self, *inputs)
-        if self.state.global_step == 2:
-            raise KeyboardInterrupt
+    def stop():
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save_checkpoint", save_and_stop)
+        stop_after_saving(2, stop, patch)
         with pytest.raises(KeyboardInterrupt):
-            train("dpo", tmp_path / "killed", config=config)
-    saved = next((tmp_path / "killed").glob("checkpoint-2"))
-    assert (saved / "adapter_model.safetensors").is_file()
-    assert not (saved / "model.safetensors").exists(), "a state holds the adapters alone"
-    resumed, history = train("dpo", tmp_path / "killed", config=config)
+            train(method, tmp_path / "killed", config=config)
+    if method == "sft":
+        saved = next((tmp_path / "killed").glob("checkpoint-2"))
+        assert (saved / "adapter_model.safetensors").is_file()
+        assert not (saved / "model.safetensors").exists(), "a state holds the adapters alone"
+    else:
+        saved = next((tmp_path / "killed").glob("step-*2"))
+        assert all(".lora_" in name for name in load_file(saved / "model.safetensors"))
+    resumed, history = train(method, tmp_path / "killed", config=config)
     pd.testing.assert_frame_equal(
         history.drop(columns=MEASURED), expected.drop(columns=MEASURED), check_exact=True
     )
@@ -318,10 +347,9 @@ def test_adapters_which_a_baseline_cannot_follow_are_refused_beside_one(monkeypa
     MtBenchParameters.model_validate(parameters)
 
 
-@pytest.mark.parametrize("method", ["dpo", "sft"])
-def test_a_model_whose_logits_trl_does_not_know_is_refused(method, tmp_path):
+def test_a_model_whose_logits_trl_does_not_know_is_refused_where_trl_trains(tmp_path):
     """recurrent_gemma has a soft cap of another name; gemma2's is known."""
-    function, kind = METHODS[method]
+    function, kind = METHODS["sft"]
     tokenizer = make_model().tokenizer
     grid = Grid([[5, 6, 7], [5, 8]], [[9, 10], [11, 12]])
     for family in ("granite", "gemma2"):
@@ -331,6 +359,12 @@ def test_a_model_whose_logits_trl_does_not_know_is_refused(method, tmp_path):
             families.tiny_model("recurrent_gemma"), tokenizer, [grid], CONFIG, kind(),
             tmp_path / "recurrent_gemma",
         )  # fmt: skip
+    history = dpo.train_dpo(
+        families.tiny_model("recurrent_gemma"), tokenizer, [grid] * 4, CONFIG, DpoParameters(),
+        tmp_path / "dpo",
+    )  # fmt: skip
+    assert history["loss"][0] == pytest.approx(math.log(2), abs=1e-5)
+    assert history["loss"].iloc[-1] < history["loss"][0]
 
 
 def test_a_baseline_takes_the_steps_of_the_last_iteration():

@@ -168,6 +168,21 @@ def merge_adapters(model: PreTrainedModel, trainable: list[Parameter]) -> None:
     _make_trainable(trainable)
 
 
+@contextmanager
+def embedding_hooks_restored(model: PreTrainedModel) -> Iterator[None]:
+    """Remove, at the end, hooks that were put on a model's input embeddings in between.
+
+    TRL, PEFT and transformers each put one there for recomputed layers and leave it.
+    """
+    hooks = model.get_input_embeddings()._forward_hooks
+    before = set(hooks)
+    try:
+        yield
+    finally:
+        for hook in hooks.keys() - before:
+            del hooks[hook]
+
+
 def _make_trainable(parameters: list[Parameter]) -> None:
     for parameter in parameters:
         parameter.requires_grad_(True)

@@ -33,7 +33,13 @@ from sami_pipeline.core.grid import Grid
 from sami_pipeline.core.heads import CHUNK_TOKENS
 from sami_pipeline.core.logprobs import Reference
 from sami_pipeline.core.optimisers import build_optimiser
-from sami_pipeline.core.training import accumulate_gradients, cast_weights, prepared
+from sami_pipeline.core.training import (
+    Objective,
+    SamiObjective,
+    accumulate_gradients,
+    cast_weights,
+    prepared,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -163,9 +169,33 @@ def sami_step_memory(
         device: "cuda" adds what the same step takes for a moment on a GPU only.
         processes: workers that hold the model in shards (FSDP2).
     """
+    return grids_step_memory(
+        architecture, grids, config, SamiObjective.of(config), device=device, processes=processes
+    )
+
+
+def grids_step_memory(
+    architecture: PretrainedConfig,
+    grids: Sequence[Grid],
+    config: SamiTrainingConfig,
+    objective: Objective,
+    *,
+    device: Device = "cuda",
+    processes: int = 1,
+) -> StepMemory:
+    """Return the memory of a step of ``core.training.train``; see ``sami_step_memory``.
+
+    Args:
+        architecture: the model's configuration.
+        grids: of one micro-batch, as ``objective`` takes them.
+        config: as it is trained.
+        objective: what is lowered.
+        device: see ``sami_step_memory``.
+        processes: see ``sami_step_memory``.
+    """
 
     def backward(model: PreTrainedModel, reference: Reference | None) -> None:
-        accumulate_gradients(model, grids, config, reference)
+        accumulate_gradients(model, grids, config, reference, objective)
 
     return traced_step(
         architecture,

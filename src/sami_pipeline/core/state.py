@@ -15,7 +15,7 @@ import logging
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,8 +54,17 @@ def fingerprint(
     grids: Sequence[Grid],
     config: SamiTrainingConfig,
     code: CodeVersion = NO_CODE,
+    further: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
-    """Return what determines a run of SAMI; see ``fingerprint_parts``."""
+    """Return what determines a run of ``core.training.train``; see ``fingerprint_parts``.
+
+    Args:
+        model: before training.
+        grids: to train on.
+        config: of the training.
+        code: what trains.
+        further: JSON-able settings, besides the configuration.
+    """
     # As plain lists: a tuple or an array of the same ids is the same data.
     data = [
         [[list(map(int, s)) for s in ss] for ss in (grid.prompt_ids, grid.response_ids)]
@@ -63,7 +72,7 @@ def fingerprint(
     ]
     # How often the state is saved and where steps are logged do not change what is computed.
     unread = dict.fromkeys(("save_state_every", "save_state_minutes", "trackers"))
-    parameters = config.model_dump() | unread
+    parameters = config.model_dump() | unread | dict(further or {})
     return fingerprint_parts(model, data, parameters, code)
 
 
@@ -296,31 +305,18 @@ def load_latest_state(
 ) -> tuple[int, list[dict[str, Any]]]:
     """Restore the latest whole state in place and return (steps done, history).
 
-    Returns (0, []) when there is none, or only that of another run which came to its end, which is
-    discarded: its model is made, so nothing is lost with it. The state may have been saved by
-    another number of workers; their random numbers, which only dropout and stochastic rounding
-    draw, do not come back then.
+    Returns (0, []) when there is none of this run; see ``matching_state``. The state may have been
+    saved by another number of workers; their random numbers, which only dropout and stochastic
+    rounding draw, do not come back then.
 
     Raises:
-        StateMismatchError: the state belongs to another, unfinished run; the message names the
-            part that changed.
+        StateMismatchError: see ``matching_state``.
     """
     workers = current_workers()
-    states = list_states(folder)
-    record = json.loads((states[-1] / "state.json").read_text("utf-8")) if states else {}
-    changed = changed_parts(record["fingerprint"], run_fingerprint) if states else []
-    makes_room = bool(changed) and record.get("finished", False)
-    workers.wait()
-    if makes_room:
-        logger.info("%s", discarded(states[-1], changed))
-    if workers.is_first:
-        for old in [*folder.glob(".step-*"), *(states if makes_room else [])]:
-            shutil.rmtree(old)
-    workers.wait()
-    if not states or makes_room:
+    found = matching_state(folder, run_fingerprint)
+    if found is None:
         return 0, []
-    latest = states[-1]
-    refuse_mismatch(latest, record["fingerprint"], run_fingerprint)
+    latest, record = found
     weights = _trained_weights(model)
     kept: dict[str, Any] = _read_tensors(latest, weights, workers.rank)
     rng = kept.pop(f"rng/{workers.rank}", None)
@@ -342,6 +338,37 @@ def load_latest_state(
             value = value.to(parameter.device)
         optimiser.state[parameter][entry] = value
     return record["step"], record["history"]
+
+
+def matching_state(
+    folder: Path, run_fingerprint: dict[str, str]
+) -> tuple[Path, dict[str, Any]] | None:
+    """Return the latest whole state of this run and its record, or None when there is none.
+
+    That of another run which came to its end is discarded: its model is made, so nothing is lost
+    with it.
+
+    Raises:
+        StateMismatchError: the state belongs to another, unfinished run; the message names the
+            part that changed.
+    """
+    workers = current_workers()
+    states = list_states(folder)
+    record = json.loads((states[-1] / "state.json").read_text("utf-8")) if states else {}
+    changed = changed_parts(record["fingerprint"], run_fingerprint) if states else []
+    makes_room = bool(changed) and record.get("finished", False)
+    workers.wait()
+    if makes_room:
+        logger.info("%s", discarded(states[-1], changed))
+    if workers.is_first:
+        for old in [*folder.glob(".step-*"), *(states if makes_room else [])]:
+            shutil.rmtree(old)
+    workers.wait()
+    if not states or makes_room:
+        return None
+    latest = states[-1]
+    refuse_mismatch(latest, record["fingerprint"], run_fingerprint)
+    return latest, record
 
 
 def refuse_mismatch(state: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:

@@ -1,4 +1,8 @@
-"""The SAMI training loop: one readable function that both the Kedro node and a notebook call."""
+"""The training loop, and SAMI's training: what the Kedro node and a notebook call.
+
+The loop (``train``) has batches, schedule, optimiser, states and history. What it lowers is an
+``Objective``: a loss of the log-probabilities of each grid.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,12 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -23,7 +28,13 @@ from tqdm.auto import tqdm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sami_pipeline import code_versions
-from sami_pipeline.core.adapters import add_adapters, merge_adapters, without_adapters
+from sami_pipeline.code_versions import CodeVersion
+from sami_pipeline.core.adapters import (
+    add_adapters,
+    embedding_hooks_restored,
+    merge_adapters,
+    without_adapters,
+)
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.core.distributed import (
     Workers,
@@ -75,6 +86,63 @@ class TrainingResult:
 
     model: PreTrainedModel
     history: pd.DataFrame
+
+
+class Objective(ABC):
+    """What a training lowers: a loss of the log-probabilities of each grid.
+
+    The loss of a batch is the mean over its grids.
+
+    Attributes:
+        name: of the training, where its steps are shown and logged.
+        metrics: names of what ``measure`` returns; the loss is among them.
+        shown: metrics next to the progress bar, by the word that stands for them.
+    """
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+    shown: ClassVar[Mapping[str, str]]
+
+    def settings(self) -> dict[str, Any]:
+        """Return JSON-able settings that the result depends on and the configuration lacks."""
+        return {}
+
+    @abstractmethod
+    def check(self, grids: Sequence[Grid]) -> None:
+        """Refuse grids that the loss is not defined for.
+
+        Raises:
+            ValueError: names the grid.
+        """
+
+    def begun(
+        self,
+        model: PreTrainedModel,
+        grids: Sequence[Grid],
+        config: SamiTrainingConfig,
+        state_folder: Path | None,
+        run_fingerprint: dict[str, str],
+        progress: bool,
+    ) -> Sequence[Grid]:
+        """Return the grids as ``loss`` takes them, once, before the first step or a saved state.
+
+        Args:
+            model: with its adapters, in the dtype that it is trained in, and untrained.
+            grids: all of them.
+            config: of the training.
+            state_folder: where what took long may be kept; None keeps nothing.
+            run_fingerprint: of the run that it is kept for.
+            progress: show a progress bar.
+        """
+        return grids
+
+    @abstractmethod
+    def loss(self, grid: Grid, result: GridLogprobs) -> Tensor:
+        """Return the loss of a grid in nats: a scalar, differentiable."""
+
+    @abstractmethod
+    def measure(self, grid: Grid, result: GridLogprobs) -> Tensor:
+        """Return the ``metrics`` of a grid, (number of metrics,) fp64, on the model's device."""
 
 
 def train_sami(
@@ -129,6 +197,83 @@ def train_sami(
     """
     if not isinstance(config, SamiTrainingConfig):
         raise ValueError(f"config: must be a SamiTrainingConfig, got {type(config).__name__}")
+    return train(
+        model, tokenizer, grids, config, SamiObjective.of(config), code_versions.of(train_sami),
+        state_folder=state_folder, tracker_folder=tracker_folder, progress=progress, device=device,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SamiObjective(Objective):
+    """``sami_loss + kl_beta · (mean of the KL over a grid's cells)``.
+
+    Attributes:
+        length_normalise: see ``SamiTrainingConfig``.
+        kl_beta: see ``SamiTrainingConfig``; used where log-probabilities come with a KL.
+    """
+
+    length_normalise: bool
+    kl_beta: float
+
+    name: ClassVar[str] = "SAMI"
+    metrics: ClassVar[tuple[str, ...]] = METRICS
+    shown: ClassVar[Mapping[str, str]] = {"row": "row_accuracy"}
+
+    @classmethod
+    def of(cls, config: SamiTrainingConfig) -> Self:
+        """Return the objective that a configuration asks for."""
+        return cls(config.length_normalise, config.kl_beta)
+
+    def check(self, grids: Sequence[Grid]) -> None:
+        """Refuse grids that are not square; see ``Objective``."""
+        for index, grid in enumerate(grids):
+            if grid.shape[0] != grid.shape[1]:
+                raise ValueError(
+                    f"grids[{index}]: {grid.shape[0]} prompts and {grid.shape[1]} responses; "
+                    "the loss needs as many responses as constitutions"
+                )
+
+    def loss(self, grid: Grid, result: GridLogprobs) -> Tensor:
+        """Return the loss of a grid; see ``Objective``."""
+        kl = 0.0 if result.kl is None else self.kl_beta * result.kl.mean()
+        return sami_loss(result.normalised(self.length_normalise)) + kl
+
+    def measure(self, grid: Grid, result: GridLogprobs) -> Tensor:
+        """Return the ``METRICS`` of a grid; see ``Objective``."""
+        return _metric_values(grid, result, self.length_normalise)
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    grids: Sequence[Grid | TextGrid],
+    config: SamiTrainingConfig,
+    objective: Objective,
+    code: CodeVersion,
+    *,
+    state_folder: Path | str | None = None,
+    tracker_folder: Path | str | None = None,
+    progress: bool = True,
+    device: torch.device | None = None,
+) -> TrainingResult:
+    """Train a model with an objective, in place.
+
+    Args:
+        model: see ``train_sami``, as is everything that is not explained here.
+        tokenizer: used for grids given as text.
+        grids: one per query.
+        config: what is SAMI's objective in it counts only there.
+        objective: what is lowered.
+        code: of the caller; a state is gone on with by the same code only.
+        state_folder: where states are saved.
+        tracker_folder: of trackers.
+        progress: show a progress bar.
+        device: this worker's.
+
+    Returns:
+        The model and its history: ``step``, the objective's metrics, and the columns from
+        ``gradient_norm`` on that ``train_sami`` names.
+    """
     state_folder = None if state_folder is None else Path(state_folder)
     tracker_folder = None if tracker_folder is None else Path(tracker_folder)
     token_grids = _tokenised(grids, tokenizer, config)
@@ -136,7 +281,9 @@ def train_sami(
     device = device or model.device
     if device.type == "meta":
         raise ValueError("device: must be given where the model has no weights")
-    _check(model, token_grids, config)
+    if config.memory == "two_pass" and not isinstance(objective, SamiObjective):
+        raise ValueError(f"memory: two_pass is SAMI's alone; {objective.name} takes single_pass")
+    _check(model, token_grids, config, objective)
     check_ids(computing_model(model).get_input_embeddings().weight.shape[0], token_grids)
     check_lengths(computing_model(model).config, token_grids)
     if workers.count > 1:
@@ -144,7 +291,7 @@ def train_sami(
     run_fingerprint: dict[str, str] = {}
     if state_folder is not None:
         own = (
-            fingerprint(model, token_grids, config, code_versions.of(train_sami))
+            fingerprint(model, token_grids, config, code, objective.settings())
             if workers.is_first
             else {}
         )
@@ -154,7 +301,7 @@ def train_sami(
     with (
         seeded(config.seed + workers.rank, device),
         prepared(model, config) as reference,
-        _trackers(config, tracker_folder) as log,
+        _trackers(config, objective.name.lower(), tracker_folder) as log,
         StateWriter() as writer,
     ):
         layout, reason = agree_on_layout(model)
@@ -163,6 +310,9 @@ def train_sami(
             for part in [model, *([] if reference is None else [reference.model])]:
                 shard(part, device)
         optimiser = build_optimiser(model, config)
+        token_grids = objective.begun(
+            model, token_grids, config, state_folder, run_fingerprint, progress
+        )
         start, history = 0, []
         if state_folder is not None:
             start, history = load_latest_state(state_folder, model, optimiser, run_fingerprint)
@@ -173,7 +323,7 @@ def train_sami(
         bar = tqdm(
             total=len(batches),
             initial=start,
-            desc="SAMI steps",
+            desc=f"{objective.name} steps",
             disable=not (progress and workers.is_first),
             file=sys.stderr,
         )
@@ -181,15 +331,16 @@ def train_sami(
         for step in range(start, len(batches)):
             batch = [token_grids[index] for index in batches[step]]
             started = time.perf_counter()
-            row = _take_step(model, optimiser, batch, step, len(batches), config, reference)
+            row = _take_step(
+                model, optimiser, batch, step, len(batches), config, reference, objective
+            )
             tokens = sum(packed_length(grid, layout) for grid in batch)
             row["tokens_per_second"] = tokens / (time.perf_counter() - started)
             row["peak_memory_bytes"] = int(workers.largest(peak_memory(model.device)))
             history.append(row)
             log(row)
-            bar.set_postfix(
-                {"loss": f"{row['loss']:.3f}", "row": f"{row['row_accuracy']:.2f}"}, refresh=False
-            )
+            shown = {word: f"{row[name]:.2f}" for word, name in objective.shown.items()}
+            bar.set_postfix({"loss": f"{row['loss']:.3f}", **shown}, refresh=False)
             bar.update()
             done, last = step + 1, step + 1 == len(batches)
             if state_folder is not None and (
@@ -222,11 +373,12 @@ def _take_step(
     total_steps: int,
     config: SamiTrainingConfig,
     reference: Reference | None,
+    objective: Objective,
 ) -> dict[str, float]:
     learning_rate = learning_rate_at(step, total_steps, config)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate
-    metrics = accumulate_gradients(model, batch, config, reference)
+    metrics = accumulate_gradients(model, batch, config, reference, objective)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     gradient_norm = whole(torch.nn.utils.get_total_norm(gradients))
     if not torch.isfinite(gradient_norm):
@@ -262,6 +414,12 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 @contextmanager
 def prepared(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[Reference | None]:
     """Make the model ready to be trained, yield what it is kept close to, and undo it all."""
+    with embedding_hooks_restored(model), _made_ready(model, config) as reference:
+        yield reference
+
+
+@contextmanager
+def _made_ready(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[Reference | None]:
     reference = None
     if config.lora is not None:
         adapted = add_adapters(model, config.lora, config.seed)
@@ -314,11 +472,18 @@ def accumulate_gradients(
     batch: Sequence[Grid],
     config: SamiTrainingConfig,
     reference: Reference | None = None,
+    objective: Objective | None = None,
 ) -> dict[str, float]:
     """Add the gradient of the batch's mean loss to the parameters and return its metrics.
 
-    The loss of a grid is ``sami_loss + kl_beta · (mean of the KL over its cells)``.
+    Args:
+        model: see ``train``, as are the others.
+        batch: the grids of a step.
+        config: says how it is computed.
+        reference: which a KL term keeps the model close to.
+        objective: whose loss it is; None takes SAMI's.
     """
+    objective = objective or SamiObjective.of(config)
     workers = current_workers()
     rows: list[Tensor] = []
     row_weights: list[float] = []
@@ -337,32 +502,30 @@ def accumulate_gradients(
                 for grid, share in zip(grids, shares, strict=True)
             ]
         else:
-            results = _logprobs(model, grids, config, reference)
+            results = logprobs_as_trained(model, grids, config, reference)
             losses = [
-                share
-                * (
-                    sami_loss(r.normalised(config.length_normalise))
-                    + (0.0 if r.kl is None else config.kl_beta * r.kl.mean())
-                )
-                for r, share in zip(results, shares, strict=True)
+                share * objective.loss(grid, result)
+                for grid, result, share in zip(grids, results, shares, strict=True)
             ]
             (torch.stack(losses).sum() / len(batch)).backward()
         for (grid, weight), result in zip(micro_batch, results, strict=True):
-            rows.append(_metric_values(grid, result, config.length_normalise))
+            rows.append(objective.measure(grid, result))
             row_weights.append(weight)
     # Read once, so that a GPU is not waited for after every grid.
     values = torch.stack(rows).cpu().flatten()
-    table = np.array([value.item() for value in values]).reshape(len(rows), len(METRICS))
+    names = objective.metrics
+    table = np.array([value.item() for value in values]).reshape(len(rows), len(names))
     sums = workers.sums((table * np.array(row_weights)[:, None]).sum(axis=0))
-    return {name: value / len(batch) for name, value in zip(METRICS, sums, strict=True)}
+    return {name: value / len(batch) for name, value in zip(names, sums, strict=True)}
 
 
-def _logprobs(
+def logprobs_as_trained(
     model: PreTrainedModel,
     grids: Sequence[Grid],
     config: SamiTrainingConfig,
     reference: Reference | None,
 ) -> list[GridLogprobs]:
+    """Return the log-probabilities of grids in the precision that a configuration trains in."""
     dtype = getattr(torch, config.compute_dtype)
     mixed = config.weights == "float32" and dtype != torch.float32
     with torch.autocast(model.device.type, dtype=dtype, enabled=mixed):
@@ -388,14 +551,14 @@ def _two_pass(
     devices = [model.device] if model.device.type == "cuda" else []
     # Forking the RNG gives both passes the same dropout.
     with torch.no_grad(), torch.random.fork_rng(devices):
-        first_pass = [_logprobs(model, [row], config, None)[0] for row in rows]
+        first_pass = [logprobs_as_trained(model, [row], config, None)[0] for row in rows]
     first = GridLogprobs(
         sums=torch.cat([row.sums for row in first_pass]), token_counts=first_pass[0].token_counts
     )
     weights = sami_loss_gradient(first.normalised(config.length_normalise)) / grids_in_batch * share
     divergences = []
     for row, row_weights in zip(rows, weights, strict=True):
-        result = _logprobs(model, [row], config, reference)[0]
+        result = logprobs_as_trained(model, [row], config, reference)[0]
         loss = (row_weights * result.normalised(config.length_normalise)[0]).sum()
         if result.kl is not None:
             mean_kl = result.kl.mean() / len(rows) / grids_in_batch
@@ -507,15 +670,15 @@ def _tokenised(
     return result
 
 
-def _check(model: PreTrainedModel, grids: Sequence[Grid], config: SamiTrainingConfig) -> None:
+def _check(
+    model: PreTrainedModel,
+    grids: Sequence[Grid],
+    config: SamiTrainingConfig,
+    objective: Objective,
+) -> None:
     if not grids:
         raise ValueError("grids: there is nothing to train on")
-    for index, grid in enumerate(grids):
-        if grid.shape[0] != grid.shape[1]:
-            raise ValueError(
-                f"grids[{index}]: {grid.shape[0]} prompts and {grid.shape[1]} responses; "
-                "the loss needs as many responses as constitutions"
-            )
+    objective.check(grids)
     allowed = {torch.float32}
     if config.weights != "float32" or config.lora is not None:
         allowed.add(torch.bfloat16)
@@ -543,7 +706,7 @@ def check_many_workers(grids: Sequence[Grid], config: SamiTrainingConfig) -> Non
 
 @contextmanager
 def _trackers(
-    config: SamiTrainingConfig, folder: Path | None
+    config: SamiTrainingConfig, name: str, folder: Path | None
 ) -> Iterator[Callable[[dict[str, float]], None]]:
     """Yield a function that logs a step wherever the configuration says."""
     if not (config.trackers and current_workers().is_first):
@@ -561,7 +724,7 @@ def _trackers(
         name: value if isinstance(value, bool | int | float) else str(value)
         for name, value in config.model_dump().items()
     }
-    accelerator.init_trackers("sami", settings)
+    accelerator.init_trackers(name, settings)
     try:
         yield lambda row: accelerator.log(
             {name: value for name, value in row.items() if name != "step"}, step=int(row["step"])

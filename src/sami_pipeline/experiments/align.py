@@ -22,8 +22,14 @@ from sami_pipeline.parameters import AlignParameters
 from sami_pipeline.pipelines import mt_bench_eval
 from sami_pipeline.pipelines.data_ingest import nodes
 from sami_pipeline.reporting.answers import judged_answers
-from sami_pipeline.reporting.comparison import Headline, overall_compliance, overall_win_rates
+from sami_pipeline.reporting.comparison import (
+    Headline,
+    overall_compliance,
+    overall_steerability,
+    overall_win_rates,
+)
 from sami_pipeline.reporting.run import Subject
+from sami_pipeline.result_tables import steerability
 from sami_pipeline.vocabulary import RAW
 
 
@@ -127,6 +133,7 @@ EXPERIMENT = Experiment(
     principles_alone=principles_alone,
     headlines={
         "compliance": Headline(schemas.Compliance, overall_compliance),
+        "steerability": Headline(steerability.Contract, overall_steerability),
         "win_rates": Headline(schemas.WinRates, overall_win_rates),
     },
     raw_files=raw_files,

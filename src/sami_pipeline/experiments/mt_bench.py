@@ -19,8 +19,14 @@ from sami_pipeline.parameters import MtBenchParameters
 from sami_pipeline.pipelines import mt_bench_eval
 from sami_pipeline.pipelines.data_ingest import nodes
 from sami_pipeline.reporting.answers import judged_answers
-from sami_pipeline.reporting.comparison import Headline, overall_compliance, overall_win_rates
+from sami_pipeline.reporting.comparison import (
+    Headline,
+    overall_compliance,
+    overall_steerability,
+    overall_win_rates,
+)
 from sami_pipeline.reporting.run import Subject
+from sami_pipeline.result_tables import steerability
 from sami_pipeline.vocabulary import RAW
 
 _QUESTIONS = 10  # MT-Bench's own, of each category
@@ -107,6 +113,7 @@ EXPERIMENT = Experiment(
     categories=MT_BENCH_CATEGORIES,
     headlines={
         "compliance": Headline(schemas.Compliance, overall_compliance),
+        "steerability": Headline(steerability.Contract, overall_steerability),
         "win_rates": Headline(schemas.WinRates, overall_win_rates),
     },
     check_inputs=check_inputs,

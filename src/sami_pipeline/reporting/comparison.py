@@ -384,6 +384,14 @@ def overall_compliance(table: pd.DataFrame) -> pd.DataFrame:
     return rows.rename(columns={"compliance": "value"}).assign(metric=names)
 
 
+def overall_steerability(table: pd.DataFrame) -> pd.DataFrame:
+    """Return each model's own steerability over all categories, of principles and of opposites."""
+    rows = table[(table["baseline"] == "") & (table["category"] == OVERALL)]
+    rows = rows[rows["principle"] == ALL_PRINCIPLES]
+    names = "steerability, " + rows["constitution"] + " " + rows["stance"]
+    return rows.rename(columns={"steerability": "value"}).assign(metric=names)
+
+
 def overall_win_rates(table: pd.DataFrame) -> pd.DataFrame:
     """Return each pair's win rate at the first turn, by constitution and judge."""
     rows = _headline(table[table["adjusted_win_rate"].notna()])

@@ -19,7 +19,7 @@ from sami_pipeline.evaluation.statistics import (
     OVERALL,
     OVERALL_PAPER,
 )
-from sami_pipeline.figures import label
+from sami_pipeline.figures import label, measure
 from sami_pipeline.result_tables.registry import RESULT_TABLES
 from sami_pipeline.result_tables.shown import (
     OVER_PROBLEMS,
@@ -247,13 +247,18 @@ def _grid(table: Table, data: pd.DataFrame, caption: str) -> Matrix:
         len(table.rows),
         [
             [
-                *(Cell(label(str(name)) or "–") for name in names),
+                *(_head(*each) for each in zip(table.rows, names, strict=True)),
                 *(row.get(c, Cell("–")) for c in columns),
             ]
             for names, row in rows.items()
         ],
         note=" ".join(filter(None, (_over_seeds(data), _detectable(data), _bounds(data)))),
     )
+
+
+def _head(column: str, name: object) -> Cell:
+    """Return what names a row; a model keeps the name that it has everywhere else."""
+    return Cell((str(name) if column == "model" else measure(str(name))) or "–")
 
 
 def _over_seeds(data: pd.DataFrame) -> str:

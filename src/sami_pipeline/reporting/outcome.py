@@ -29,6 +29,7 @@ from sami_pipeline.evaluation.statistics import (
     OVERALL,
     OVERALL_PAPER,
 )
+from sami_pipeline.figures import label
 from sami_pipeline.principles.constitutions import TRAINED_WORDING
 from sami_pipeline.reporting.contents import CONTENTS
 from sami_pipeline.result_tables.shown import Estimate, Table, decided
@@ -370,10 +371,16 @@ def caveats(tables: Mapping[str, pd.DataFrame]) -> list[str]:
             if len(rows):
                 ties = rows["ties"].sum() / rows["rows"].sum()
                 if ties >= _MANY:
-                    found.append(f"{100 * ties:.0f} % of the {judge} judge's comparisons tie")
+                    found.append(
+                        f"{100 * ties:.0f} % of the {judge} judge's comparisons tie, which keeps "
+                        "win rates near 50 %"
+                    )
                 found.append(_detectable(rows, judge))
         if (headline["judge"] == CHECKLIST).any():
-            found.append("the checklist judge sees form alone, neither truth nor relevance")
+            found.append(
+                "the checklist judge sees form alone, neither truth nor relevance, and of a "
+                "statement only what its check tests"
+            )
     if "judge_quality" in tables:
         quality = tables["judge_quality"]
         flips = quality[(quality["metric"] == "flip_rate") & (quality["category"] == OVERALL)]
@@ -393,11 +400,16 @@ def caveats(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     if "response_counts" in tables:
         counts = tables["response_counts"]
         found += [f"of the training queries, {words}" for words in shortage(counts)]
-        dropped = counts.loc[counts["status"] != "usable", "queries"].sum()
-        if dropped:
+        lost = counts[counts["status"] != "usable"].groupby("status")["queries"].sum()
+        if lost.sum():
+            reasons = [
+                f"{label(name)} {number}"
+                for name, number in lost.sort_values(ascending=False).items()
+                if number
+            ]
             found.append(
-                f"{dropped} of {counts['queries'].sum()} training queries were not trained on, "
-                "since a response was not usable"
+                f"{lost.sum()} of {counts['queries'].sum()} training queries were not trained on, "
+                f"since a response was not usable ({', '.join(reasons)})"
             )
     return found
 

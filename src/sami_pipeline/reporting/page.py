@@ -31,6 +31,7 @@ from sami_pipeline.reporting.run import (
     duration,
     flattened,
     gibibytes,
+    in_words,
     judges,
     moment,
     tokens,
@@ -38,6 +39,23 @@ from sami_pipeline.reporting.run import (
 
 # Their figures give each model its colour.
 _WITH_MODELS = ("win_rates", "compliance", "accuracy")
+# What a new reader has to know: a word, its meaning, the table without which it does not occur.
+_WORDS = (
+    ("principle, opposite", "what an answer is asked to do, such as to begin with “Dear”, and "
+     "another thing that is asked for instead of it; both stand in a name such as “dear or once”",
+     "compliance"),
+    ("constitution", "the principles that an answer is asked to follow: desired asks for the "
+     "principles, contrasting for their opposites", "compliance"),
+    ("steerability", "how often a statement is followed where it is asked for, less how often "
+     "where its opposite is: 0 for a model that does not heed what it is asked", "steerability"),
+    ("parity", "where neither model is better: 50 % of comparisons, or a difference of 0", ""),
+    ("points", "percentage points: from 48 % to 60 % it is +12 points", ""),
+    ("95 % interval", "a range made so that it holds the true value in 95 of 100 experiments with "
+     "other questions of the same kind", ""),
+    ("p", "how likely a difference of this size or more is where there is none, corrected for the "
+     "number of comparisons", ""),
+    ("no difference seen", "these questions do not show one; there may be one all the same", ""),
+)  # fmt: skip
 TEMPLATE_FOLDER = Path(__file__).parent / "template"
 
 
@@ -63,6 +81,10 @@ def write_page(
         outcome=outcome(tables),
         cards=headlines.cards(tables),
         limits=headlines.before_you_believe(tables),
+        in_words=in_words(description),
+        words_used=[
+            (word, meaning) for word, meaning, table in _WORDS if not table or table in tables
+        ],
         forest=None if differences.empty else embedded(bare(draw_outcome(differences))),
         colours=colours,
         csv_of=csv_address,

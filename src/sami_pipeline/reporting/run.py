@@ -20,6 +20,7 @@ from sami_pipeline.parameters import (
 )
 from sami_pipeline.reporting.headlines import as_data, cards
 from sami_pipeline.reporting.record import Environment, NodeRecord
+from sami_pipeline.training.baselines.registry import baselines
 
 # More different values than these are only counted.
 _NAMED_COUNTS = 12
@@ -157,6 +158,32 @@ class RunDescription:
     def seconds(self) -> float:
         """How long all nodes took together."""
         return sum(record.seconds for record in self.records)
+
+
+_METHODS = {
+    "sami": "SAMI: taught to tell which response was written under which constitution",
+    "sft": "supervised finetuning: imitates the responses to the desired constitution",
+    "dpo": "direct preference optimisation: prefers the responses to the desired constitution to "
+    "the others",
+}
+
+
+def in_words(description: RunDescription) -> list[tuple[str, str]]:
+    """Return each model under test with how it was made, for readers who see its name only."""
+    models, known = description.parameters["models"], baselines()
+    found = []
+    for name in models["under_test"]:
+        if name in models["sources"]:
+            words = "not trained here"
+        else:
+            *_, method = name.split("_")
+            words = _METHODS.get(method, "trained on the same responses, to compare with")
+            start = known[name].starts_from if name in known else ""
+            words += f"; starts from {start or models['student']}"
+        if name == models["baseline"]:
+            words += "; the baseline, which the others are compared with"
+        found.append((name, words))
+    return found
 
 
 def describe_models(

@@ -11,7 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sami_pipeline import files
+from sami_pipeline.figures import measure
 from sami_pipeline.reporting.contents import Matrix, overviews
+from sami_pipeline.reporting.outcome import written_p
 from sami_pipeline.reporting.page import (
     bare,
     csv_address,
@@ -26,14 +28,7 @@ INDEX = "index.html"
 _HEADLINES = Table(
     "comparison", "", "", rows=("model", "metric"), columns=("run",), estimate=Estimate("value")
 )
-_DIFFERENCES = Table(
-    "run_differences",
-    "",
-    "",
-    rows=("model", "metric"),
-    columns=("run", "other_run"),
-    estimate=Estimate("difference", signed=True, parity=0.0),
-)
+_DIFFERENCE = Estimate("difference", signed=True, parity=0.0, other_units=("mean_tokens",))
 # What of a command says more than its pipeline.
 _GIVEN = ("env", "runtime_params")
 
@@ -63,7 +58,7 @@ def write_comparison(
             _parameters(rows, experiment)
             for experiment, rows in parameter_differences.groupby("experiment", sort=False)
         ],
-        differences=_grids(_DIFFERENCES, run_differences),
+        differences=_differences(run_differences),
         headlines=_grids(_HEADLINES, comparison),
         tables={
             "comparison": comparison,
@@ -82,6 +77,43 @@ def _grids(table: Table, data: pd.DataFrame) -> list[Matrix]:
         for experiment, rows in data.groupby("experiment", sort=False)
         for grid in overviews(table, rows)
     ]
+
+
+def _differences(data: pd.DataFrame) -> list[Matrix]:
+    """Return a grid for each experiment and pair of runs, with all that a difference rests on."""
+    header = [
+        "model", "measure", "difference", "p, corrected", "would be found from", "paired",
+        "left out",
+    ]  # fmt: skip
+    return [
+        Matrix(
+            f"{experiment}: {run} \N{MINUS SIGN} {other}",
+            header,
+            2,
+            [
+                [
+                    Cell(row["model"]),
+                    Cell(measure(row["metric"])),
+                    _DIFFERENCE.cell(row),
+                    Cell("–" if pd.isna(row["p_holm"]) else written_p(row["p_holm"])),
+                    Cell(_found_from(row["detectable"])),
+                    Cell(str(row["n"])),
+                    Cell(str(row["left_out"])),
+                ]
+                for row in rows.to_dict("records")
+            ],
+        )
+        for (experiment, run, other), rows in data.groupby(
+            ["experiment", "run", "other_run"], sort=False
+        )
+    ]
+
+
+def _found_from(detectable: float) -> str:
+    """Return the smallest difference that would be found, in points, or that none would be."""
+    if pd.isna(detectable):
+        return "–"
+    return f"{100 * detectable:.0f}" if detectable <= 1 else "none"
 
 
 def _parameters(rows: pd.DataFrame, experiment: str) -> Matrix:

@@ -21,21 +21,24 @@ import numpy as np
 from pydantic import ValidationError
 
 from sami_pipeline import PROJECT_FOLDER
-from sami_pipeline.dry_run import Shape, optimiser_steps, tokens_and_passes
+from sami_pipeline.dry_run import Shape, optimiser_steps
 from sami_pipeline.inputs.embedded import FILES
 from sami_pipeline.parameters import HOSTED, WORKED_SOLUTIONS, ExperimentParameters
 from sami_pipeline.principles.constitutions import format_constitution
 from sami_pipeline.reporting.record import Attempt, NodeRecord, Work, environment
+from sami_pipeline.training.baselines.record import Baseline, function
 from sami_pipeline.training.baselines.registry import baselines
 from sami_pipeline.training.responses import USABLE
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sami_pipeline.core.config import SamiTrainingConfig
     from sami_pipeline.engines import EngineParameters
     from sami_pipeline.evaluation.workload import Workload
     from sami_pipeline.models.checkpoints import ModelSource
     from sami_pipeline.models.prompts import PromptTemplate
+    from sami_pipeline.parameters import TrainingParameters
 
 logger = logging.getLogger(__name__)
 
@@ -144,16 +147,39 @@ def _training(
     steps, found = optimiser_steps(round(grids), config), {}
     source = str(parameters.models.sources[parameters.models.student])
     for model in parameters.trained_models():
-        baseline = baselines().get(model)
-        tokens, passes = tokens_and_passes(model, settings, config, shape)
-        if baseline is not None and not baseline.is_sami:
-            passes *= _PADDED
+        tokens = _passes_of_a_query(baselines().get(model), settings, config, shape)
         queries = min(steps * config.batch_size, grids * config.epochs)
-        work = Work(
-            kind="training", by=source, tokens=queries * tokens * passes + steps * _STEP_TOKENS
-        )
+        work = Work(kind="training", by=source, tokens=queries * tokens + steps * _STEP_TOKENS)
         found |= {f"train_{name}": work for name in parameters.replicates(model)}
     return found
+
+
+def _passes_of_a_query(
+    baseline: Baseline | None,
+    training: TrainingParameters,
+    config: SamiTrainingConfig,
+    shape: Shape,
+) -> float:
+    """Return the tokens of a query in a step, each as often as the model passes over it.
+
+    Args:
+        baseline: that is trained; None is SAMI.
+        training: parameters of the experiment's training.
+        config: SAMI's settings.
+        shape: lengths of prompts and responses.
+    """
+    grids = shape.grids(config, 2)
+    passes = 3 + (config.memory == "two_pass") + (config.kl_beta > 0)
+    if baseline is not None and not baseline.is_sami:
+        own, passes = baseline.settings_in(training), baseline.passes
+        if not baseline.grids:
+            rows = baseline.rows(own, shape.n)
+            passes = _PADDED * (passes + config.gradient_checkpointing)
+            return rows * (shape.prompt + shape.response) * passes
+        grids = function(baseline.grids)(grids, own)
+    from sami_pipeline.core.packing import packed_length
+
+    return packed_length(grids[0]) * (passes + config.gradient_checkpointing)
 
 
 def known_models(parameters: ExperimentParameters) -> dict[str, ModelSource]:

@@ -255,6 +255,15 @@ def _folders_of(records: Path, run: str | None = None) -> list[Path]:
     )
 
 
+def _quietly(node: Node, given: dict[str, Any]) -> dict[str, Any]:
+    """Return what a node makes; what it logs belongs to the run itself."""
+    logging.disable(logging.INFO)
+    try:
+        return node.run(given)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def _counting(
     experiment: str, catalog: CatalogProtocol
 ) -> Callable[[pd.DataFrame | None], dict[str, Work]]:
@@ -264,7 +273,7 @@ def _counting(
     try:
         reading = of.principles_node()
         given = {name: catalog.load(f"{experiment}.{name}") for name in reading.inputs}
-        principles = reading.run(given)["principles"]
+        principles = _quietly(reading, given)["principles"]
         workload = of.workload(parameters, principles)
         templates = {
             name: PromptTemplate.parse(catalog.load(f"{experiment}.{name}"), name) for name in names

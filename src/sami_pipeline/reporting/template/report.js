@@ -166,7 +166,7 @@ function answerOf(answer, colours, sought) {
       element("li", {},
         element("span", {
           kind: statement.followed ? "right" : "wrong",
-          text: statement.followed ? "✓ follows " : "✗ does not follow ",
+          text: statement.followed ? "✓ counts as following: " : "✗ does not count as following: ",
         }), statement.text, element("span", { kind: "facts", text: ` (${statement.evidence})` })))));
   }
   made.append(...answer.judgements.map(said));

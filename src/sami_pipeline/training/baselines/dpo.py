@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 from pydantic import Field, PositiveFloat
@@ -14,17 +17,14 @@ from sami_pipeline import code_versions
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.engines.parameters import Settings
 from sami_pipeline.training.baselines.record import Baseline
-from sami_pipeline.training.baselines.trl_training import (
-    determining_settings,
-    train,
-    trainer_arguments,
-)
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from sami_pipeline.core.grid import Grid
+    from sami_pipeline.core.memory import StepMemory
+
+logger = logging.getLogger(__name__)
 
 
 class DpoParameters(Settings):
@@ -39,26 +39,17 @@ class DpoParameters(Settings):
     )
 
 
-def preference_pairs(grids: Sequence[Grid], parameters: DpoParameters) -> list[dict[str, Any]]:
-    """Return ``prompt_ids, chosen_ids, rejected_ids`` of every pair, in the order of the grids.
+def preference_grids(grids: Sequence[Grid], parameters: DpoParameters) -> list[Grid]:
+    """Return the grids whose every prompt prefers its own response to the others.
 
-    With ``pairs: desired`` the first constitution, the desired one, prefers its own response to
-    each of the others; with ``all`` every constitution does, so the pairs hold what a grid holds.
+    With ``pairs: desired`` a grid keeps its first prompt, that of the desired constitution; with
+    ``all`` it is as SAMI has it.
     """
-    pairs = []
-    for grid in grids:
-        size = len(grid.prompt_ids)
-        for i in range(size if parameters.pairs == "all" else 1):
-            pairs += [
-                {
-                    "prompt_ids": list(grid.prompt_ids[i]),
-                    "chosen_ids": list(grid.response_ids[i]),
-                    "rejected_ids": list(grid.response_ids[j]),
-                }
-                for j in range(size)
-                if j != i
-            ]
-    return pairs
+    from sami_pipeline.core.grid import Grid
+
+    if parameters.pairs == "all":
+        return list(grids)
+    return [Grid(grid.prompt_ids[:1], grid.response_ids) for grid in grids]
 
 
 def train_dpo(
@@ -69,51 +60,88 @@ def train_dpo(
     parameters: DpoParameters,
     state_folder: Path,
 ) -> pd.DataFrame:
-    """Train a model with TRL's DPOTrainer, in place, and return its history.
+    """Train a model with DPO in SAMI's own loop, in place, and return its history.
 
     Args:
         model: fp32 weights.
         tokenizer: the model's.
         grids: one per query.
-        config: SAMI's; epochs, batch size in queries, optimiser, schedule and so on are taken
-            from it.
+        config: SAMI's; all but its objective, ``memory`` and trackers is taken from it.
         parameters: what is DPO's own.
-        state_folder: where the trainer keeps its progress, and from where a killed run goes on.
+        state_folder: where the training keeps its states, and from where a killed run goes on.
 
     Returns:
-        One row per optimiser step: ``step, loss, gradient_norm, learning_rate, weights_moved,
-        tokens_per_second, peak_memory_bytes, preference_accuracy, reward_margin``.
+        One row per optimiser step: ``step, loss, preference_accuracy, reward_margin,
+        gradient_norm, learning_rate, weights_moved, tokens_per_second, peak_memory_bytes``. The
+        accuracy is the share of pairs whose chosen response has the higher implicit reward, the
+        margin the mean difference of the two rewards; both, and the loss, before the step.
+
+    Raises:
+        StateMismatchError: see ``core.train_sami``.
+        FloatingPointError: see ``core.train_sami``.
     """
-    from trl import DPOConfig, DPOTrainer
+    from sami_pipeline.core.dpo import DpoObjective
+    from sami_pipeline.core.training import train
 
-    class TokenisedDPOTrainer(DPOTrainer):
-        """Takes token ids as they are; TRL would join the texts and end every response."""
-
-        def _prepare_dataset(self, dataset: Dataset, *arguments: Any, **options: Any) -> Dataset:
-            return dataset
-
-    pairs = preference_pairs(grids, parameters)
-    per_query = len(pairs) // len(grids)
-    arguments = DPOConfig(
-        **trainer_arguments(
-            model, config, parameters.learning_rate, len(grids), per_query, state_folder
-        ),
-        beta=parameters.beta,
-        max_length=None,
-        precompute_ref_log_probs=True,
-        precompute_ref_batch_size=config.grids_per_micro_batch * per_query,
-    )
-    determining = {"sami": determining_settings(config), "dpo": parameters.model_dump()}
+    refuse_states_of_trl(state_folder)
+    rate = parameters.learning_rate or config.learning_rate
     return train(
-        TokenisedDPOTrainer, arguments, model, tokenizer, config, pairs, determining, state_folder,
+        model,
+        tokenizer,
+        preference_grids(grids, parameters),
+        _without_samis_own(config).replaced(learning_rate=rate),
+        DpoObjective(parameters.beta),
         code_versions.of(train_dpo),
-    )  # fmt: skip
+        state_folder=state_folder,
+    ).history
 
 
-def rows(settings: DpoParameters, n_constitutions: int) -> int:
-    """Return the sequences of a query: two for each pair."""
-    others = n_constitutions - 1
-    return 2 * others * (n_constitutions if settings.pairs == "all" else 1)
+def _without_samis_own(config: SamiTrainingConfig) -> SamiTrainingConfig:
+    """Return the settings with what is SAMI's alone at its default, whatever it is set to."""
+    default = SamiTrainingConfig()
+    own = ("kl_beta", "length_normalise", "memory", "reduce_every", "trackers")
+    return config.replaced(**{name: getattr(default, name) for name in own})
+
+
+def refuse_states_of_trl(state_folder: Path) -> None:
+    """Remove what TRL's trainer, which trained DPO before, has left after its end.
+
+    Raises:
+        StateMismatchError: that training did not come to its end.
+    """
+    from sami_pipeline.core.state import StateMismatchError
+
+    record = state_folder / "run.json"
+    if not record.is_file():
+        return
+    if not json.loads(record.read_text("utf-8"))["finished"]:
+        raise StateMismatchError(
+            f"{record}: this training was begun by an earlier version, with TRL's trainer; delete "
+            f"{state_folder} to start over"
+        )
+    logger.info("%s is discarded: an earlier version trained with TRL's trainer", state_folder)
+    shutil.rmtree(state_folder)
+
+
+def step_memory(
+    architecture: PretrainedConfig,
+    config: SamiTrainingConfig,
+    grids: Sequence[Grid],
+    *,
+    device: Literal["cpu", "cuda"] = "cuda",
+) -> StepMemory:
+    """Return the memory of a step on a micro-batch of ``preference_grids``; see ``core.memory``."""
+    from sami_pipeline.core.dpo import DpoObjective, ReferenceGrid
+    from sami_pipeline.core.memory import grids_step_memory
+
+    # What the reference gives changes no shape.
+    known = [
+        ReferenceGrid(grid.prompt_ids, grid.response_ids, [[0.0] * grid.shape[1]] * grid.shape[0])
+        for grid in grids
+    ]
+    return grids_step_memory(
+        architecture, known, _without_samis_own(config), DpoObjective(1.0), device=device
+    )
 
 
 DPO = Baseline(
@@ -121,8 +149,9 @@ DPO = Baseline(
     method="sami_pipeline.training.baselines.dpo:train_dpo",
     settings=DpoParameters,
     choose="sami_pipeline.training.baseline_responses:to_prefer",
-    rows=rows,
+    grids="sami_pipeline.training.baselines.dpo:preference_grids",
     passes=4,  # the reference once more
+    step_memory="sami_pipeline.training.baselines.dpo:step_memory",
     follows_lora=True,
 )
 DPO_AFTER_SFT = replace(DPO, name="sft_dpo", group="dpo", starts_from="sft")

@@ -38,7 +38,10 @@ class Baseline:
         rows: sequences that a query gives to a step, of the settings and the number of
             constitutions; with ``passes`` what a dry run takes for memory and time.
         passes: of the model through every row in a step, a backward pass counting two.
-        step_memory: memory of a step, as ``trl_training.step_memory``.
+        step_memory: memory of a step, as ``trl_training.step_memory``, or with ``grids`` as
+            ``dpo.step_memory``.
+        grids: where SAMI's own loop trains it: gives the grids that a step computes, of SAMI's
+            and the settings; a dry run then reads no ``rows``. "" computes rows.
         follows_lora: whether it trains adapters where ``training.sami.lora`` says so; else it is
             refused there, since it would be compared with a model that trained all its weights.
     """
@@ -52,6 +55,7 @@ class Baseline:
     rows: Callable[[Any, int], int] = _a_row_a_query
     passes: int = 3
     step_memory: str = "sami_pipeline.training.baselines.trl_training:step_memory"
+    grids: str = ""
     follows_lora: bool = False
 
     @property

@@ -53,7 +53,21 @@ def train_sft(
     parameters: SftParameters,
     state_folder: Path,
 ) -> pd.DataFrame:
-    """Train a model with TRL's SFTTrainer, in place, and return its history, as ``train_dpo``."""
+    """Train a model with TRL's SFTTrainer, in place, and return its history.
+
+    Args:
+        model: fp32 weights.
+        tokenizer: the model's.
+        grids: one per query.
+        config: SAMI's; epochs, batch size in queries, optimiser, schedule and so on are taken
+            from it.
+        parameters: what is SFT's own.
+        state_folder: where the trainer keeps its progress, and from where a killed run goes on.
+
+    Returns:
+        One row per optimiser step: ``step, loss, gradient_norm, learning_rate, weights_moved,
+        tokens_per_second, peak_memory_bytes``.
+    """
     from trl import SFTConfig, SFTTrainer
 
     examples = demonstrations(grids)

@@ -116,12 +116,16 @@ def _samis_optimiser(
 def _samis_adapters(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[dict[str, Any]]:
     """Yield what lets a trainer add SAMI's LoRA adapters, and merge them at the end.
 
-    The trainer wraps the model, freezes its weights, and takes them without adapters as DPO's
-    reference. Nothing is yielded where all weights are trained.
+    The trainer wraps the model and freezes its weights. Nothing is yielded where all weights are
+    trained.
     """
     import torch
 
-    from sami_pipeline.core.adapters import lora_config, merge_adapters
+    from sami_pipeline.core.adapters import (
+        embedding_hooks_restored,
+        lora_config,
+        merge_adapters,
+    )
     from sami_pipeline.core.training import cast_weights
 
     if config.lora is None:
@@ -129,22 +133,18 @@ def _samis_adapters(model: PreTrainedModel, config: SamiTrainingConfig) -> Itera
         return
     trainable = [p for p in model.parameters() if p.requires_grad]
     options = {"peft_config": lora_config(model, config.lora)}
-    hooks = model.get_input_embeddings()._forward_hooks
-    before = set(hooks)
     full: list[Any] = []
     if config.lora.frozen_weights == "bfloat16":
         full = [p for p in model.parameters() if p.dtype == torch.float32]
         cast_weights(full, torch.bfloat16)
     torch.manual_seed(config.seed)  # of the adapters' first weights
     try:
-        yield options
+        with embedding_hooks_restored(model):
+            yield options
     finally:
         # What the adapters have learnt is smaller than a bf16 weight can take.
         cast_weights(full, torch.float32)
         merge_adapters(model, trainable)
-        # Each of TRL, PEFT and transformers lets embeddings have gradients for recomputed layers.
-        for hook in hooks.keys() - before:
-            del hooks[hook]
 
 
 def step_memory(
@@ -160,8 +160,8 @@ def step_memory(
 
     Args:
         architecture: the model's configuration.
-        config: SAMI's, as for ``dpo.train_dpo``.
-        rows: that a query gives: two for each pair of DPO, one for SFT.
+        config: SAMI's.
+        rows: that a query gives: one for SFT.
         prompt_tokens: of each row.
         response_tokens: of each row.
         device: see ``sami_step_memory``.
@@ -236,7 +236,7 @@ def train(
         code: of the caller.
 
     Returns:
-        See ``dpo.train_dpo``.
+        See ``sft.train_sft``.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -260,7 +260,6 @@ def train(
         logger.info("Going on from %s", resume_from)
     files.write_text(record, json.dumps({"finished": False, "fingerprint": wanted}))
     transformers_logging.disable_progress_bar()  # of every file that a checkpoint writes
-    # Before the trainer is there: DPO's reference computes as the model does.
     optimiser = _samis_optimiser(model, config, arguments.learning_rate)
     with _samis_adapters(model, config) as adapters:
         trainer = _trainer(trainer_type, arguments, model, tokenizer, config, examples, adapters)
@@ -318,8 +317,7 @@ def _refuse_other_logits(model: PreTrainedModel, example: dict[str, Any]) -> Non
     """
     import torch
 
-    ids = example.get("input_ids") or [*example["prompt_ids"], *example["chosen_ids"]]
-    ids = torch.tensor([ids[:64]], device=model.device)
+    ids = torch.tensor([example["input_ids"][:64]], device=model.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     was_training = model.training
     model.eval()
@@ -333,8 +331,8 @@ def _refuse_other_logits(model: PreTrainedModel, example: dict[str, Any]) -> Non
     if not apart <= (1e-3 if own.dtype == model.dtype else 0.3):
         raise InputError(
             f"models.student: TRL computes the logits of {model.config.model_type} otherwise than "
-            f"the model does ({apart:.2g} nats a token), so it can't be trained as a baseline; "
-            "take dpo, sft and what goes on with them out of models.under_test"
+            f"the model does ({apart:.2g} nats a token), so TRL can't train it; "
+            "take sft and what goes on with it out of models.under_test"
         )
 
 
@@ -434,8 +432,6 @@ _COLUMNS = {
     "weights_moved": "weights_moved",
     "tokens_per_second": "tokens_per_second",
     "peak_memory_bytes": "peak_memory_bytes",
-    "rewards/accuracies": "preference_accuracy",
-    "rewards/margins": "reward_margin",
 }
 
 
