@@ -4,6 +4,10 @@ What the embedded default was chosen by, so that MT-Bench stays unseen:
 
     kedro run --pipelines mt_bench --to-outputs mt_bench.sft_sami_checkpoint --params run_name=NAME
     python benchmarks/held_out_compliance.py --run NAME --models base sft sft_sami
+
+Whether following carries over to principles that nothing was trained on:
+
+    python benchmarks/held_out_compliance.py --principles benchmarks/held_out_principles
 """
 
 import argparse
@@ -18,7 +22,7 @@ from sami_pipeline.evaluation.intervals import DIFFERENCE, mean_interval, sign_f
 from sami_pipeline.evaluation.statistics import complies
 from sami_pipeline.inputs.query_templates import build_training_prompts
 from sami_pipeline.models.prompts import PromptTemplate
-from sami_pipeline.principles.constitutions import sample_constitutions
+from sami_pipeline.principles.constitutions import sample_constitutions, tabulate_principles
 from sami_pipeline.principles.statements import check_answers
 from sami_pipeline.result_tables.steerability import paired_statements
 from sami_pipeline.training import responses
@@ -38,6 +42,13 @@ def development_queries(queries: pd.DataFrame, first: int, last: int) -> pd.Data
     drawn = drawn[~drawn["query"].isin(set(queries["query"]))]
     chosen = drawn.groupby("category").nth(slice(first, last)).reset_index(drop=True)
     return chosen.assign(query_id="dev-" + chosen["query_id"], split="held_out")
+
+
+def principles_of(folder: Path) -> pd.DataFrame:
+    """Return the principles of a folder's files, one YAML file a category."""
+    return tabulate_principles(
+        {path.name: yaml.safe_load(path.read_text()) for path in sorted(folder.glob("*.yml"))}
+    )
 
 
 def answers_of(
@@ -86,6 +97,9 @@ def main() -> None:
     parser.add_argument("--run", default="default", help="name of the run")
     parser.add_argument("--models", nargs="+", default=["base", "sft", "sft_sami"])
     parser.add_argument("--baseline", default="sft")
+    parser.add_argument(
+        "--principles", type=Path, help="folder of principle files; the run's own by default"
+    )
     parser.add_argument("--first", type=int, default=0, help="first query of each category")
     parser.add_argument("--last", type=int, default=20, help="last query of each category")
     parser.add_argument("--template", default="plain_bare", help="prompt template asked in")
@@ -93,7 +107,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     primary = DATA / "03_primary" / arguments.run / "mt_bench"
-    principles = pd.read_parquet(primary / "principles.parquet")
+    principles = (
+        pd.read_parquet(primary / "principles.parquet")
+        if arguments.principles is None
+        else principles_of(arguments.principles)
+    )
     queries = development_queries(
         pd.read_parquet(primary / "queries.parquet"), arguments.first, arguments.last
     )

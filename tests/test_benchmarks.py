@@ -79,3 +79,28 @@ def test_steerability_on_development_queries_is_what_is_followed_only_when_asked
     values = ["desired", "contrasting", "steerability"]
     assert table.loc["obeys", values].tolist() == [1.0, 1.0, 1.0]
     assert table.loc["always_brief", values].tolist() == [1.0, 0.0, 0.0]
+
+
+def phrases(check: str) -> list[str]:
+    """Return the words that a check looks for, lower case."""
+    values = json.loads(check)
+    return [text.casefold() for text in [values.get("text"), *values.get("phrases", [])] if text]
+
+
+def test_held_out_principles_ask_for_nothing_that_is_trained():
+    trained = held_out_compliance.principles_of(held_out_compliance.DATA / "01_raw" / "principles")
+    held_out = held_out_compliance.principles_of(
+        Path(held_out_compliance.__file__).with_name("held_out_principles")
+    )
+    assert set(held_out["category"]) == set(trained["category"])
+    asked = {
+        name: {
+            text
+            for column in ("check", "antithesis_check")
+            for check in table[column]
+            for text in phrases(check)
+        }
+        for name, table in (("trained", trained), ("held out", held_out))
+    }
+    assert len(asked["held out"]) >= 12
+    assert not asked["trained"] & asked["held out"]

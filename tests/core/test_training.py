@@ -653,9 +653,24 @@ def test_a_state_is_written_while_the_training_goes_on(run, tmp_path, monkeypatc
 
     monkeypatch.setattr(state, "_write_tensors", slow)
     monkeypatch.setattr(training, "_take_step", step)
+    # As on a GPU, and with several workers on a CPU.
+    monkeypatch.setattr(training, "_takes_a_copy", lambda *_: True)
     run(tmp_path, save_state_every=2, max_steps=4)
     assert steps == [1, 2, 3, 4]
     assert [path.name for path in list_states(tmp_path)] == ["step-00000004"]
+
+
+def test_one_process_on_a_cpu_writes_its_states_without_a_copy_of_them(run, tmp_path, monkeypatch):
+    written, real = [], state._write_tensors
+
+    def write(folder: Path, weights: dict, *rest) -> None:
+        written.append({name: tensor.data_ptr() for name, tensor in weights.items()})
+        real(folder, weights, *rest)
+
+    monkeypatch.setattr(state, "_write_tensors", write)
+    result = run(tmp_path, save_state_every=2, max_steps=4)
+    own = {name: tensor.data_ptr() for name, tensor in result.model.named_parameters()}
+    assert written == [own, own]
 
 
 def test_a_state_that_can_not_be_written_ends_the_training(run, tmp_path, monkeypatch):

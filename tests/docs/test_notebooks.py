@@ -1,5 +1,7 @@
 """Notebooks run from a clean kernel and are in git without what they showed."""
 
+import ast
+import re
 from pathlib import Path
 
 import nbformat
@@ -76,17 +78,24 @@ def test_training_prompts_shows_every_category_and_no_overlap(executed):
     assert lengths["data"]
 
 
-def test_sami_in_twenty_lines_lowers_the_loss_of_a_query_that_it_has_not_seen(executed):
+def test_sami_in_twenty_lines_ends_with_better_answers_than_it_begins_with(executed):
     notebook = executed("sami_in_twenty_lines")
-    losses = [
-        float(line.split()[1])
-        for line in shown(notebook).splitlines()
-        if line.startswith("loss ") and line.endswith(" nats")
-    ]
-    assert len(losses) == 2
-    assert losses[1] < losses[0] < 1.1, "below log 3, which is guessing"
-    (heatmaps,) = figures(notebook)
-    assert [trace["type"] for trace in heatmaps["data"]] == ["heatmap", "heatmap"]
+    lines = [line for line in shown(notebook).splitlines() if line]
+    pattern = r"(\d+) of (\d+) answers follow their rule; the first two: (.+)"
+    first, last = (re.fullmatch(pattern, line) for line in (lines[0], lines[-1]))
+    assert first and last, "a quiet start, and nothing after the outcome"
+    assert first[2] == last[2]
+    # One and the same text under both rules follows half of them.
+    assert int(first[1]) <= int(first[2]) // 4
+    assert int(last[1]) >= 3 * int(last[2]) // 4
+
+
+def test_sami_in_twenty_lines_is_about_that_long():
+    notebook = nbformat.read(FOLDER / "sami_in_twenty_lines.ipynb", 4)
+    _, *cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    statements = [node for node in ast.walk(ast.parse("\n".join(cells)))
+                  if isinstance(node, ast.stmt)]  # fmt: skip
+    assert len(statements) <= 30, "the first cell, which loads the model, aside"
 
 
 def test_reading_results_shows_tables_and_figures_of_the_run(executed):

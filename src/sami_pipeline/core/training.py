@@ -348,11 +348,20 @@ def train(
             ):
                 save_state(
                     state_folder, done, model, optimiser, history, run_fingerprint,
-                    finished=last, writer=writer,
+                    finished=last, writer=writer if _takes_a_copy(device, workers) else None,
                 )  # fmt: skip
                 saved_at = time.monotonic()
         bar.close()
     return TrainingResult(model=model, history=pd.DataFrame(history))
+
+
+def _takes_a_copy(device: torch.device, workers: Workers) -> bool:
+    """Return whether a state is copied, and written from the copy while the training goes on.
+
+    One process on a CPU would need memory for another three times the weights, and nothing waits
+    for its cores meanwhile.
+    """
+    return device.type != "cpu" or workers.count > 1
 
 
 def _state_is_due(config: SamiTrainingConfig, steps_done: int, saved_at: float) -> bool:

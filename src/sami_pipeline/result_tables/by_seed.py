@@ -22,7 +22,9 @@ from sami_pipeline.result_tables.shown import Estimate, Table
 from sami_pipeline.result_tables.steerability import steerability
 from sami_pipeline.tables import StoredTable, columns_of
 
-MEASURES = ("win_rate", "compliance", "compliance_difference", "steerability")
+MEASURES = (
+    "win_rate", "compliance", "compliance_difference", "steerability", "steerability_difference",
+)  # fmt: skip
 _KEY = ["measure", "judge", "constitution", "stance", "model", "opponent"]
 
 
@@ -31,8 +33,9 @@ class Contract(pa.DataFrameModel):
 
     All categories at the first turn; ``opponent`` is who the model is compared with, if anybody.
     The interval is that of this training alone, over questions (and the opponent's seeds, where it
-    has some). ``mean`` is that of all seeds of the model, ``spread`` the standard deviation between
-    them.
+    has some), and so is ``p_value``, of an exact paired test against 0 (a win rate: against one
+    half); a compliance has none. ``mean`` is that of all seeds of the model, ``spread`` the
+    standard deviation between them.
     """
 
     measure: Series[str] = pa.Field(isin=list(MEASURES))
@@ -47,6 +50,7 @@ class Contract(pa.DataFrameModel):
     value: Series[float] = pa.Field(ge=-2, le=2, nullable=True)
     ci_low: Series[float] = pa.Field(ge=-2, le=2, nullable=True)
     ci_high: Series[float] = pa.Field(ge=-2, le=2, nullable=True)
+    p_value: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     mean: Series[float] = pa.Field(ge=-2, le=2, nullable=True)
     spread: Series[float] = pa.Field(ge=0, nullable=True)
 
@@ -87,7 +91,7 @@ def by_seed(
         for model, seed in trained.itertuples(index=False, name=None)
         for found in _figures(model, seed, *first, answers, principles, models, contrasting)
     ]
-    columns = [*_KEY, "seed", "n", "rows", "value", "ci_low", "ci_high"]
+    columns = [*_KEY, "seed", "n", "rows", "value", "ci_low", "ci_high", "p_value"]
     table = pd.concat(parts, ignore_index=True)[columns]
     values = table.groupby(_KEY, sort=False)["value"]
     table = table.assign(mean=values.transform("mean"), spread=values.transform("std"))
@@ -130,10 +134,15 @@ def _figures(
         yield _headline(gained).assign(measure="compliance_difference", judge="")
     if contrasting:
         rows = answers[(answers["model"] == model) & (answers[SEED] == seed)]
-        steered = steerability(rows, principles, model).rename(columns={"steerability": "value"})
+        if model != models.baseline:
+            rows = pd.concat([rows, answers[answers["model"] == models.baseline]])
+        steered = steerability(rows, principles, models.baseline, models.lineage)
+        steered = steered.rename(columns={"steerability": "value", "baseline": "opponent"})
+        steered = steered[(steered["model"] == model) & (steered["category"] == OVERALL)]
         steered = steered[steered["principle"] == ALL_PRINCIPLES]
-        steered = steered[steered["category"] == OVERALL]
-        yield steered.assign(measure="steerability", judge="", opponent="")
+        compared = steered["opponent"] != ""
+        measures = compared.map({False: "steerability", True: "steerability_difference"})
+        yield steered.assign(measure=measures, judge="")
 
 
 def _headline(table: pd.DataFrame) -> pd.DataFrame:
