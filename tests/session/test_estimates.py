@@ -36,6 +36,12 @@ SECONDS = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _base_environment(monkeypatch):
+    """Take conf/base, whatever an earlier test has activated."""
+    monkeypatch.setattr("sami_pipeline.session.experiments._active_parameters", None)
+
+
 def responses(grids: int, tokens: float) -> pd.DataFrame:
     rows = pd.DataFrame({"query_id": [str(n) for n in range(grids) for _ in range(2)]})
     return rows.assign(grid=0, split="train", status="usable", completion_tokens=tokens)

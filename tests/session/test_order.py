@@ -17,6 +17,12 @@ pytestmark = [
 EXAM = ("answer_as", "attempt_as")
 
 
+@pytest.fixture(autouse=True)
+def _base_environment(monkeypatch):
+    """Take conf/base, whatever an earlier test has activated."""
+    monkeypatch.setattr("sami_pipeline.session.experiments._active_parameters", None)
+
+
 def graph(name: str, **changes) -> Pipeline:
     parameters = experiment_parameters(name).model_copy(update=changes)
     return experiments()[name].pipeline(parameters)
