@@ -7,6 +7,7 @@ gets its memory and a rough time. What does not fit is refused before anything i
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
@@ -31,7 +32,7 @@ from sami_pipeline.parameters import (
     DryRunParameters,
     ExperimentParameters,
 )
-from sami_pipeline.principles.constitutions import format_constitution
+from sami_pipeline.principles.constitutions import Use, format_statements, wording
 from sami_pipeline.training.baselines.record import function
 from sami_pipeline.training.baselines.registry import baselines
 
@@ -115,7 +116,7 @@ class Stage:
 
 @dataclass
 class DryRun:
-    """The outcome: models, stages, the memory that there is, and what is wrong."""
+    """The outcome: models, stages, the memory and the disk that there are, and what is wrong."""
 
     experiment: str
     architectures: list[Architecture]
@@ -125,13 +126,19 @@ class DryRun:
     memory_of: str = ""
     disk: float = 0.0
     disk_of: str = ""
+    imported: int = 0
     faults: list[str] = field(default_factory=list)
+
+    @property
+    def disk_left(self) -> int:
+        """Bytes on disk after the run: models that were imported and trained, and texts."""
+        return self.imported + sum(stage.kept for stage in self.stages)
 
     @property
     def disk_needed(self) -> int:
         """Bytes on disk at the most: a training's states are removed when its model is saved."""
         states = max((stage.disk - stage.kept for stage in self.stages), default=0)
-        return states + sum(stage.kept for stage in self.stages)
+        return states + self.disk_left
 
     def text(self) -> str:
         """Return models and stages as text."""
@@ -166,11 +173,21 @@ class DryRun:
             if stage.states
         ]
         needed, free = self.disk_needed / _GB, self.disk / _GB
-        lines.append(f"On disk, all together: {needed:.2f} GB of {free:.1f} ({self.disk_of})")
+        if self.stages:
+            most = max(self.stages, key=lambda stage: stage.total)
+            lines.append(
+                f"Memory at the most: {most.total / _GB:.2f} GB ({most.name}), besides libraries"
+            )
+        lines.append(
+            f"On disk at the most: {needed:.2f} GB of {free:.1f} ({self.disk_of}); "
+            f"{self.disk_left / _GB:.2f} GB stay after the run"
+        )
         return "\n".join(lines) + "\n"
 
 
 _PARTS = ("weights", "gradients", "optimiser", "activations", "gathered", "cache", "copy")
+# Of a weight that is written when a model is imported; files of other kinds are linked.
+_IMPORTED_BYTES = {"gguf": 4, "random": 4}
 # The last two are kept while another is written.
 _STATES_AT_ONCE = 3
 # Of a stored completion: its key, its numbers, and of its text about five bytes a token.
@@ -214,6 +231,10 @@ def examine(
     outcome = DryRun(
         name, list(opened.values()), sizes, memory=memory, memory_of=memory_of,
         disk=disk, disk_of=disk_of,
+        imported=sum(
+            _IMPORTED_BYTES.get(source.kind, 0) * sizes.get(model, 0)
+            for model, source in experiment.models.sources.items()
+        ),
     )  # fmt: skip
     plan = _Plan(name, experiment, principles, templates, assumptions, opened, outcome, workload)
     for architecture in opened.values():
@@ -356,7 +377,7 @@ class _Plan:
 
     def prompt_tokens(self, model: Architecture, template: str, turns: int = 1) -> tuple[int, int]:
         """Return the longest prompt without earlier answers, and its constitutions, in tokens."""
-        constitution = self._longest_constitution()
+        constitution = self._longest_constitution(template)
         prompt = self.templates[template].build(
             [""] * turns, [""] * (turns - 1), constitution=constitution
         )
@@ -376,12 +397,19 @@ class _Plan:
         own = model.tokenizer(constitution, add_special_tokens=False)["input_ids"]
         return len(ids) + queries, len(own)
 
-    def _longest_constitution(self) -> str:
+    def _longest_constitution(self, template: str) -> str:
+        """Return the longest constitution that is put into a template, in its longest wordings."""
+        uses: list[Use] = ["training"]
+        if template == "evaluation_prompt":
+            evaluation = getattr(self.experiment, "evaluation", None)
+            again = evaluation is not None and evaluation.trained_wording
+            uses = ["training", "evaluation"] if again else ["evaluation"]
         texts = []
-        for _, rows in self.principles.groupby("category"):
+        for use, (_, rows) in itertools.product(uses, self.principles.groupby("category")):
+            longest = {key: max(each, key=len) for key, each in wording(rows, use).items()}
             for stance in ("principle", "antithesis"):
                 stances = [(principle, stance) for principle in rows["principle"]]
-                texts.append(format_constitution(stances, rows))
+                texts.append(format_statements(stances, longest))
         return max(texts, key=len)
 
     def generation(self) -> None:
@@ -502,10 +530,8 @@ class _Plan:
                 f"{prompt + response} tokens, more than the context of {student.source}, "
                 f"{student.context}; lower it"
             )
-        shape = _Shape(prompt, own, response, self._constitutions())
-        grids = self.workload.train // self._constitutions()
-        steps = math.ceil(grids / config.batch_size) * config.epochs
-        steps = min(steps, config.max_steps or steps)
+        shape = Shape(prompt, own, response, self._constitutions())
+        steps = optimiser_steps(self.workload.train // self._constitutions(), config)
         for name in self.experiment.trained_models():
             for replicate, seed in self.experiment.replicates(name).items():
                 settings = config.replaced(seed=seed)
@@ -517,7 +543,7 @@ class _Plan:
         replicate: str,
         student: Architecture,
         config: Any,
-        shape: _Shape,
+        shape: Shape,
         steps: int,
         processes: int,
     ) -> None:
@@ -609,6 +635,12 @@ class _Plan:
         return "set " + ", or ".join(choices) if choices else "take a smaller model"
 
 
+def optimiser_steps(grids: int, config: Any) -> int:
+    """Return how many steps a training takes, of so many grids."""
+    steps = math.ceil(grids / config.batch_size) * config.epochs
+    return min(steps, config.max_steps or steps)
+
+
 def _stored(requests: int, tokens: int) -> int:
     """Return the bytes that completions take on disk: in their store, and in a table."""
     return 2 * requests * (_COMPLETION_BYTES + _TOKEN_BYTES * tokens)
@@ -621,7 +653,7 @@ def _asking(stage: str, requests: int, served: str, tokens: int) -> Stage:
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """Longest prompt and response of a grid, in tokens.
 
     Attributes:

@@ -77,6 +77,17 @@ def give_back_freed_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
+def peak_memory_bytes() -> int | None:
+    """Return the most resident memory of this process so far, or of the largest it started."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return unit * max(resource.getrusage(one).ru_maxrss for one in who)
+
+
 def _limit_threads(environment: MutableMapping[str, str]) -> None:
     """Start no more threads than a container may use cores; torch counts the machine's."""
     cores = os.cpu_count() or 1

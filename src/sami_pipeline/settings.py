@@ -34,11 +34,12 @@ CONTEXT_CLASS = ExperimentContext
 DATA_CATALOG_CLASS = RunCatalog
 CONFIG_LOADER_CLASS = OmegaConfigLoader
 CONFIG_LOADER_ARGS = configuration.CONFIG_LOADER_ARGS
+_PROGRESS = ProgressHook()
 HOOKS = (
     CredentialsHook(),
-    NodeRecordHook(),
+    NodeRecordHook(_PROGRESS.work_of),
     RunSummaryHook(),
-    ProgressHook(),
+    _PROGRESS,
     ErrorMessageHook(),
     EngineReleaseHook(),
     MlflowHook(),

@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from kedro.config import OmegaConfigLoader
 
+from sami_pipeline import PROJECT_FOLDER
 from sami_pipeline.errors import InputError
 from sami_pipeline.inputs import answer_files
+from sami_pipeline.models.checkpoints import ModelSource
+from sami_pipeline.parameters import MtBenchParameters
 from sami_pipeline.schemas import Answers
+from sami_pipeline.settings import CONFIG_LOADER_ARGS
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "published"
 published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published files are not here")
@@ -211,3 +216,53 @@ class TestAnswersOfAModelUnderTest:
         own.assign(stances='[["other", "principle"]]').to_parquet(tmp_path / "answers.parquet")
         with pytest.raises(InputError, match="was answered under other statements"):
             self.read(tmp_path / "answers.parquet")
+
+
+def test_answers_in_trained_words_are_missed_before_anything_is_made(tmp_path):
+    sides = {"principle": "Do.", "antithesis": "Do not."}
+    worded = {
+        use: {side: [text] for side, text in sides.items()} for use in ("training", "evaluation")
+    }
+    other = worded | {"evaluation": {"principle": ["Surely do."], "antithesis": ["Never do."]}}
+
+    def by_side(words):
+        return json.dumps({side: {use: words[use][side] for use in words} for side in sides})
+
+    principles = pd.DataFrame(
+        {
+            "category": ["writing", "math"],
+            "principle": "p",
+            "wordings": map(by_side, (other, worded)),
+        }
+    )
+    questions = pd.DataFrame(
+        {"question_id": ["1", "2"], "category": ["writing", "math"], "turn": 1, "question": "?"}
+    )
+    answers = [
+        {"question_id": question, "turn": 1, "answer": "x", "constitution": name}
+        for question in "12"
+        for name in ("desired", "contrasting")
+    ]
+    loader = OmegaConfigLoader(str(PROJECT_FOLDER / "conf"), env="test", **CONFIG_LOADER_ARGS)
+    shipped = MtBenchParameters.model_validate(loader["parameters"]["mt_bench"])
+    path = write_lines(tmp_path / "gpt.jsonl", *answers)
+    models = shipped.models.model_copy(update={"under_test": ("base", "gpt")})
+    models.sources["gpt"] = ModelSource(kind="answers", location=str(path))
+    asked = {
+        "questions_per_category": None,
+        "turns": 1,
+        "contrasting": True,
+        "without_constitution": False,
+    }
+    parameters = shipped.model_copy(
+        update={
+            "models": models,
+            "evaluation": shipped.evaluation.model_copy(update=asked | {"trained_wording": True}),
+        }
+    )
+    with pytest.raises(InputError, match=r"1, turn 1 under .*'desired_trained_wording'.* 0 others"):
+        answer_files.check_answer_files(parameters, questions, principles, tmp_path)
+    write_lines(path, *answers, answers[0] | {"constitution": "desired_trained_wording"})
+    answer_files.check_answer_files(parameters, questions, principles, tmp_path)
+    with pytest.raises(InputError, match="trained_wording: no principle"):
+        answer_files.check_answer_files(parameters, questions, principles[1:], tmp_path)

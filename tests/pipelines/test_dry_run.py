@@ -1,6 +1,7 @@
 """A dry run says what an experiment needs, refuses what won't fit, and makes nothing."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,12 @@ def test_paper_fits_one_80_gb_gpu_and_nothing_is_made(kedro_run, experiment, par
     assert set((PROJECT / "data").rglob("paper")) == before
 
 
-def examined(environment: str, changes: dict | None = None, **assumptions) -> dry_run.DryRun:
+def examined(
+    environment: str,
+    changes: dict | None = None,
+    alter=lambda principles: principles,
+    **assumptions,
+) -> dry_run.DryRun:
     import pandas as pd
     import yaml
 
@@ -78,6 +84,7 @@ def examined(environment: str, changes: dict | None = None, **assumptions) -> dr
     files = (raw / "principles").glob("*.yml")
     principles = tabulate_principles({f.name: yaml.safe_load(f.read_text("utf-8")) for f in files})
     assert isinstance(principles, pd.DataFrame)
+    principles = alter(principles)
     parameters = parameters_of(environment)
     content = json.loads(json.dumps(parameters["mt_bench"]))
     for path, value in (changes or {}).items():
@@ -97,6 +104,31 @@ def examined(environment: str, changes: dict | None = None, **assumptions) -> dr
         DryRunParameters.model_validate(parameters["dry_run_assumptions"] | assumptions),
         experiments()["mt_bench"].workload(experiment, principles),
     )
+
+
+def test_prompts_are_as_long_as_the_longest_wording_makes_them():
+    long = "Say all of it in every word that there is. " * 40
+
+    def longest(use: str, **asked) -> dict[str, int]:
+        def lengthen(principles):
+            words = [json.loads(each) for each in principles["wordings"]]
+            for each in words:
+                each["antithesis"][use].append(long)
+            return principles.assign(wordings=[json.dumps(each) for each in words])
+
+        changes = {f"evaluation.{name}": value for name, value in asked.items()}
+        stages = examined("test", changes, lengthen).stages
+        pattern = r"(?:prompts? of (?:at most )?|rows of )(\d+)"
+        return {stage.name: int(re.search(pattern, stage.shape)[1]) for stage in stages}
+
+    plain = longest("evaluation", trained_wording=False)
+    by_name = {name.partition(" ")[0]: name for name in plain}
+    in_training = longest("training", trained_wording=False)
+    for stage in ("generation", "training", "held-out"):
+        assert in_training[by_name[stage]] > plain[by_name[stage]] + 300
+    assert plain[by_name["evaluation"]] > in_training[by_name["evaluation"]] + 300
+    again = longest("training", trained_wording=True)
+    assert again[by_name["evaluation"]] > in_training[by_name["evaluation"]] + 300
 
 
 def test_what_does_not_fit_is_refused_on_the_command_line(kedro_run):
@@ -137,11 +169,18 @@ def test_disk_holds_states_checkpoints_and_completions():
     assert sami.kept == dpo.kept == 4 * weights
     written = sum(stage.kept for stage in outcome.stages if not stage.states)
     assert written > 0
-    assert outcome.disk_needed == 3 * sami.states + sami.kept + dpo.kept + written
+    assert outcome.imported == 4 * weights, "of the random model, which is no file to link"
+    assert outcome.disk_left == outcome.imported + sami.kept + dpo.kept + written
+    assert outcome.disk_needed == 3 * sami.states + outcome.disk_left
     assert not outcome.faults
     none = examined("test", {"training.sami.save_state_every": 0}, disk_gb=1e-5)
-    assert none.disk_needed == sami.kept + dpo.kept + written
+    assert none.disk_needed == outcome.disk_left
     (fault,) = none.faults
+    said = none.text().splitlines()
+    largest = max(none.stages, key=lambda stage: stage.total)
+    (memory,) = [line for line in said if line.startswith("Memory at the most: ")]
+    assert f"{largest.total / 1e9:.2f} GB ({largest.name})" in memory
+    assert said[-1].endswith(f"{none.disk_left / 1e9:.2f} GB stay after the run")
     assert fault.startswith("disk: all together 0.0 GB are needed")
     assert "disk_gb: 1e-05" in fault
 

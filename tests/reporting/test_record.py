@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from sami_pipeline.reporting.record import RunRecord, environment, git_revision
+from sami_pipeline.reporting.record import RunRecord, Work, environment, git_revision
 
 NODE = "mt_bench.sami_training.train_sami"
 
@@ -81,3 +81,17 @@ def test_environment_names_versions_and_hardware():
     assert "vllm" not in known.packages or known.packages["vllm"]
     assert known.cores >= 1
     assert known.processor
+
+
+def test_a_node_that_found_some_of_its_work_done_is_no_measure_of_its_pace(record):
+    kept, work = record, Work(kind="writing", by="m", tokens=10)
+    kept.start("write", "run", {}, work)
+    assert kept.is_begun("write") and not kept.is_begun("other")
+    kept.end("write", 1.0, "finished", in_part=True)
+    assert not kept.is_begun("write")
+    assert kept.read("write").attempts[-1].work is None
+    kept.start("write", "run", {}, work)
+    kept.end("write", 1.0, "finished")
+    last = kept.read("write").attempts[-1]
+    assert last.work == work
+    assert last.peak_memory_bytes > 10_000_000, "this process"

@@ -1,12 +1,8 @@
 import re
-from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pandas as pd
 
-from sami_pipeline import PROJECT_FOLDER
-from sami_pipeline.experiments.registry import experiments
-from sami_pipeline.reporting.record import Attempt, NodeRecord, RunRecord, environment
 from sami_pipeline.session import progress
 
 NODES = [
@@ -29,7 +25,7 @@ def nodes(names: list[str]) -> list[SimpleNamespace]:
 
 
 def test_each_node_with_a_model_is_a_stage_and_the_others_belong_to_one():
-    stages = progress.stages_of(nodes(NODES), {})
+    stages = progress.stages_of(nodes(NODES))
     assert [stage.title for stage in stages] == [
         "inputs and models are read",
         "base answers the questions",
@@ -45,41 +41,42 @@ def test_each_node_with_a_model_is_a_stage_and_the_others_belong_to_one():
 
 
 def test_a_run_of_tables_alone_has_no_stage_of_a_model():
-    titles = [stage.title for stage in progress.stages_of(nodes(NODES[-4:]), {})]
+    titles = [stage.title for stage in progress.stages_of(nodes(NODES[-4:]))]
     assert titles == ["tables and figures", "answers are judged", "the report"]
 
 
-def test_time_is_that_of_the_last_finished_attempts_of_any_run_and_not_known_without_them(tmp_path):
-    own = tmp_path / "new" / "mt_bench" / "node_records"
-    for run, day, seconds in (("old", 1, 100.0), ("late", 2, 30.0)):
-        record = RunRecord(tmp_path / run / "mt_bench" / "node_records")
-        for node in NODES:
-            attempt = Attempt(
-                run=run, started=datetime(2026, 1, day, tzinfo=UTC), seconds=seconds,
-                outcome="finished", environment=environment(),
-            )  # fmt: skip
-            record._write(NodeRecord(node=node, attempts=[attempt]))
-    record.start(NODES[0], "late", {})  # is at it again
-    seconds, run = progress.seconds_taken(own, NODES)
-    assert run == "late"
-    assert set(seconds.values()) == {30.0, 100.0} and seconds[NODES[0]] == 100.0
-    stages = progress.stages_of(nodes(NODES), seconds)
-    said = progress.announcement("mt_bench, run new", stages, run, "mt_bench")
-    assert (
-        said
-        == ("mt_bench, run new: 11 nodes in 8 stages, about 6 min 0 s, as the run late took here")
-        or "about 7 min" in said
+def test_a_run_and_a_stage_are_told_with_their_time_and_the_time_of_day():
+    stages = progress.stages_of(nodes(NODES))
+    said = progress.announcement("mt_bench, run new", stages, 330.0, "as earlier here")
+    end = progress.clock(330)
+    assert said == (
+        f"mt_bench, run new: 11 nodes in 8 stages, about 6 min, until about {end} (as earlier here)"
     )
-    assert progress.line(stages[0], 1, 8) == "1 of 8: inputs and models are read, about 2 min 0 s"
-    unknown = progress.stages_of(nodes(NODES), {})
-    assert "not known yet" in progress.announcement("x", unknown, "", "align")
+    assert re.fullmatch(r"\d\d:\d\d", progress.clock(0))
+    assert re.fullmatch(r"\w{3} \d\d \w{3}, \d\d:\d\d", progress.clock(2 * 86400))
+    assert "is known when" in progress.announcement("x", stages, None, "")
+    line = progress.line(stages[1], 2, 8, 100.0, 300.0)
+    ends = f"the run ends about {progress.clock(300)}"
+    assert line == f"2 of 8: base answers the questions, about 100 s; {ends}"
+    assert progress.line(stages[0], 1, 8, 1.0, 300.0) == "1 of 8: inputs and models are read"
+    assert progress.line(stages[0], 1, 8, None, None) == "1 of 8: inputs and models are read"
 
 
-def test_the_time_that_is_told_before_a_first_run_is_the_measured_one():
-    results = (PROJECT_FOLDER / "docs" / "results.md").read_text("utf-8")
-    measured = int(re.search(r"(\d+) minutes in its nodes", results)[1])
-    quiet, shared = experiments()["mt_bench"].measured_minutes
-    assert 0.8 * quiet <= measured <= 1.2 * shared
+def test_memory_and_disk_of_an_earlier_run_and_of_this_one_are_told(tmp_path):
+    assert progress.needs(9_100_000_000, 2_100_000_000, "old") == (
+        "The run old took 9.1 GB of memory at the most and left 2.1 GB on disk"
+    )
+    assert progress.needs(None, 33_000_000, "old") == "The run old left 33 MB on disk"
+    assert progress.needs(None, None, "old") == ""
+    assert "dry_run=true" in progress.needs(None, None, "")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one").write_bytes(bytes(1000))
+    (tmp_path / "a" / "again").hardlink_to(tmp_path / "a" / "one")
+    (tmp_path / "a" / "linked").symlink_to(tmp_path / "a" / "one")
+    assert progress.disk_used([tmp_path / "a", tmp_path / "not there"]) == 1000
+    assert progress.took(61, 9.1e9, 2_100_000_000) == (
+        "Finished in 1 min 1 s, 9.1 GB of memory at the most; it leaves 2.1 GB on disk"
+    )
 
 
 def test_two_responses_to_one_query_are_shown_the_principle_first_in_a_line_each():

@@ -22,6 +22,9 @@ from sami_pipeline.models.checkpoints import PROVENANCE_FILE
 
 logger = logging.getLogger(__name__)
 
+# Without the minutes left: the shortest texts are ready first, so that those would be too few.
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}]"
+
 
 def generate(
     engine: Engine,
@@ -55,7 +58,9 @@ def generate(
         logger.info("%s: %d of %d are stored already", description, reused, len(requests))
     written = 0
     options = {"total": len(first)} if isinstance(engine, FallibleEngine) else {}
-    with tqdm(total=len(requests), initial=reused, desc=description, file=sys.stderr) as bar:
+    with tqdm(
+        total=len(requests), initial=reused, desc=description, file=sys.stderr, bar_format=_BAR
+    ) as bar:
         for piece in engine.stream([requests[index] for index in missing], seed=seed, **options):
             completions = {keys[missing[index]]: each for index, each in piece.items()}
             if store is not None:

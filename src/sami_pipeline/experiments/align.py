@@ -65,7 +65,7 @@ def ingest(parameters: AlignParameters) -> Pipeline:
 def check_inputs(parameters: AlignParameters, made: Mapping[str, pd.DataFrame]) -> None:
     """Check that somebody can judge, before anything is answered."""
     if "questions" in made:
-        check_answer_files(parameters, made["questions"], PROJECT_FOLDER)
+        check_answer_files(parameters, made["questions"], made.get("principles"), PROJECT_FOLDER)
     if not parameters.judge.is_model:
         if "principles" in made and not made["principles"]["check"].str.len().any():
             raise InputError(

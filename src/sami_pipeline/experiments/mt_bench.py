@@ -71,7 +71,7 @@ def ingest(parameters: MtBenchParameters) -> Pipeline:
 def check_inputs(parameters: MtBenchParameters, made: Mapping[str, pd.DataFrame]) -> None:
     """Check that the judge can be asked about the questions, before anything is answered."""
     if "questions" in made:
-        check_answer_files(parameters, made["questions"], PROJECT_FOLDER)
+        check_answer_files(parameters, made["questions"], made.get("principles"), PROJECT_FOLDER)
     if {"judge_prompts", "questions"} <= made.keys():
         questions = asked_questions(made["questions"], parameters.evaluation)
         for judge in parameters.judge.by_place.values():
@@ -116,6 +116,5 @@ EXPERIMENT = Experiment(
         "steerability": Headline(steerability.Contract, overall_steerability),
         "win_rates": Headline(schemas.WinRates, overall_win_rates),
     },
-    measured_minutes=(15, 34),  # a test holds them to docs/results.md
     check_inputs=check_inputs,
 )

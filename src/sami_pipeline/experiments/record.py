@@ -65,8 +65,6 @@ class Experiment(Generic[P]):
         raw_files: datasets of ``ingest`` that the parameters name and not the catalog, by name.
         principles_alone: a node that makes ``principles`` of raw files and nothing else, for a dry
             run; None takes the one of ``categories``.
-        measured_minutes: that its default took on two cores, quiet and shared with other work; None
-            where it was not measured.
         check_inputs: raises InputError where the tables that ``ingest`` makes do not go together
             with the parameters; tables by name, as far as they are made in this run.
     """
@@ -84,7 +82,6 @@ class Experiment(Generic[P]):
     beside_queries: tuple[str, ...] = ()
     raw_files: Callable[[P], Mapping[str, AbstractDataset]] = _none
     principles_alone: Callable[[], Node] | None = None
-    measured_minutes: tuple[int, int] | None = None
     check_inputs: Callable[[P, Mapping[str, pd.DataFrame]], None] = _nothing_more
 
     def pipeline(self, parameters: P) -> Pipeline:
@@ -115,11 +112,15 @@ class Experiment(Generic[P]):
 
     def dry_run(self, parameters: P) -> Pipeline:
         """Return the pipeline that says what the experiment would need, and makes nothing."""
-        principles = (
-            self.principles_alone()
-            if self.principles_alone is not None
-            else data_ingest.principles_node(self.categories or ())
-        )
         return dry_run.create_pipeline(
-            self.name, parameters, principles, functools.partial(self.workload, parameters)
+            self.name,
+            parameters,
+            self.principles_node(),
+            functools.partial(self.workload, parameters),
         )
+
+    def principles_node(self) -> Node:
+        """Return the node that makes ``principles`` of raw files and nothing else."""
+        if self.principles_alone is not None:
+            return self.principles_alone()
+        return data_ingest.principles_node(self.categories or ())

@@ -18,6 +18,7 @@ from sami_pipeline.evaluation.mt_bench import answer_questions, asked_questions
 from sami_pipeline.evaluation.statistics import OUTCOMES
 from sami_pipeline.inputs import text_files
 from sami_pipeline.parameters import JudgedParameters, PublishedParameters
+from sami_pipeline.principles.constitutions import desired_in_trained_wording
 from sami_pipeline.principles.degeneration import is_degenerate
 
 _WIN, _TIE, _LOSS, _INVALID = OUTCOMES
@@ -267,25 +268,34 @@ def answers_from_file(
 
 
 def check_answer_files(
-    parameters: JudgedParameters, questions: pd.DataFrame, project_folder: Path
+    parameters: JudgedParameters,
+    questions: pd.DataFrame,
+    principles: pd.DataFrame | None,
+    project_folder: Path,
 ) -> None:
     """Check, before anything is made, that files of answers hold all that is asked.
 
     Args:
         parameters: of the experiment.
         questions: ``question_id, category, turn, question``.
+        principles: as from ``tabulate_principles``; None where they are not read in this run, and
+            answers in trained words are then looked for when the file is read.
         project_folder: what relative paths are relative to.
 
     Raises:
-        InputError: as ``answers_from_file``, the statements aside, which are not known yet.
+        InputError: as ``answers_from_file``, the statements aside, which are not known yet; or
+            trained words are asked for, and no principle has others in evaluation.
     """
     settings = parameters.evaluation
     asked = asked_questions(questions, settings)
     names = ["desired", *(["contrasting"] if settings.contrasting else [])]
-    constitutions = pd.DataFrame(
-        [(query, name, "[]", None) for query in asked["question_id"].unique() for name in names],
-        columns=["query_id", "constitution", "stances", "text"],
-    )
+    under = [(query, name) for name in names for query in asked["question_id"].unique()]
+    if settings.trained_wording and principles is not None:
+        first = asked[asked["turn"] == 1].rename(columns={"question_id": "query_id"})
+        again = desired_in_trained_wording(first, principles, seed=settings.seed)
+        under += list(zip(again["query_id"], again["constitution"], strict=True))
+    constitutions = pd.DataFrame(under, columns=["query_id", "constitution"])
+    constitutions = constitutions.assign(stances="[]", text=None)
     for model, location in parameters.models.answer_files.items():
         if model in parameters.models.under_test:
             answers_from_file(

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sami_pipeline import PROJECT_FOLDER, files
 from sami_pipeline.errors import writing
+from sami_pipeline.process_settings import peak_memory_bytes
 
 # Those that decide numbers or texts; of those installed, the versions are recorded.
 _PACKAGES = (
@@ -57,6 +58,22 @@ class Environment(BaseModel):
     gpus: tuple[str, ...]
 
 
+class Work(BaseModel):
+    """How much a node has to compute, as it was counted before it ran.
+
+    Attributes:
+        kind: what is done.
+        by: what does it: a model's source and, for texts, the engine.
+        tokens: what it costs, in tokens that a model reads or writes in a full batch.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["writing", "training"]
+    by: str
+    tokens: float = Field(gt=0)
+
+
 class Attempt(BaseModel):
     """One time that a node was started.
 
@@ -68,6 +85,9 @@ class Attempt(BaseModel):
         outcome: "unfinished" until it is one of the others.
         environment: what it ran on.
         command: what the run was asked for, such as its environment and parameters.
+        work: how much a node with a model in it has to compute, where that could be counted.
+        peak_memory_bytes: the most resident memory that the process, or one that it started, has
+            had until the node ended; None if the system does not say.
     """
 
     run: str
@@ -76,6 +96,8 @@ class Attempt(BaseModel):
     outcome: Literal["unfinished", "finished", "failed"] = "unfinished"
     environment: Environment
     command: dict[str, Any] = {}
+    work: Work | None = None
+    peak_memory_bytes: int | None = None
 
 
 class NodeRecord(BaseModel):
@@ -100,7 +122,7 @@ class RunRecord:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def start(self, node: str, run: str, command: dict[str, Any]) -> None:
+    def start(self, node: str, run: str, command: dict[str, Any], work: Work | None = None) -> None:
         """Record that a node starts.
 
         Attempts that did not finish are kept, since this one may go on where they stopped; a
@@ -109,17 +131,35 @@ class RunRecord:
         record = self.read(node)
         kept = record.attempts if record and record.attempts[-1].outcome != "finished" else []
         attempt = Attempt(
-            run=run, started=datetime.now(UTC), environment=environment(), command=command
-        )
+            run=run, started=datetime.now(UTC), environment=environment(), command=command,
+            work=work,
+        )  # fmt: skip
         self._write(NodeRecord(node=node, attempts=[*kept, attempt]))
 
-    def end(self, node: str, seconds: float, outcome: Literal["finished", "failed"]) -> None:
-        """Record how the started attempt at a node ended."""
+    def end(
+        self,
+        node: str,
+        seconds: float,
+        outcome: Literal["finished", "failed"],
+        *,
+        in_part: bool = False,
+    ) -> None:
+        """Record how the started attempt at a node ended.
+
+        Args:
+            node: its name.
+            seconds: how long it took.
+            outcome: how it ended.
+            in_part: it did not do all that was counted, since some was there already.
+        """
         record = self.read(node)
         if record is None:
             raise ValueError(f"{node}: has ended without a record of its start")
         record.attempts[-1].seconds = seconds
         record.attempts[-1].outcome = outcome
+        record.attempts[-1].peak_memory_bytes = peak_memory_bytes()
+        if in_part:
+            record.attempts[-1].work = None
         self._write(record)
 
     def take_over(self, node: str, other: RunRecord) -> None:
@@ -134,6 +174,11 @@ class RunRecord:
         """Return what is known of a node, or None."""
         path = self._path(node)
         return NodeRecord.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+    def is_begun(self, node: str) -> bool:
+        """Return whether the last attempt at a node did not come to its end."""
+        record = self.read(node)
+        return record is not None and record.attempts[-1].outcome != "finished"
 
     def read_all(self, nodes: Sequence[str]) -> list[NodeRecord]:
         """Return what is known of these nodes, in their order, those without a record left out."""

@@ -15,7 +15,6 @@ from sami_pipeline.evaluation.statistics import (
     OVERALL,
 )
 from sami_pipeline.reporting import headlines
-from sami_pipeline.reporting.run import duration
 from sami_pipeline.reporting.run_pages import write_index
 from sami_pipeline.training.responses import shortage
 
@@ -83,14 +82,14 @@ _ROWS = {
 
 
 def of_run(
-    pipeline: Pipeline, catalog: CatalogProtocol, seconds: float, print_tables: bool = False
+    pipeline: Pipeline, catalog: CatalogProtocol, took: str, print_tables: bool = False
 ) -> str:
     """Return what a run has made, as text: the outcome of each report, or its tables.
 
     Args:
         pipeline: the nodes that ran.
         catalog: has what they made.
-        seconds: how long the run took.
+        took: the line that says what time, memory and disk the run took.
         print_tables: the tables of results too, which a report shows as well.
     """
     made = sorted(pipeline.all_outputs())
@@ -100,7 +99,7 @@ def of_run(
         parts += _tables(made, catalog)
     parts += [_outcome(name.rpartition(".")[0], catalog) for name in reports]
     parts += [f"All runs: {place}\n" for place in _index(reports, catalog)]
-    parts.append(f"Finished in {duration(seconds)}\n")
+    parts.append(f"{took}\n")
     return "".join(parts)
 
 

@@ -20,6 +20,7 @@ from sami_pipeline.datasets.whole_files import written_whole
 from sami_pipeline.errors import InputError, storage_fault, writing
 from sami_pipeline.parameters import HousekeepingParameters
 from sami_pipeline.session import missing_answers, provenance, sharing
+from sami_pipeline.session.order import in_order
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,11 @@ class RunCatalog(DataCatalog):
             pipeline: what was asked for, after ``follow``.
             going_on: outputs that are right already are kept.
         """
-        return [n for n in pipeline.nodes if not going_on or self._reason_to_run(n) is not None]
+        return [
+            node
+            for node in in_order(pipeline)
+            if not going_on or self._reason_to_run(node) is not None
+        ]
 
     def _reason_to_run(self, node: Node) -> str | provenance.Change | None:
         """Return why an output of a node is missing; what changed for itself comes first."""

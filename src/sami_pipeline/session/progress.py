@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from kedro.pipeline.node import Node
-from pydantic import ValidationError
 
-from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.figures import label
-from sami_pipeline.reporting.record import NodeRecord
 from sami_pipeline.reporting.run import duration
 
 # What nodes with a model in them do, by their name without its pipeline.
@@ -36,6 +34,9 @@ _STAGES = {
 }
 _INPUTS, _TABLES, _REPORT = "inputs and models are read", "tables and figures", "the report"
 _SHOWN_CHARACTERS = 160
+# Seconds from which a stage is said to take some.
+_LONG = 5
+_MB, _GB = 1e6, 1e9
 _SIDES = {"desired": "the principle", "contrasting": "the opposite of"}
 
 
@@ -46,21 +47,14 @@ class Stage:
     Attributes:
         title: what happens.
         nodes: their names.
-        seconds: how long they took when they last ran here; None if that is not known.
     """
 
     title: str
     nodes: tuple[str, ...]
-    seconds: float | None
 
 
-def stages_of(nodes: Sequence[Node], seconds: Mapping[str, float]) -> list[Stage]:
-    """Return the stages of the nodes of a run, in their order.
-
-    Args:
-        nodes: those that will run.
-        seconds: how long each took when it last ran, by name; some may be missing.
-    """
+def stages_of(nodes: Sequence[Node]) -> list[Stage]:
+    """Return the stages of the nodes that will run, in their order."""
     names = [node.name.rpartition(".")[2] for node in nodes]
     with_model = [i for i, name in enumerate(names) if _title(name) and name != "judge_answers"]
     last = max(with_model, default=-1)
@@ -73,14 +67,7 @@ def stages_of(nodes: Sequence[Node], seconds: Mapping[str, float]) -> list[Stage
     grouped: dict[str, list[str]] = {}
     for title, node in zip(titles, nodes, strict=True):
         grouped.setdefault(title, []).append(node.name)
-    return [
-        Stage(
-            title,
-            tuple(names),
-            sum(seconds[name] for name in names) if set(names) <= seconds.keys() else None,
-        )
-        for title, names in grouped.items()
-    ]
+    return [Stage(title, tuple(names)) for title, names in grouped.items()]
 
 
 def _title(node: str) -> str | None:
@@ -90,73 +77,96 @@ def _title(node: str) -> str | None:
     return None
 
 
-def seconds_taken(folder: Path, nodes: Sequence[str]) -> tuple[dict[str, float], str]:
-    """Return how long nodes took when they last finished here, and in which run most did.
-
-    Args:
-        folder: the records of this run's nodes, RUN/EXPERIMENT/node_records; those of other runs
-            stand beside it.
-        nodes: their names within the experiment.
-    """
-    found: dict[str, float] = {}
-    runs: list[str] = []
-    alike = folder.parents[2].glob(f"*/{folder.parent.name}/{folder.name}")
-    known = [(path, other.parents[1].name) for other in alike for path in other.glob("*.json")]
-    latest: dict[str, tuple[Any, float, str]] = {}
-    for path, run in known:
-        if path.stem not in nodes:
-            continue
-        try:
-            record = NodeRecord.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError):
-            continue
-        last = record.attempts[-1]
-        if last.outcome == "finished" and last.seconds is not None:
-            latest[path.stem] = max(
-                latest.get(path.stem, (last.started, 0.0, "")), (last.started, record.seconds, run)
-            )
-    for name, (_, seconds, run) in latest.items():
-        found[name] = seconds
-        runs.append(run)
-    return found, max(set(runs), key=runs.count) if runs else ""
-
-
-def announcement(what: str, stages: Sequence[Stage], run: str, experiment: str) -> str:
+def announcement(what: str, stages: Sequence[Stage], seconds: float | None, origin: str) -> str:
     """Return the line that says what will run and about how long.
 
     Args:
         what: the experiment and the run, in words.
         stages: of what will run.
-        run: the run that took the times of the stages.
-        experiment: its name.
+        seconds: how long they will take; None if that is not known.
+        origin: what the time was taken from, in words.
     """
     steps = sum(len(stage.nodes) for stage in stages)
     text = f"{what}: {steps} nodes in {len(stages)} stages"
-    known = [stage.seconds for stage in stages if stage.seconds is not None]
-    if stages and len(known) == len(stages):
-        return f"{text}, about {about(sum(known))}, as the run {run} took here"
-    listed = experiments().get(experiment)
-    if listed and (minutes := listed.measured_minutes):
-        return (
-            f"{text}; how long is not known yet, since they have not run here (the default took "
-            f"{minutes[0]} to {minutes[1]} minutes on two cores)"
-        )
-    return f"{text}; how long is not known yet, since they have not run here"
+    if seconds is None:
+        return f"{text}; how long is known when stages of each kind have run here"
+    return f"{text}, about {about(seconds)}, until about {clock(seconds)} ({origin})"
+
+
+def needs(memory: int | None, disk: int | None, run: str) -> str:
+    """Return the line that says what memory and disk an earlier run took.
+
+    Args:
+        memory: the most resident memory of a process of it, in bytes; None if that is not known.
+        disk: what it has left, in bytes.
+        run: its name; "" where the experiment has not run here.
+    """
+    if not run:
+        return "It has not run here: --params dry_run=true says what memory and disk it takes"
+    said = [f"took {_size(memory)} of memory at the most"] if memory else []
+    said += [f"left {_size(disk)} on disk"] if disk else []
+    return f"The run {run} {' and '.join(said)}" if said else ""
+
+
+def took(seconds: float, memory: int | None, disk: int) -> str:
+    """Return the line that says what a run took.
+
+    Args:
+        seconds: how long it took.
+        memory: the most resident memory of a process of it, in bytes; None if that is not known.
+        disk: bytes of what it and earlier runs of its name have left.
+    """
+    said = f"Finished in {duration(seconds)}"
+    said += f", {_size(memory)} of memory at the most" if memory else ""
+    return said + (f"; it leaves {_size(disk)} on disk" if disk else "")
+
+
+def _size(count: float) -> str:
+    return f"{count / _GB:.1f} GB" if count >= _GB / 10 else f"{max(1, round(count / _MB))} MB"
+
+
+def disk_used(folders: Iterable[Path]) -> int:
+    """Return the bytes of the files in folders; one that has several names counts once."""
+    sizes = {}
+    for folder in folders:
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                status = path.stat()
+                sizes[status.st_dev, status.st_ino] = status.st_size
+    return sum(sizes.values())
+
+
+def clock(seconds: float) -> str:
+    """Return the time of day in so many seconds, with the day if it is another one."""
+    now = datetime.now().astimezone()
+    then = now + timedelta(seconds=seconds)
+    return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%a %d %b, %H:%M}"
 
 
 def about(seconds: float) -> str:
-    """Return a duration as an estimate: to the minute, or the second below one."""
-    return f"{max(1, round(seconds))} s" if seconds < 60 else duration(60 * round(seconds / 60))
+    """Return a duration as an estimate: to the minute, or the second below two."""
+    if seconds < 120:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else duration(60 * minutes)
 
 
-def line(stage: Stage, number: int, of: int) -> str:
-    """Return what is said when a stage begins."""
-    time = (
-        f", about {about(stage.seconds)}"
-        if stage.seconds is not None and stage.seconds >= 1
-        else ""
-    )
-    return f"{number} of {of}: {stage.title}{time}"
+def line(stage: Stage, number: int, of: int, seconds: float | None, left: float | None) -> str:
+    """Return what is said when a stage begins.
+
+    Args:
+        stage: that begins.
+        number: its place, from 1.
+        of: how many there are.
+        seconds: how long it will take; None if that is not known.
+        left: how long the whole run still takes, this stage included.
+    """
+    said = f"{number} of {of}: {stage.title}"
+    if seconds is not None and seconds >= _LONG:
+        said += f", about {about(seconds)}"
+        if left is not None:
+            said += f"; the run ends about {clock(left)}"
+    return said
 
 
 def written(outputs: Mapping[str, Any]) -> list[str]:

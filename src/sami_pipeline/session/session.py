@@ -12,11 +12,12 @@ from kedro.framework.context import KedroContext
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.pipeline import Pipeline
-from kedro.runner import ParallelRunner
+from kedro.runner import ParallelRunner, SequentialRunner
 
 from sami_pipeline.errors import one_line
 from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.session.command_line import CommandLineError
+from sami_pipeline.session.order import OrderedRunner
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ class ExperimentSession(KedroSession):
 
         A namespace may be given with the experiment before it or without, whether a pipeline is
         named or not: ``mt_bench.sami_training`` and ``sami_training``. Several experiments run as
-        they do when all are run, under their names.
+        they do when all are run, under their names. Nodes that run one after another do so in the
+        order of ``session.order``.
 
         Raises:
             CommandLineError: a pipeline, node, dataset, tag or namespace is unknown, or the runner
@@ -58,6 +60,8 @@ class ExperimentSession(KedroSession):
                 "--runner: ParallelRunner: nodes of this project can't be sent to other processes; "
                 "leave it out, and they run one after another"
             )
+        if type(runner := options.get("runner") or SequentialRunner()) is SequentialRunner:
+            options["runner"] = OrderedRunner(is_async=runner._is_async)
         names = list(dict.fromkeys([pipeline_name] if pipeline_name else pipeline_names or []))
         if len(several := [name for name in experiments() if name in names]) > 1:
             names, namespaces = [], _under_experiments(several, names, namespaces or ())
