@@ -2,6 +2,7 @@
 
     python benchmarks/results.py                 # of `make mt-bench`, run `default`
     python benchmarks/results.py --run NAME --no-write
+    python benchmarks/results.py --seeds-run three   # and of a run with --params seeds=3
 
 Answers that the page quotes are chosen by a rule, not by hand: every fourth question of MT-Bench,
 under the desired constitution.
@@ -51,6 +52,10 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
 
+NAMES = {
+    "compliance_difference": "followed where asked", "steerability_difference": "steerability",
+    "antithesis": "opposite",
+}  # fmt: skip
 STANCES = (("desired", "principle"), ("contrasting", "antithesis"))
 
 
@@ -88,7 +93,8 @@ def followed(tables: Tables, turn: str) -> str:
     degeneration = tables["degeneration"]
     rows = [
         ["model", "principles followed where asked", "opposites followed where asked",
-         "steerability of principles", "of opposites", "repeats itself", "cut off", "tokens"],
+         "steerability of principles", "of opposites", "repeats itself", "asked for the opposite",
+         "cut off", "tokens"],
     ]  # fmt: skip
     for model in compliance["model"].unique():
         cells = [model]
@@ -99,10 +105,13 @@ def followed(tables: Tables, turn: str) -> str:
             )  # fmt: skip
             cells.append("" if row is None else percent(row, "compliance"))
         cells += steered(steerability, percent, model=model, baseline="")
-        row = one(degeneration, model=model, constitution="desired", turn=turn, category="overall")
+        every = {"model": model, "turn": turn, "category": "overall"}
+        row = one(degeneration, constitution="desired", **every)
         if row is not None:
+            opposite = one(degeneration, constitution="contrasting", **every)
             cells += [
                 percent(row, "degeneration_rate"),
+                "" if opposite is None else percent(opposite, "degeneration_rate"),
                 percent(row, "truncated_rate", "truncated_ci_low", "truncated_ci_high"),
                 f"{row['mean_tokens']:.0f}",
             ]
@@ -159,16 +168,17 @@ def by_principle(tables: Tables, turn: str, models: list[str]) -> str:
 def seeds(tables: Tables) -> str:
     """Return what each training seed shows against the model that training starts from."""
     table = tables["by_seed"]
-    table = table[
-        table["measure"].isin(["compliance_difference", "steerability"]) & (table["opponent"] != "")
-    ]
-    rows = [["measure", "stance", "model", "against", "each seed", "mean", "spread"]]
+    table = table[table["measure"].isin(["compliance_difference", "steerability_difference"])]
+    rows = [["measure", "stance", "model", "against", "each seed, exact p", "mean", "spread"]]
     for key, part in table.groupby(["measure", "stance", "model", "opponent"], sort=False):
         if len(part) < 2:
             continue
-        each = ", ".join(f"{100 * value:+.0f}" for value in part.sort_values("seed")["value"])
+        each = ", ".join(
+            f"{100 * row['value']:+.1f} (p = {row['p_value']:.1g})"
+            for _, row in part.sort_values("seed").iterrows()
+        )
         mean, spread = (100 * part[name].iloc[0] for name in ("mean", "spread"))
-        names = [name.replace("compliance_difference", "followed where asked") for name in key]
+        names = [NAMES.get(name, name) for name in key]
         rows.append([*names, each, f"{mean:+.1f}", f"{spread:.1f}"])
     return markdown(rows)
 
@@ -213,10 +223,8 @@ def quoted(text: str) -> str:
 def page(run: str) -> str:
     """Return the part of docs/results.md that a run's tables make."""
     tables = Tables(run)
-    turns = tables["compliance"]["turn"].unique()
-    turn = "1" if "1" in turns else "both"
+    turn = shown_turn(tables)
     models = [name for name in ("sft", "sft_sami") if name in set(tables["answers"]["model"])]
-    seeded = "seed" in tables["answers"]
     parts = [
         f"{made(run)} Percent with 95 % intervals over the questions; first turn; asked in words "
         "that were not trained on.",
@@ -225,7 +233,6 @@ def page(run: str) -> str:
         "exact and corrected for the models compared (Holm).\n\n" + differences(tables, turn),
         "## By principle\n\nPercent of answers that follow it where it is asked for.\n\n"
         + by_principle(tables, turn, list(tables["compliance"]["model"].unique())),
-        *(["## By training seed\n\nPoints.\n\n" + seeds(tables)] if seeded else []),
         "## What texts win that answer nothing\n\n" + controls(tables),
     ]
     if len(models) == 2:
@@ -233,6 +240,28 @@ def page(run: str) -> str:
             f"## Answers side by side\n\nEvery {EVERY}th question, desired constitution, "
             "whatever the models say.\n\n" + side_by_side(tables, models)
         )
+    return "\n\n".join(part.rstrip() for part in parts)
+
+
+def shown_turn(tables: Tables) -> str:
+    """Return the first turn, or both where a run has no first one by itself."""
+    return "1" if "1" in tables["compliance"]["turn"].unique() else "both"
+
+
+def pooled(run: str) -> str:
+    """Return what several trainings of each model show together, and each of them."""
+    tables = Tables(run)
+    turn = shown_turn(tables)
+    parts = [
+        f"## Several trainings of each model\n\n{made(run)} Every model was trained with each "
+        "training seed, on the same responses. Intervals and p-values are over questions and seeds "
+        "together, as wide as so few seeds ask for; p-values are corrected for the models compared "
+        "(Holm).",
+        followed(tables, turn),
+        differences(tables, turn),
+        "Each training by itself, in points; exact paired tests over the questions, not corrected:",
+        seeds(tables),
+    ]
     return "\n\n".join(part.rstrip() for part in parts)
 
 
@@ -244,7 +273,7 @@ def made(run: str) -> str:
     minutes = sum(attempt["seconds"] for attempt in attempts) / 60
     where = last["environment"]
     return (
-        f"Run `{run}` of `make mt-bench`, {last['started'][:10]}, {where['cores']} cores of "
+        f"Run `{run}`, {last['started'][:10]}, {where['cores']} cores of "
         f"{where['processor']}, {minutes:.0f} minutes in its nodes."
     )
 
@@ -253,9 +282,13 @@ def main() -> None:
     """Write the page, or print it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", default="default")
+    parser.add_argument("--seeds-run", help="name of a run with several training seeds")
     parser.add_argument("--no-write", action="store_true")
     arguments = parser.parse_args()
     text = page(arguments.run)
+    if arguments.seeds_run:
+        first, heading, rest = text.partition("## By principle")
+        text = f"{first}{pooled(arguments.seeds_run)}\n\n{heading}{rest}"
     if arguments.no_write:
         print(text)
         return
