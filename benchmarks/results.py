@@ -184,12 +184,14 @@ def seeds(tables: Tables) -> str:
 
 
 def controls(tables: Tables) -> str:
-    """Return what texts that answer nothing win."""
+    """Return what texts that answer nothing win, and answers to other questions."""
     table = tables["controls"]
-    table = table[table["control"].str.startswith("constant_text")]
+    others = table["control"] == "other_questions"
+    table = table[table["control"].str.startswith("constant_text") | others]
     rows = [["control", "constitution", "against", "win rate"]]
     rows += [
-        [row["control"].replace("_", " "), row["constitution"], row["opponent"],
+        [row["control"].replace("_", " ") + ("" if row["model"] == "constant" else
+            f" answered by {row['model']}"), row["constitution"], row["opponent"],
          percent(row, "value")]
         for _, row in table.iterrows()
     ]  # fmt: skip
@@ -233,7 +235,9 @@ def page(run: str) -> str:
         "exact and corrected for the models compared (Holm).\n\n" + differences(tables, turn),
         "## By principle\n\nPercent of answers that follow it where it is asked for.\n\n"
         + by_principle(tables, turn, list(tables["compliance"]["model"].unique())),
-        "## What texts win that answer nothing\n\n" + controls(tables),
+        "## What texts win that answer nothing\n\n`other questions`: each answer "
+        "is one to another question of the category, asked for the same. Where it wins as often as "
+        "the model's own answers, form alone decides.\n\n" + controls(tables),
     ]
     if len(models) == 2:
         parts.append(

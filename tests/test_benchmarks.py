@@ -10,6 +10,7 @@ import pytest
 from sami_pipeline.principles.constitutions import tabulate_principles
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import blind_reading
 import held_out_compliance
 import sami_step
 
@@ -104,3 +105,25 @@ def test_held_out_principles_ask_for_nothing_that_is_trained():
     }
     assert len(asked["held out"]) >= 12
     assert not asked["trained"] & asked["held out"]
+
+
+def test_blind_reading_hides_who_wrote_what_and_finds_them_again():
+    answers = pd.DataFrame(
+        [
+            (model, str(question), constitution, 1, json.dumps({"text": "asked"}), f"by {model}")
+            for model in ("sft", "sami")
+            for question in range(81, 161)
+            for constitution in ("desired", "contrasting")
+        ],
+        columns=["model", "question_id", "constitution", "turn", "prompt", "answer"],
+    )
+    texts, names = blind_reading.pairs(answers, ("sft", "sami"))
+    assert len(texts) == 40
+    firsts = {name: text.split("--- A:\nby ")[1].split("\n")[0] for name, text in texts.items()}
+    assert {name: order[0] for name, order in names.items()} == firsts
+    assert set(firsts.values()) == {"sft", "sami"}, "neither is always A"
+    # Whoever prefers one model everywhere is counted for it.
+    verdicts = {name: ["AB"[order.index("sami")], "tie", "none"] for name, order in names.items()}
+    counted = blind_reading.score(verdicts, names)
+    assert counted.loc[("desired", "follows the rule better"), "sami"] == 20
+    assert counted.loc[("contrasting", "is the better text"), "tie"] == 20

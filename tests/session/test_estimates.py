@@ -16,7 +16,7 @@ from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.principles.constitutions import tabulate_principles
 from sami_pipeline.reporting.record import Attempt, NodeRecord, RunRecord, Work, environment
 from sami_pipeline.session import estimates
-from sami_pipeline.session.estimates import Estimates, Known
+from sami_pipeline.session.estimates import Estimates, Measured
 from sami_pipeline.session.experiments import experiment_parameters
 from sami_pipeline.session.order import in_order
 
@@ -108,8 +108,8 @@ def test_what_ran_here_is_scaled_by_its_work_and_corrected_by_what_has_ended():
     more, other = (work.model_copy(update=change) for change in ({"tokens": 3000}, {"by": "n"}))
     times = Estimates(
         work={"a": more, "b": more, "c": other},
-        before={"a": Known(10.0, work), "tabulate": Known(4.0), "c": Known(10.0, work)},
-        counted=[Known(10.0, work), Known(20.0, work)],
+        before={"a": Measured(10.0, work), "tabulate": Measured(4.0), "c": Measured(10.0, work)},
+        counted=[Measured(10.0, work), Measured(20.0, work)],
     )
     assert times.seconds("a") == 30 and times.seconds("b") == 45 and times.seconds("tabulate") == 4
     assert times.seconds("c") is None, "another model"
@@ -125,7 +125,7 @@ def test_what_ran_here_is_scaled_by_its_work_and_corrected_by_what_has_ended():
 def test_what_another_run_made_and_what_goes_on_makes_nothing_else_faster():
     work = Work(kind="writing", by="m", tokens=1000)
     times = Estimates(
-        work=dict.fromkeys("abc", work), counted=[Known(10.0, work)], free={"c"}, begun={"a"}
+        work=dict.fromkeys("abc", work), counted=[Measured(10.0, work)], free={"c"}, begun={"a"}
     )
     times.end("a", 0.2)
     times.end("c", 0.01)
@@ -152,7 +152,7 @@ def test_records_of_other_machines_and_failed_attempts_do_not_count(tmp_path):
     write("failed", "mt_bench", "train", 4, 1.0, outcome="failed")
     write("late", "math", "train", 5, 30.0)
     known = estimates.earlier(own, ["train", "answer"])
-    assert known.latest == {"train": Known(20.0, work), "answer": Known(5.0)}
+    assert known.latest == {"train": Measured(20.0, work), "answer": Measured(5.0)}
     assert sorted(each.seconds for each in known.counted) == [10, 20, 30]
     assert (known.run, known.memory) == ("late", 2)
     assert estimates.earlier(own, ["other"]).run == ""

@@ -70,7 +70,7 @@ _STAGES = {
 
 
 @dataclass(frozen=True)
-class Known:
+class Measured:
     """What is known of a node that has run here.
 
     Attributes:
@@ -228,8 +228,8 @@ class Earlier:
         memory: the most resident memory that a node of that run had, in bytes; None if unknown.
     """
 
-    latest: dict[str, Known] = field(default_factory=dict)
-    counted: list[Known] = field(default_factory=list)
+    latest: dict[str, Measured] = field(default_factory=dict)
+    counted: list[Measured] = field(default_factory=list)
     run: str = ""
     memory: int | None = None
 
@@ -243,7 +243,7 @@ def earlier(folder: Path, nodes: Iterable[str]) -> Earlier:
         nodes: the experiment's, by name.
     """
     here, wanted, counted = environment(), set(nodes), []
-    latest: dict[str, tuple[Any, Known, str, int | None]] = {}
+    latest: dict[str, tuple[Any, Measured, str, int | None]] = {}
     for other in sorted(folder.parents[2].glob(f"*/*/{folder.name}")):
         for path in other.glob("*.json"):
             try:
@@ -253,7 +253,7 @@ def earlier(folder: Path, nodes: Iterable[str]) -> Earlier:
             last = record.attempts[-1]
             if last.outcome != "finished" or not _like(last, here):
                 continue
-            known = Known(record.seconds, last.work)
+            known = Measured(record.seconds, last.work)
             if last.work is not None and len(record.attempts) == 1:
                 counted.append(known)
             if other.parent.name == folder.parent.name and path.stem in wanted:
@@ -288,8 +288,8 @@ class Estimates:
     """
 
     work: dict[str, Work] = field(default_factory=dict)
-    before: dict[str, Known] = field(default_factory=dict)
-    counted: list[Known] = field(default_factory=list)
+    before: dict[str, Measured] = field(default_factory=dict)
+    counted: list[Measured] = field(default_factory=list)
     sources: dict[str, ModelSource] = field(default_factory=dict)
     free: set[str] = field(default_factory=set)
     begun: set[str] = field(default_factory=set)
@@ -312,7 +312,7 @@ class Estimates:
         if work is None or node in self.free or node in self.begun:
             return
         if expected is None:
-            self.counted.append(Known(seconds, work))
+            self.counted.append(Measured(seconds, work))
             expected = seconds
         self._ended.append((work, expected, seconds))
 

@@ -1,0 +1,81 @@
+"""Pairs of answers for a reader who is not told which model wrote which, and the count of verdicts.
+
+    python benchmarks/blind_reading.py --write pairs.txt     # SFT and SAMI of `make mt-bench`
+    python benchmarks/blind_reading.py --score benchmarks/blind_reading.json
+
+Every fourth question of MT-Bench, first under the desired and then under the opposite constitution;
+which answer is A is drawn, and so is the order of the pairs. A reader gives, for each pair, who
+follows the rule better, who wrote the better text, and whose answer repeats itself badly, as
+``{"d1": ["A", "tie", "both"], …}``.
+"""
+
+import argparse
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+SEED = 3
+EVERY = 4
+QUESTIONS = ("follows the rule better", "is the better text", "repeats itself badly")
+
+
+def pairs(
+    answers: pd.DataFrame, models: tuple[str, str]
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Return the text of each pair, in the order of reading, and who is A and B in it."""
+    generator = random.Random(SEED)
+    texts, names = {}, {}
+    for constitution in ("desired", "contrasting"):
+        asked = answers[(answers["constitution"] == constitution) & (answers["turn"] == 1)]
+        questions = sorted(asked["question_id"].unique(), key=int)[::EVERY]
+        for number, question in enumerate(questions, start=1):
+            own = asked[asked["question_id"] == question].set_index("model")
+            order = list(models)
+            generator.shuffle(order)
+            name = f"{constitution[0]}{number}"
+            names[name] = order
+            prompt = json.loads(own.loc[models[0], "prompt"])
+            text = (prompt.get("text") or prompt["messages"][-1]["content"])[-900:].strip()
+            first, second = (own.loc[model, "answer"] for model in order)
+            texts[name] = f"=== {name}\nREQUEST:\n{text}\n--- A:\n{first}\n--- B:\n{second}\n"
+    reading = list(texts)
+    generator.shuffle(reading)
+    return {name: texts[name] for name in reading}, names
+
+
+def score(verdicts: dict[str, list[str]], names: dict[str, list[str]]) -> pd.DataFrame:
+    """Return how often each model, or neither or both, was named, by constitution and question."""
+    counts = {}
+    for letter, constitution in (("d", "desired"), ("c", "contrasting")):
+        for place, question in enumerate(QUESTIONS):
+            named = [
+                names[name]["AB".index(given[place])] if given[place] in "AB" else given[place]
+                for name, given in verdicts.items()
+                if name.startswith(letter)
+            ]
+            counts[constitution, question] = Counter(named)
+    return pd.DataFrame(counts).T.fillna(0).astype(int)
+
+
+def main() -> None:
+    """Write pairs, or count verdicts."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", default="default")
+    parser.add_argument("--models", nargs=2, default=("sft", "sft_sami"))
+    parser.add_argument("--write", type=Path, help="where the pairs go")
+    parser.add_argument("--score", type=Path, help="a reader's verdicts")
+    arguments = parser.parse_args()
+    path = DATA / "07_model_output" / arguments.run / "mt_bench" / "answers.parquet"
+    texts, names = pairs(pd.read_parquet(path), tuple(arguments.models))
+    if arguments.write:
+        arguments.write.write_text("\n".join(texts.values()), "utf-8")
+    if arguments.score:
+        print(score(json.loads(arguments.score.read_text("utf-8")), names).to_string())
+
+
+if __name__ == "__main__":
+    main()
