@@ -16,10 +16,10 @@ from collections import Counter
 from pathlib import Path
 
 import pandas as pd
+import results
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 SEED = 3
-EVERY = 4
 QUESTIONS = ("follows the rule better", "is the better text", "repeats itself badly")
 
 
@@ -30,18 +30,14 @@ def pairs(
     generator = random.Random(SEED)
     texts, names = {}, {}
     for constitution in ("desired", "contrasting"):
-        asked = answers[(answers["constitution"] == constitution) & (answers["turn"] == 1)]
-        questions = sorted(asked["question_id"].unique(), key=int)[::EVERY]
-        for number, question in enumerate(questions, start=1):
-            own = asked[asked["question_id"] == question].set_index("model")
+        for number, (_, own) in enumerate(results.chosen(answers, constitution), start=1):
             order = list(models)
             generator.shuffle(order)
             name = f"{constitution[0]}{number}"
             names[name] = order
-            prompt = json.loads(own.loc[models[0], "prompt"])
-            text = (prompt.get("text") or prompt["messages"][-1]["content"])[-900:].strip()
+            asked = results.request(own.loc[models[0]])
             first, second = (own.loc[model, "answer"] for model in order)
-            texts[name] = f"=== {name}\nREQUEST:\n{text}\n--- A:\n{first}\n--- B:\n{second}\n"
+            texts[name] = f"=== {name}\nREQUEST:\n{asked}\n--- A:\n{first}\n--- B:\n{second}\n"
     reading = list(texts)
     generator.shuffle(reading)
     return {name: texts[name] for name in reading}, names

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -201,19 +201,29 @@ def controls(tables: Tables) -> str:
 def side_by_side(tables: Tables, models: list[str]) -> str:
     """Return the answers of two models to every fourth question, with what they were asked."""
     answers = tables["answers"]
-    asked = answers[(answers["constitution"] == "desired") & (answers["turn"] == 1)]
-    questions = sorted(asked["question_id"].unique(), key=int)[::EVERY]
     parts = []
-    for question in questions:
-        own = asked[asked["question_id"] == question].drop_duplicates("model").set_index("model")
-        prompt = json.loads(own.loc[models[0], "prompt"])
-        text = prompt.get("text") or prompt["messages"][-1]["content"]
-        parts.append(f"### Question {question}\n\n{quoted(text[-900:].lstrip())}")
+    for question, own in chosen(answers, "desired"):
+        parts.append(f"### Question {question}\n\n{quoted(request(own.loc[models[0]]))}")
         for model in models:
             row = own.loc[model]
             end = ", cut off" if row["finish_reason"] == "length" else ""
             parts.append(f"**{model}**{end}:\n\n{quoted(row['answer'])}")
     return "\n\n".join(parts) + "\n"
+
+
+def chosen(answers: pd.DataFrame, constitution: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield every fourth question and the models' first answers to it, by model."""
+    asked = answers[(answers["constitution"] == constitution) & (answers["turn"] == 1)]
+    for question in sorted(asked["question_id"].unique(), key=int)[::EVERY]:
+        own = asked[asked["question_id"] == question]
+        yield question, own.drop_duplicates("model").set_index("model")
+
+
+def request(answer: pd.Series) -> str:
+    """Return the end of what a model was asked: the question and the rules."""
+    prompt = json.loads(answer["prompt"])
+    text = prompt.get("text") or prompt["messages"][-1]["content"]
+    return text[-900:].strip()
 
 
 def quoted(text: str) -> str:
@@ -222,8 +232,8 @@ def quoted(text: str) -> str:
     return f"{fence}text\n{text.strip() or '(nothing)'}\n{fence}"
 
 
-def page(run: str) -> str:
-    """Return the part of docs/results.md that a run's tables make."""
+def page(run: str, seeds_run: str | None = None) -> str:
+    """Return the part of docs/results.md that a run's tables make, and those of one with seeds."""
     tables = Tables(run)
     turn = shown_turn(tables)
     models = [name for name in ("sft", "sft_sami") if name in set(tables["answers"]["model"])]
@@ -233,6 +243,7 @@ def page(run: str) -> str:
         "## What each model follows\n\n" + followed(tables, turn),
         "## Against the model that training starts from\n\nPaired over the questions; p-values are "
         "exact and corrected for the models compared (Holm).\n\n" + differences(tables, turn),
+        *([pooled(seeds_run)] if seeds_run else []),
         "## By principle\n\nPercent of answers that follow it where it is asked for.\n\n"
         + by_principle(tables, turn, list(tables["compliance"]["model"].unique())),
         "## What texts win that answer nothing\n\n`other questions`: each answer "
@@ -289,10 +300,7 @@ def main() -> None:
     parser.add_argument("--seeds-run", help="name of a run with several training seeds")
     parser.add_argument("--no-write", action="store_true")
     arguments = parser.parse_args()
-    text = page(arguments.run)
-    if arguments.seeds_run:
-        first, heading, rest = text.partition("## By principle")
-        text = f"{first}{pooled(arguments.seeds_run)}\n\n{heading}{rest}"
+    text = page(arguments.run, arguments.seeds_run)
     if arguments.no_write:
         print(text)
         return

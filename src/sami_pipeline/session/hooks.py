@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import sys
 import time
@@ -210,7 +209,6 @@ class NodeRecordHook:
     def after_node_run(self, node: Node, catalog: CatalogProtocol) -> None:
         """Record how long the node took; what it has freed is no memory of the next one's."""
         self._end(node, catalog, "finished")
-        gc.collect()  # trainers refer to themselves
         give_back_freed_memory()
 
     @hook_impl

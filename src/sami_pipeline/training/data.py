@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -195,6 +196,7 @@ def measured_training(
 
     measure("before")
     yield training
+    gc.collect()  # trainers refer to themselves, and to what they have computed
     measure("after")
     training.held_out = held_out_table(name, measured)
 
