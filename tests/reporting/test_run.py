@@ -1,3 +1,4 @@
+import dataclasses
 from datetime import UTC, datetime
 
 import pandas as pd
@@ -7,7 +8,7 @@ from sami_pipeline.experiments.registry import experiments
 from sami_pipeline.parameters import MtBenchParameters
 from sami_pipeline.reporting import RunDescription, describe_models
 from sami_pipeline.reporting.record import Attempt, NodeRecord, environment
-from sami_pipeline.reporting.run import data, duration, flattened, tokens
+from sami_pipeline.reporting.run import data, duration, flattened, in_words, tokens
 from sami_pipeline.session.experiments import experiment_parameters
 
 SERVER = {"base_url": "https://example.org/v1", "model": "large"}
@@ -65,6 +66,20 @@ def test_report_says_where_test_problems_are_from_and_when_that_is_a_training_sp
     assert said["Test problems by source"] == (
         "3 (gsm8k-train 3), which models may have been trained on"
     )
+
+
+def test_published_answers_are_explained_by_their_source_where_no_model_was_made():
+    of_a_run = described(experiment({}))
+    made = dict(in_words(of_a_run))
+    assert made["base"] == "not trained here"
+    assert "starts from sft" in made["sft_sami"]
+    assert "the baseline" in made[of_a_run.parameters["models"]["baseline"]]
+    published = dataclasses.replace(
+        of_a_run,
+        parameters={"answers": {"sft": "sft.json"}},
+        models=[{"name": "sft", "role": "baseline", "source": "published answers, sft.json"}],
+    )
+    assert in_words(published) == [("sft", "published answers, sft.json")]
 
 
 def test_responses_count_for_the_teacher_of_their_iteration():

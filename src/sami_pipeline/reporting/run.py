@@ -169,8 +169,13 @@ _METHODS = {
 
 
 def in_words(description: RunDescription) -> list[tuple[str, str]]:
-    """Return each model under test with how it was made, for readers who see its name only."""
-    models, known = description.parameters["models"], baselines()
+    """Return each model under test with how it was made, for readers who see its name only.
+
+    Of models that nobody made here (published answers), their source is what is known.
+    """
+    models, known = description.parameters.get("models"), baselines()
+    if models is None:
+        return [(model["name"], model["source"]) for model in description.models]
     found = []
     for name in models["under_test"]:
         if name in models["sources"]:
