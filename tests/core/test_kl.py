@@ -228,11 +228,22 @@ def test_without_adapters_the_reference_is_a_copy_that_training_leaves_alone(
         assert reference is None
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "bfloat16_remainder"])
-def test_before_the_first_step_the_model_is_its_own_reference(weights, tiny_model, random_grid):
+@pytest.mark.parametrize(
+    ("weights", "family"),
+    [
+        *(("float32", family) for family in ("llama", "gpt2", "gemma3_text", "mixtral")),
+        ("bfloat16", "llama"),
+        ("bfloat16_remainder", "llama"),
+    ],
+)
+def test_before_the_first_step_the_model_is_its_own_reference(
+    weights, family, tiny_model, random_grid
+):
     grids = [random_grid(9, 2, prompt_lengths=(90, 100))]
     chosen = config(weights=weights, compute_dtype="bfloat16", max_steps=1)
-    history = train_sami(tiny_model("llama"), None, grids, chosen, progress=False).history
+    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    model = tiny_model(family, **(no_dropout if family == "gpt2" else {}))
+    history = train_sami(model, None, grids, chosen, progress=False).history
     assert history["kl"][0] == pytest.approx(0, abs=1e-6)
 
 

@@ -440,6 +440,11 @@ def _made_ready(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[
         initial = copy.deepcopy(model).requires_grad_(False).eval()
         if config.weights != "float32":  # it computes as the model does, so that KL begins at 0
             cast_weights(initial.parameters(), torch.bfloat16)
+        elif config.compute_dtype == "bfloat16" and current_workers().count == 1:
+            # Autocast would round these at every product. Shards want one dtype a layer.
+            linear = (m for m in initial.modules() if isinstance(m, torch.nn.Linear))
+            embeds = initial.get_input_embeddings().weight  # the head's too where they are tied
+            cast_weights((m.weight for m in linear if m.weight is not embeds), torch.bfloat16)
         take_over_traits(model, initial)
         reference = Reference(initial)
     if config.weights != "float32":
