@@ -59,7 +59,7 @@ from sami_pipeline.core.objective import (
     sami_loss,
     sami_loss_gradient,
 )
-from sami_pipeline.core.optimisers import build_optimiser, sample_weights
+from sami_pipeline.core.optimisers import build_optimiser, sample_weights, split_float32
 from sami_pipeline.core.packing import packed_length
 from sami_pipeline.core.probe import agree_on_layout, take_over_traits
 from sami_pipeline.core.state import StateWriter, fingerprint, load_latest_state, save_state
@@ -438,7 +438,11 @@ def _made_ready(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[
             cast_weights((p for p in full if not p.requires_grad), torch.bfloat16)
     elif config.kl_beta:
         initial = copy.deepcopy(model).requires_grad_(False).eval()
-        if config.weights != "float32":  # it computes as the model does, so that KL begins at 0
+        # It computes as the model does, so that KL begins at 0.
+        if config.weights == "bfloat16_remainder":  # halves up, where casting rounds them to even
+            for parameter in initial.parameters():
+                parameter.data = split_float32(parameter.detach().float())[0]
+        elif config.weights == "bfloat16":
             cast_weights(initial.parameters(), torch.bfloat16)
         elif config.compute_dtype == "bfloat16" and current_workers().count == 1:
             # Autocast would round these at every product. Shards want one dtype a layer.
