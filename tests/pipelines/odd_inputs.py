@@ -336,13 +336,26 @@ def _(workshop: Workshop) -> None:
 
 # --- Paths that no file can have, and cells that no text can be -----------------------------------
 
-_LONG = f"/{'a' * 5000}"
+_LONG = f"/{'a' * 300}"
 for _kind in ("folder", "gguf"):
     _given(f"mt_bench.models.sources.base={_kind}:{_LONG}", "aaaa", "too long")
-    _given(f"mt_bench.models.sources.base={_kind}:~nobody/x", "~nobody/x", "not exist")
-_align("queries: a path too long", lambda w: {"queries": f"{_LONG}.csv"}, "aaaa", "too long")
-_align("queries of nobody", lambda w: {"queries": "~nobody/q.csv"}, "~nobody/q.csv", "exist")
-_align("principles of nobody", lambda w: {"principles": "~nobody/p.yml"}, "~nobody/p.yml", "exist")
+    _given(f"mt_bench.models.sources.base={_kind}:~no-such-user/x", "~no-such-user/x", "not exist")
+_align(
+    "queries: a path too long", lambda w: {"queries": f"{_LONG * 5}.csv"}, "queries", "at most 1000"
+)
+_align("queries: a name too long", lambda w: {"queries": f"{_LONG}.csv"}, "aaaa", "too long")
+_align(
+    "queries of an unknown user",
+    lambda w: {"queries": "~no-such-user/q.csv"},
+    "~no-such-user/q.csv",
+    "exist",
+)
+_align(
+    "principles of an unknown user",
+    lambda w: {"principles": "~no-such-user/p.yml"},
+    "~no-such-user/p.yml",
+    "exist",
+)
 _align("queries: a store without its package", lambda w: {"queries": "s3://b/q.csv"}, "s3fs")
 _align("queries: no server", lambda w: {"queries": "ftp://127.0.0.1:9/q.csv"}, "refused", "copy")
 _given("math.problems.source='gsm8k:s3://b/{split}.jsonl'", "s3fs", "copy it", pipeline="math")
@@ -399,12 +412,12 @@ _principles(
 )
 
 
-@_case("query_table: lists of two texts", "query_table_math", "no text")
+@_case("query_table: lists of two texts", "queries.parquet", "no text")
 def _(workshop: Workshop) -> None:
     _table_of_queries(workshop, [["a", "b"]] * 50)
 
 
-@_case("query_table: no UTF-8", "query_table_math", "UTF-8")
+@_case("query_table: no UTF-8", "queries.parquet", "UTF-8")
 def _(workshop: Workshop) -> None:
     _table_of_queries(workshop, pa.array([b"\xff\xfe"] * 50).view(pa.string()))
 

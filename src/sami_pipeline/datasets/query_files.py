@@ -57,10 +57,13 @@ class _NamedFile(AbstractDataset[NoReturn, Any]):
         return InputError(f"{self._place}: {what}")
 
     def _bytes(self) -> bytes:
-        if self.is_local and not Path(self._filepath).exists():
-            raise self._fault(f"does not exist; correct the path in {self._parameter}")
-        if self.is_local and Path(self._filepath).is_dir():
-            raise self._fault("is a folder; name a file")
+        try:
+            if self.is_local and not Path(self._filepath).exists():
+                raise self._fault(f"does not exist; correct the path in {self._parameter}")
+            if self.is_local and Path(self._filepath).is_dir():
+                raise self._fault("is a folder; name a file")
+        except OSError as error:  # such as a name that is too long
+            raise self._fault(f"can't be read ({error.strerror}); correct the path") from error
         return outside_files.content_of(self._filepath, self._place)
 
 

@@ -50,7 +50,9 @@ def parquet_table(content: bytes, place: str) -> pd.DataFrame:
         return pd.read_parquet(io.BytesIO(content))
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         reason = one_line(str(error))
-        raise InputError(f"{place}: is no parquet file that can be read ({reason})") from error
+        raise InputError(
+            f"{place}: is no parquet file that can be read ({reason}); get it again"
+        ) from error
 
 
 def same_value(value: Any, wanted: Any) -> bool:

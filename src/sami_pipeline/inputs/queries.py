@@ -90,7 +90,7 @@ def _values(table: pd.DataFrame, column: str, where: str) -> list[Any]:
         return table[column].tolist()
     except pa.ArrowException as error:
         raise InputError(
-            f"{where}: column {column!r}: holds text that is no UTF-8; write the file anew in UTF-8"
+            f"{where}: column {column!r}: holds text that is no UTF-8; write it again in UTF-8"
         ) from error
 
 
