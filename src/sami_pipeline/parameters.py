@@ -34,7 +34,12 @@ from sami_pipeline.models.prompts import ChatParameters
 from sami_pipeline.principles.constitutions import Contrast, TrainingContrast
 from sami_pipeline.training.baselines.dpo import DpoParameters
 from sami_pipeline.training.baselines.record import NoSettings
-from sami_pipeline.training.baselines.registry import baselines, trained_models
+from sami_pipeline.training.baselines.registry import (
+    SAMI,
+    baselines,
+    sami_models,
+    trained_models,
+)
 from sami_pipeline.training.baselines.sft import SftParameters
 
 Category = Literal[*MT_BENCH_CATEGORIES]
@@ -898,12 +903,17 @@ class ExperimentParameters(Settings):
         """
         known = baselines()
         wanted = set(self.models.under_test)
-        if not any(name in known and known[name].is_sami for name in wanted):
-            wanted.add("sami")
+        if wanted.isdisjoint(sami_models()):
+            wanted.add(SAMI)
         for name in reversed(known):
             if name in wanted and known[name].starts_from:
                 wanted.add(known[name].starts_from)
         return tuple(name for name in trained_models() if name in wanted)
+
+    def drawn_models(self) -> tuple[str, ...]:
+        """Return all models that a figure may show, the student first; see `model_colours`."""
+        models = self.models
+        return tuple(dict.fromkeys((models.student, *models.under_test, *self.trained_models())))
 
     def replicates(self, model: str) -> dict[str, int]:
         """Return the trainings of a model by the name of the checkpoint, each with its seed.
