@@ -73,8 +73,8 @@ def test_card_of_steerability_says_in_how_many_principles_the_estimate_rises_and
     tables = {"steerability": steerability(numbered_steps=0.5, begins_hello=-0.3, letter=0.0)}
     (card,) = headlines.cards(tables)
     assert card.split == (
-        "The estimate rises in 1 of 3 principles: numbered steps +50.0 (10 questions); it falls in "
-        "1 of 3 principles: begins hello −30.0 (10 questions); it is as it was in 1."
+        "The estimate rises in 1 of 3 principles (numbered steps), and falls in 1 of 3 principles "
+        "(begins hello), and is as it was in 1."
     )
     (caution, *_) = headlines.before_you_believe(tables)
     assert caution.startswith("The mean of sft_sami's steerability hides that principles differ")

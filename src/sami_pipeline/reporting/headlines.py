@@ -122,8 +122,8 @@ def forest_rows(tables: Tables) -> pd.DataFrame:
 
     Returns:
         ``measure, model, baseline, n, difference, ci_low, ci_high``, as shares; a measure is a row
-        of the plot: what is followed where it is asked for, steerability to the principles and to
-        their opposites, and steerability by principle, or problems solved.
+        of the plot: what is followed where it is asked for, steerability to the opposites and to
+        the principles, and the latter by principle, or problems solved.
     """
     present = {name: table for name, table in tables.items() if not table.empty}
     parts = []
@@ -149,7 +149,6 @@ def forest_rows(tables: Tables) -> pd.DataFrame:
             keep = [name == "steerability" for name in names]
             rows, names = rows[keep], ["steerability"] * sum(keep)
         rows = pd.concat([of_opposites, rows.assign(measure=names)])
-        rows = rows.sort_values("measure", key=lambda name: name != "steerability", kind="stable")
         parts.append(rows.rename(columns={"steerability": "difference"}))
     if "accuracy_difference" in present:
         rows = present["accuracy_difference"]
@@ -269,22 +268,15 @@ def _split(tables: Tables, finding: Finding) -> str:
     )
     if len(rows) < 2:
         return ""
-    estimate = ESTIMATES["steerability"]
-
-    def named(part: pd.DataFrame) -> str:
-        return ", ".join(
-            f"{label(row['principle'])} {estimate.cell(row).value} ({row['n']} questions)"
-            for row in part.to_dict("records")
-        )
-
     up, down = rows[rows["steerability"] > 0], rows[rows["steerability"] < 0][::-1]
     parts = []
     for part, words in ((up, "rises"), (down, "falls")):
         if len(part):
-            parts.append(f"{words} in {len(part)} of {len(rows)} principles: {named(part)}")
+            named = ", ".join(label(name) for name in part["principle"])
+            parts.append(f"{words} in {len(part)} of {len(rows)} principles ({named})")
     if level := len(rows) - len(up) - len(down):
         parts.append(f"is as it was in {level}")
-    return f"The estimate {'; it '.join(parts)}."
+    return f"The estimate {', and '.join(parts)}."
 
 
 def _uneven(tables: Tables) -> Iterator[str]:
