@@ -197,10 +197,10 @@ def multiply_alone(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def fastest_dtype() -> Any:
-    """Return bfloat16 where the CPU multiplies it natively, else float32."""
+    """Return bfloat16 where there is a GPU or the CPU multiplies it natively, else float32."""
     import torch
 
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    native = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 
