@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import yaml
 from browser import chromium, open_page
-from forks import Forks
 
 from sami_pipeline import code_versions
 from sami_pipeline.code_versions import PACKAGE_FOLDER, Sources
@@ -79,14 +78,6 @@ def read_yaml_folder(name: str) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def project_folder() -> Path:
     return PROJECT
-
-
-@pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    """Executables for ``kedro`` and ``python`` that need not import the libraries first."""
-    started = Forks(tmp_path_factory.mktemp("forks"))
-    yield started
-    started.end()
 
 
 @pytest.fixture(scope="session")

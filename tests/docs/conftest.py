@@ -39,23 +39,15 @@ class Step:
 
 @dataclass(frozen=True)
 class ProjectCopy:
-    """A copy of the project that a reader may change.
-
-    Attributes:
-        folder: the copy's.
-        commands: the folder of the command ``kedro``.
-    """
+    """A copy of the project that a reader may change."""
 
     folder: Path
-    commands: Path
 
     @property
     def environment(self) -> dict[str, str]:
         """Variables under which Python and kedro take this copy's code and no network."""
         return os.environ | {
-            "PATH": os.pathsep.join(
-                [str(self.commands), str(Path(sys.executable).parent), os.environ["PATH"]]
-            ),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.folder / "src"),
             "KEDRO_LOGGING_CONFIG": str(self.folder / "conf" / "logging.yml"),
             "DO_NOT_TRACK": "1",
@@ -107,7 +99,7 @@ def patched(text: str, diff: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def project_copy(project_folder, tmp_path_factory, forks) -> Callable[[], ProjectCopy]:
+def project_copy(project_folder, tmp_path_factory) -> Callable[[], ProjectCopy]:
     """Return a function that copies the project without what runs have made."""
     if not (project_folder / "data" / "01_raw" / "mt_bench" / "question.jsonl").is_file():
         pytest.fail("data/01_raw/mt_bench is missing; run `make setup`")
@@ -126,7 +118,7 @@ def project_copy(project_folder, tmp_path_factory, forks) -> Callable[[], Projec
             (folder / "data/01_raw" / name).symlink_to(project_folder / "data/01_raw" / name)
         for name in ("pyproject.toml", ".telemetry"):
             shutil.copy(project_folder / name, folder)
-        return ProjectCopy(folder, forks.kedro.parent)
+        return ProjectCopy(folder)
 
     return copy
 

@@ -134,11 +134,10 @@ def kedro_fork(project_folder: Path, tmp_path_factory) -> Iterator[Callable[[lis
 
 
 @pytest.fixture(scope="session")
-def kedro_run(project_folder: Path, kedro_fork, forks) -> Callable[..., Run]:
+def kedro_run(project_folder: Path, kedro_fork) -> Callable[..., Run]:
     """Return a function that runs ``kedro run`` in the project, without a network.
 
-    With ``variables`` of its environment it is a fork that has imported the libraries alone, and
-    where they say how texts are hashed, a process that starts from nothing.
+    With ``variables`` of its environment it is a process that starts from nothing.
     """
 
     def run(
@@ -147,9 +146,8 @@ def kedro_run(project_folder: Path, kedro_fork, forks) -> Callable[..., Run]:
         given = ["run", "--pipelines", pipeline, *arguments]
         if not variables:
             return kedro_fork(given)
-        fresh = [sys.executable, "-m", "kedro"] if "PYTHONHASHSEED" in variables else [forks.kedro]
         return subprocess.run(
-            [*fresh, *given], cwd=project_folder,
+            [sys.executable, "-m", "kedro", *given], cwd=project_folder,
             env=ENVIRONMENT | dict(variables), capture_output=True, text=True, timeout=SECONDS,
         )  # fmt: skip
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,13 +29,13 @@ def project(tmp_path, project_folder) -> Path:
 
 
 @pytest.fixture
-def run(project, forks) -> Callable[..., str]:
+def run(project) -> Callable[..., str]:
     """A function that trains SAMI and DPO in the copy, and returns what was logged."""
 
     def train(name: str, *options: str, **parameters: object) -> str:
         given = {"run_name": name, "keep_training_states": "true", **parameters}
         command = [
-            forks.kedro, "run", "--env", "test", "--pipelines", "mt_bench",
+            sys.executable, "-m", "kedro", "run", "--env", "test", "--pipelines", "mt_bench",
             "--to-outputs", ",".join(f"mt_bench.{model}_checkpoint" for model in MODELS),
             "--params", ",".join(f"{key}={value}" for key, value in given.items()), *options,
         ]  # fmt: skip

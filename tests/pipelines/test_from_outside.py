@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -47,14 +48,14 @@ def examples(project_folder, tmp_path):
 
 
 def test_an_experiment_a_baseline_and_an_engine_registered_from_outside_run_to_its_report(
-    examples, changed_conf, project_folder, run_name, forks
+    examples, changed_conf, project_folder, run_name
 ):
     folder, parameters, catalog = examples
     changed_conf("parameters/haiku.yml", parameters)
     conf, run = changed_conf("catalog/haiku.yml", catalog), run_name()
     script = project_folder / "tests" / "outside" / "run_from_outside.py"
     finished = subprocess.run(
-        [forks.python, script, project_folder, conf, run, folder],
+        [sys.executable, script, project_folder, conf, run, folder],
         cwd=project_folder, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]

@@ -89,14 +89,12 @@ class KilledRun:
         project: the project's folder.
         experiment: mt_bench or math.
         name: the run's.
-        python: the executable that starts it.
         launches: what has happened so far.
     """
 
     project: Path
     experiment: str
     name: str
-    python: Path = Path(sys.executable)
     launches: list[Launch] = field(default_factory=list)
 
     def launch(self, moment: Moment | None) -> Launch:
@@ -110,10 +108,10 @@ class KilledRun:
             "--params", f"run_name={self.name},{self.experiment}.training.sami.epochs={EPOCHS}",
         ]  # fmt: skip
         command = (
-            [self.python, "-m", "kedro", *arguments]
+            [sys.executable, "-m", "kedro", *arguments]
             if moment is None
             else [
-                self.python, DYING, moment.node, moment.how, str(moment.amount),
+                sys.executable, DYING, moment.node, moment.how, str(moment.amount),
                 moment.where or self.name,
                 *arguments,
             ]
@@ -228,13 +226,13 @@ class Whole:
 
 
 @pytest.fixture(scope="module")
-def whole(project_folder, run_name, forks) -> Callable[[str], Whole]:
+def whole(project_folder, run_name) -> Callable[[str], Whole]:
     """Return a function that gives the run of an experiment that was left alone."""
     runs: dict[str, Whole] = {}
 
     def of(experiment: str) -> Whole:
         if experiment not in runs:
-            run = KilledRun(project_folder, experiment, run_name(), forks.python)
+            run = KilledRun(project_folder, experiment, run_name())
             order = run.launch(None).nodes
             records = (run.folders["08_reporting"] / "node_records").glob("*.json")
             seconds = {
@@ -290,7 +288,7 @@ def killed_and_finished(
 
     Returns the kills survived by stage, and how many trainings went on from a saved state.
     """
-    run = replace(whole.run, name=name, launches=[])
+    run = KilledRun(whole.run.project, whole.run.experiment, name)
     order = list(whole.seconds)
     survived: Counter[str] = Counter()
     resumed = stored = 0
