@@ -3,7 +3,7 @@
     python benchmarks/gpu.py                          # one 80 GB GPU, 25 minutes; writes gpu.json
     python benchmarks/gpu.py --device cpu --shape tiny --steps 1 --only heads timings
 
-It needs no network. Checks come first, each in a process of its own: attention and its backward
+It needs no network. Checks come first, each in a separate process: attention and its backward
 pass, output heads, optimisers, families, states, FSDP2 with one and two processes, and memory
 against its estimate. Then Llama-3.1-8B's shape with random weights is timed (this project, the
 published step, compiled layers), and the engines where vLLM is installed. What does not fit into

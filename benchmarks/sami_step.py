@@ -5,7 +5,7 @@
     python benchmarks/sami_step.py --suite gpu --json results.json    # on a GPU, without kedro
     python benchmarks/sami_step.py --kernels        # how many kernels a layer starts, on a CPU
 
-Every measurement is a process of its own, which prints the peak memory it has needed; the
+Every measurement is a separate process, which prints the peak memory it has needed; the
 variants of a comparison take turns, and medians over the rounds are reported.
 """
 
@@ -315,7 +315,7 @@ def matmul_ceiling(numerics: str, device: str) -> float:
 
 
 def in_own_process(arguments: list[str], timeout: float | None = None) -> dict[str, Any]:
-    """Run one measurement in a process of its own and return what it printed, or its fate."""
+    """Run one measurement in a separate process and return what it printed, or its fate."""
     # Large blocks are kept instead of faulted in again, as in every process of this project.
     kept = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
     given_back = {"MALLOC_MMAP_THRESHOLD_": str(2**17), "MALLOC_TRIM_THRESHOLD_": str(2**17)}

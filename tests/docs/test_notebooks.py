@@ -44,6 +44,13 @@ def executed(worked_example):
             resources={"metadata": {"path": str(project.folder / "notebooks")}},
         )  # fmt: skip
         client.execute(env=project.environment | {"KEDRO_ENV": "test"})
+        noise = [
+            output["text"]
+            for cell in notebook.cells
+            for output in cell.get("outputs", [])
+            if output.get("name") == "stderr"
+        ]
+        assert not noise, "bars, warnings and messages of libraries are no part of a notebook"
         return notebook
 
     return execute

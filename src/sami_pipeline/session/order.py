@@ -17,7 +17,7 @@ from kedro.pipeline import Pipeline
 from kedro.runner import SequentialRunner
 
 from sami_pipeline.experiments.registry import experiments
-from sami_pipeline.training.baselines.registry import baselines
+from sami_pipeline.training.baselines.registry import sami_models
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -54,8 +54,7 @@ def in_order(pipeline: Pipeline) -> list[Node]:
 
 def _goals() -> list[str]:
     """Return patterns of the names of the nodes that a reader waits for, those first first."""
-    models = ["sami", *(name for name, each in baselines().items() if each.is_sami)]
-    return [_WRITTEN, *(goal.format(model) for model in models for goal in _SHOWN)]
+    return [_WRITTEN, *(goal.format(model) for model in sami_models() for goal in _SHOWN)]
 
 
 def _experiment(node: Node, known: Iterable[str]) -> int:
