@@ -98,8 +98,8 @@ class OrderedRunner(SequentialRunner):
         run_id: str | None = None,
     ) -> None:
         frozen = gc.get_freeze_count()
-        # What is imported stays. Looking through it takes each collection about a second, and there
-        # is one whenever a model is given back.
+        # What is imported stays. Each collection would look through all of it, and there is one
+        # whenever a model is given back.
         gc.freeze()
         try:
             super()._run(OrderedPipeline(pipeline.nodes), catalog, hook_manager, run_id)
