@@ -25,14 +25,9 @@ def task(random_checkpoint):
     return {"folder": str(folder), "batch_size": 2, "requests": requests}
 
 
-@pytest.fixture(scope="module")
-def by_transformers(task):
-    return benchmark.in_own_process("transformers", task)
-
-
 @pytest.mark.parametrize("way", ["transformers", "plain generate"])
-def test_every_way_answers_all_requests(task, way, by_transformers):
-    found = by_transformers if way == "transformers" else benchmark.in_own_process(way, task)
+def test_every_way_answers_all_requests(task, way):
+    found = benchmark.in_own_process(way, task)
     assert 3 * 6 < found["tokens"] <= 6 * 6
     assert found["seconds"] > 0
 
@@ -43,8 +38,8 @@ def test_every_way_with_vllm_answers_all_requests(task, way):
     assert 3 * 6 < benchmark.in_own_process(way, task)["tokens"] <= 6 * 6
 
 
-def test_matrix_products_alone_take_less_than_the_engine(task, by_transformers):
-    found = by_transformers
+def test_matrix_products_alone_take_less_than_the_engine(task):
+    found = benchmark.in_own_process("transformers", task)
     ceiling = benchmark.in_own_process("ceiling", task | {"written": found["tokens"]})
     assert 0 < ceiling["seconds"] < found["seconds"]
     assert ceiling["tokens"] == found["tokens"]
