@@ -1125,11 +1125,13 @@ class AlignParameters(JudgedParameters):
 
     queries: str = Field(
         min_length=1,
+        max_length=1000,
         description="Table of queries: a path or address of .csv, .tsv, .jsonl or .parquet, such "
         "as hf://datasets/OWNER/NAME/FILE.parquet; .gz is unpacked.",
     )
     principles: str = Field(
         min_length=1,
+        max_length=1000,
         description="YAML file of principles, or the folder of constitutions of a clone of "
         "github.com/janphilippfranken/sami.",
     )
