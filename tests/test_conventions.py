@@ -466,3 +466,10 @@ def test_registry_is_listed_in_under_five_seconds():
     # Processor time, which a busy machine stretches less than time on the clock.
     spent = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
     assert spent < 5
+
+
+def test_files_that_start_first_are_there(request):
+    longest = request.config.pluginmanager.get_plugin(str(PROJECT / "tests" / "conftest.py"))
+    files = [PROJECT / "tests" / name for name in longest.LONGEST]
+    assert len(set(files)) == len(files) > 0
+    assert [path for path in files if not path.is_file()] == []

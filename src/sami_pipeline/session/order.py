@@ -8,6 +8,7 @@ order, experiments one after another.
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -96,4 +97,12 @@ class OrderedRunner(SequentialRunner):
         hook_manager: PluginManager | None = None,
         run_id: str | None = None,
     ) -> None:
-        super()._run(OrderedPipeline(pipeline.nodes), catalog, hook_manager, run_id)
+        frozen = gc.get_freeze_count()
+        # What is imported stays. Each collection would look through all of it, and there is one
+        # whenever a model is given back.
+        gc.freeze()
+        try:
+            super()._run(OrderedPipeline(pipeline.nodes), catalog, hook_manager, run_id)
+        finally:
+            if not frozen:
+                gc.unfreeze()
