@@ -280,6 +280,7 @@ def test_concurrency_is_used_and_kept():
             ["top_p", "not here", "leave_out"],
         ),
         (Reply(400, b"Model is loading"), ["(HTTP 400: Model is loading)"]),
+        (Reply(302), ["openai.base_url", "(HTTP 302", "correct the address"]),
     ],
 )
 def test_what_no_request_survives_ends_the_run_with_one_line(secret, store, reply, named):
@@ -639,6 +640,10 @@ def test_key_that_cannot_be_sent_is_not_quoted():
         ({"base_url": "https://me:secret@host/v1"}, "base_url"),  # pragma: allowlist secret
         ({"base_url": "https://host/v1?key=secret"}, "base_url"),
         ({"base_url": "host/v1?secret"}, "base_url"),
+        *(
+            ({"base_url": f"http://{place}/v1"}, "must be an address such as")
+            for place in ("", "host:99999", "host:secret", "[::1", "my host", "a\0b", "a" * 2000)
+        ),
         ({"extra": {"messages": "secret"}}, "extra: messages can't be given"),
         ({"prompt_price": 1.0}, "prompt_price, completion_price"),
         ({"api_key": "secret"}, "api_key"),  # pragma: allowlist secret

@@ -361,6 +361,15 @@ _align("queries: no server", lambda w: {"queries": "ftp://127.0.0.1:9/q.csv"}, "
 _given("math.problems.source='gsm8k:s3://b/{split}.jsonl'", "s3fs", "copy it", pipeline="math")
 
 
+_ENGINE = "mt_bench.generation.engine"
+for _address in ("localhost/v1", "http://127.0.0.1:99999/v1", "http://127.0.0.1:x/v1"):
+    _given(
+        f"{_ENGINE}.kind=openai,{_ENGINE}.openai.model=m,{_ENGINE}.openai.base_url={_address}",
+        f"{_ENGINE}.openai.base_url",
+        "an address such as",
+    )
+
+
 def _loop(path: Path) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.symlink_to(path)

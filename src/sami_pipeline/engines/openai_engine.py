@@ -489,7 +489,7 @@ class OpenAIEngine:
         elif status == 404:
             where, what = ".model", f"does not know {at.model!r}, or not this kind of prompt"
             remedy = "correct model or base_url, or choose a prompt template of the other kind"
-        elif status is None or _is_passing(status):
+        elif status is None or _is_passing(status) or status < 400:
             where, what = ".base_url", "answers not even a trivial prompt"
             remedy = (
                 "wait until its limit has passed, then go on with --only-missing-outputs"
