@@ -74,7 +74,7 @@ test stress: export OMP_NUM_THREADS ?= 1
 PYTEST_PROCESSES ?= 2
 
 test: setup  ## Run the tests
-	$(BIN)/python -m pytest -n $(PYTEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -n $(PYTEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-vllm: setup vllm  ## Run the tests that need vLLM
 	$(BIN)/python -m pytest -m vllm

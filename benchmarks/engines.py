@@ -5,9 +5,9 @@
     python benchmarks/engines.py --every 20 --tokens 8 --rounds 1 --no-write
 
 The requests are a run's own: the base model's answers to MT-Bench, the responses for training, and
-attempts at problems. Every measurement is a process of its own, timed from requests to texts after
+attempts at problems. Every measurement is a separate process, timed from requests to texts after
 a warm-up. The ways of a comparison take turns; medians over the rounds are reported, on a quiet
-machine and beside a process that keeps one core busy. The ceiling is what the model's matrix
+machine and next to a process that keeps one core busy. The ceiling is what the model's matrix
 products alone would take.
 """
 
@@ -197,10 +197,10 @@ def multiply_alone(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def fastest_dtype() -> Any:
-    """Return bfloat16 where the CPU multiplies it natively, else float32."""
+    """Return bfloat16 where there is a GPU or the CPU multiplies it natively, else float32."""
     import torch
 
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    native = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 

@@ -138,12 +138,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def tiny_model(family: str, seed: int = 0) -> Any:
-    """Return a two-layer model of a family whose weights depend on the seed and their names."""
+def tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
+    """Return a two-layer model of a family whose weights depend on the seed and their names.
+
+    Args:
+        family: its model type.
+        seed: of the weights.
+        changes: to its configuration.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    shape = _SHAPE | FAMILIES[family]
+    shape = _SHAPE | FAMILIES[family] | changes
     config = AutoConfig.for_model(family, **{k: v for k, v in shape.items() if v is not None})
     with torch.random.fork_rng():
         torch.manual_seed(seed)

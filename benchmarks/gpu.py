@@ -3,7 +3,7 @@
     python benchmarks/gpu.py                          # one 80 GB GPU, 25 minutes; writes gpu.json
     python benchmarks/gpu.py --device cpu --shape tiny --steps 1 --only heads timings
 
-It needs no network. Checks come first, each in a process of its own: attention and its backward
+It needs no network. Checks come first, each in a separate process: attention and its backward
 pass, output heads, optimisers, families, states, FSDP2 with one and two processes, and memory
 against its estimate. Then Llama-3.1-8B's shape with random weights is timed (this project, the
 published step, compiled layers), and the engines where vLLM is installed. What does not fit into
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,12 +30,18 @@ import sami_step
 import training_memory
 
 Check = dict[str, Any]
-# Products of bf16 matrices in 10^12 operations a second, dense, as their makers have it.
-PEAK_TERAFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "B200": 2250.0}
+# Products of bf16 matrices in 10^12 operations a second, dense, as their makers have it; the first
+# that a GPU's name holds.
+PEAK_TERAFLOPS = {
+    "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200": 989.0, "A100": 312.0,
+    "B200": 2250.0,
+}  # fmt: skip
 FAMILIES = ("llama", "gpt2", "gemma2", "mixtral", "gpt_oss")
 VARIANTS = (sami_step.SAMI, sami_step.PLAIN, sami_step.COMPILED)
 MEMORY_CASES = ("bf16 autocast", "bfloat16_remainder, rmsprop, checkpointing", "LoRA")
 _LONGEST_CHECK = 300.0
+# Seconds of a variant, with its start and what is compiled; one that hangs leaves time to others.
+_LONGEST_TIMING = 360.0
 
 
 def _grid(seed: int = 1) -> Any:
@@ -80,7 +88,8 @@ def check_attention(device: str) -> Check:
         return {"skipped": "FlexAttention has no backward pass on a CPU"}
     found = {}
     for family in ("llama", "gemma3_text"):
-        model = families.tiny_model(family).to(device)
+        # On a GPU FlexAttention takes no heads of a width below 16.
+        model = families.tiny_model(family, head_dim=16).to(device)
         results = []
         for attention in ("sdpa", "flex_attention"):
             model.set_attn_implementation(attention)
@@ -330,13 +339,32 @@ def in_own_process(check: str, device: str, limit: float) -> Check:
     command = [sys.executable, __file__, "--check", check, device]
     started = time.perf_counter()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        done = _finished(command, limit)
     except subprocess.TimeoutExpired:
         return {"ok": False, "failed": f"not done after {limit:.0f} s"}
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         return {"ok": False, "failed": lines[-1]}
     return json.loads(done.stdout.splitlines()[-1]) | {"seconds": time.perf_counter() - started}
+
+
+def _finished(command: list[str], limit: float) -> subprocess.CompletedProcess[str]:
+    """Run a command, and end it with all that it has started once it takes too long.
+
+    Raises:
+        subprocess.TimeoutExpired: it did; workers that hang would hold the GPU's memory.
+    """
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}  # what looked for a network would wait
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            printed, said = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, printed, said)
 
 
 def timings(device: str, shape: str, steps: int, end: float) -> dict[str, Any]:
@@ -349,9 +377,10 @@ def timings(device: str, shape: str, steps: int, end: float) -> dict[str, Any]:
             continue
         arguments = [variant, "2", "bfloat16", shape, device, str(steps)]
         try:
-            run = sami_step.in_own_process(arguments, timeout=left)
+            run = sami_step.in_own_process(arguments, timeout=min(left, _LONGEST_TIMING))
         except SystemExit as error:
-            found[variant] = {"failed": str(error).strip().splitlines()[-1]}
+            lines = str(error).strip().splitlines() or ["ended without a word"]
+            found[variant] = {"failed": lines[-1]}
             continue
         if "failed" not in run:
             seconds = median(run["seconds"])
@@ -376,21 +405,55 @@ def _peak(device: str) -> float | None:
 
 
 def engines(end: float) -> dict[str, Any]:
-    """Return what the benchmark of the engines prints, where vLLM is installed."""
+    """Return tokens a second of this project's vllm engine and of vLLM alone, if it is installed.
+
+    The embedded model answers 64 short questions, in one batch.
+    """
     import engines as benchmark
 
     if not benchmark.VLLM_PYTHON.is_file():
         return {"left_out": f"vLLM is not installed in {benchmark.VLLM_PYTHON.parents[1].name}"}
-    command = [sys.executable, benchmark.__file__, "--questions", "16", "--tokens", "64",
-               "--rounds", "1", "--no-write"]  # fmt: skip
     limit = end - time.perf_counter()
     if limit < 60:
         return {"left_out": "no time was left"}
+    command = [sys.executable, __file__, "--engines"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        done = _finished(command, limit)
     except subprocess.TimeoutExpired:
         return {"left_out": "no time was left"}
-    return {"ok": done.returncode == 0, "printed": (done.stdout or done.stderr)[-6000:]}
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["ended without a word"])[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_engines() -> dict[str, Any]:
+    """Return tokens a second by engine, measured here."""
+    import engines as benchmark
+
+    found = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        benchmark.save_model(folder)
+        task = {"folder": str(folder), "batch_size": 64, "requests": questions(folder)}
+        for way in ("vllm", "LLM.generate"):
+            run = benchmark.in_own_process(way, task)
+            found[benchmark.NAMES[way]] = run["tokens"] / run["seconds"]
+    return {"tokens_per_second": found}
+
+
+def questions(folder: Path) -> list[dict[str, Any]]:
+    """Return 64 greedy requests of 128 tokens at most, as the benchmark of the engines has them."""
+    import engines as benchmark
+
+    asked = [f"Tell me three facts about the number {number}." for number in range(64)]
+    requests = [
+        {
+            "prompt": json.dumps({"messages": [{"role": "user", "content": question}]}),
+            "sample": 0, "temperature": 0.0, "tokens": 128, "stop": [],
+        }
+        for question in asked
+    ]  # fmt: skip
+    return benchmark.with_texts(requests, folder)
 
 
 def page(result: dict[str, Any]) -> str:
@@ -417,7 +480,14 @@ def page(result: dict[str, Any]) -> str:
                 f"| {median(run['seconds']):.2f} |"
             )
     if result["engines"]:
-        said = result["engines"].get("left_out") or result["engines"]["printed"]
+        found = result["engines"]
+        said = (
+            found.get("left_out")
+            or found.get("failed")
+            or "; ".join(
+                f"{name} {rate:.0f} tokens/s" for name, rate in found["tokens_per_second"].items()
+            )
+        )
         lines += ["", f"Engines: {said}"]
     if result["left_out"]:
         lines += ["", f"Left out: {', '.join(result['left_out'])}."]
@@ -445,6 +515,12 @@ def main(given: list[str]) -> int:
         "date": time.strftime("%Y-%m-%d"), "machine": sami_step.machine(arguments.device),
         "shape": arguments.shape, "checks": {}, "timings": {}, "engines": {}, "left_out": [],
     }  # fmt: skip
+
+    def keep() -> None:
+        """Write what is known, lest a machine that is taken away takes it along."""
+        result["seconds"] = time.perf_counter() - started
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
     # Checks may take the first half; the figures are wanted in any case.
     half = started + 30 * arguments.minutes
     for name in arguments.only:
@@ -455,14 +531,15 @@ def main(given: list[str]) -> int:
                 continue
             found = in_own_process(name, arguments.device, min(_LONGEST_CHECK, left))
             result["checks"][name] = found
+            keep()
             print(f"{name}: {json.dumps(found)}", flush=True)
     if "timings" in arguments.only:
         result["timings"] = timings(arguments.device, arguments.shape, arguments.steps, end)
+        keep()
         print(json.dumps(result["timings"]), flush=True)
     if "engines" in arguments.only:
         result["engines"] = engines(end)
-    result["seconds"] = time.perf_counter() - started
-    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    keep()
     text = page(result)
     print(text)
     if arguments.device == "cuda" and not arguments.no_write:
@@ -473,5 +550,7 @@ def main(given: list[str]) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--check"]:
         print(json.dumps(CHECKS[sys.argv[2]](sys.argv[3])))
+    elif sys.argv[1:2] == ["--engines"]:
+        print(json.dumps(measure_engines()))
     else:
         sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,7 @@
 
 Rows are those of the embedded experiments, 1, 10 and 100 times as many: their questions, queries
 and principles, and texts put together by a seed from the sentences of MT-Bench. Every measurement
-is a process of its own, in which the input is made before the clock starts. Times are of the
+is a separate process, in which the input is made before the clock starts. Times are of the
 processor, which other work on the machine changes little.
 """
 
@@ -122,7 +122,7 @@ def template() -> Any:
 
 
 def question_files(copies: range) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return MT-Bench's questions and references so many times, with ids and texts of their own."""
+    """Return MT-Bench's questions and references so many times, with new ids and texts."""
     asked, references = json_lines("question.jsonl"), json_lines("reference_answer/gpt-4.jsonl")
 
     def numbered(file: pd.DataFrame, copy: int) -> pd.DataFrame:
@@ -773,7 +773,7 @@ def judge_table(path: Path, resamples: int) -> dict[str, Any]:
 
 
 def in_own_process(*arguments: object) -> dict[str, Any]:
-    """Run one measurement in a process of its own and return what it printed."""
+    """Run one measurement in a separate process and return what it printed."""
     command = [sys.executable, __file__, *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -783,7 +783,7 @@ def in_own_process(*arguments: object) -> dict[str, Any]:
 
 
 def million(rows: int, resamples: int) -> dict[str, Any]:
-    """Write a table of so many answers, then judge and tabulate it in a process of its own."""
+    """Write a table of so many answers, then judge and tabulate it in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "answers.parquet"
         in_own_process("--write", path, rows)

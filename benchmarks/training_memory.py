@@ -3,7 +3,7 @@
     python benchmarks/training_memory.py            # prints the table of docs/dry_run.md
     python benchmarks/training_memory.py "fp32" "LoRA"
 
-Every case is a process of its own that trains two steps with ``train_sami``. On a CPU the peak is
+Every case is a separate process that trains two steps with ``train_sami``. On a CPU the peak is
 that of the resident memory, above what it was before the model was made and after a step of a
 trifling model had loaded every library; glibc gives freed blocks back at once
 (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_), or the peak would be that of the heap. With
@@ -55,7 +55,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, int, int, int], dict[str, Any]
 
 
 def measure(case: str, device: str = "cpu") -> dict[str, int]:
-    """Return ``estimated`` and ``measured`` bytes of a case, measured in a process of its own."""
+    """Return ``estimated`` and ``measured`` bytes of a case, measured in a separate process."""
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     command = [sys.executable, __file__, "--child", "--device", device, case]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,7 +1,9 @@
 """A real browser for tests: headless Chromium whose pages are watched."""
 
 import os
+import random
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,7 @@ from playwright.sync_api import Browser, Page, Playwright, Route, sync_playwrigh
 
 _COMMANDS = ("chromium", "chromium-browser", "google-chrome")
 # No calls home, so that what a page asks for is the page's own doing.
-_OPTIONS = (
+OPTIONS = (
     "--disable-quic",
     "--disable-background-networking",
     "--disable-component-update",
@@ -54,21 +56,30 @@ class WatchedPage:
             route.fulfill(status=200, body="")
 
 
-def _chromium(playwright: Playwright) -> str | None:
+def chromium_path(playwright: Playwright) -> str | None:
     """Return the path of a Chromium: $CHROMIUM, the system's, or the one Playwright installed."""
     installed = (shutil.which(command) for command in _COMMANDS)
     candidates = (os.environ.get("CHROMIUM"), *installed, playwright.chromium.executable_path)
     return next((path for path in candidates if path and Path(path).is_file()), None)
 
 
+def free_port() -> int:
+    """Return a port that nothing listens on; kedro-viz takes none above 49151."""
+    while True:
+        port = random.randrange(20_000, 49_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+
+
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     """Headless Chromium; the test is skipped, and says what to do, where there is none."""
     with sync_playwright() as playwright:
-        path = _chromium(playwright)
+        path = chromium_path(playwright)
         if path is None:
             pytest.skip("no Chromium for the browser tests: run `make chromium`")
-        browser = playwright.chromium.launch(executable_path=path, args=_OPTIONS)
+        browser = playwright.chromium.launch(executable_path=path, args=OPTIONS)
         yield browser
         browser.close()
 

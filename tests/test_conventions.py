@@ -41,7 +41,7 @@ from sami_pipeline.principles.checks import check_names
 from sami_pipeline.principles.checks.base import Check
 from sami_pipeline.result_tables.registry import RESULT_TABLES
 from sami_pipeline.settings import CONFIG_LOADER_ARGS
-from sami_pipeline.training.baselines.registry import baselines
+from sami_pipeline.training.baselines.registry import trained_models
 
 PROJECT = Path(__file__).parents[1]
 SOURCE = PROJECT / "src" / "sami_pipeline"
@@ -339,7 +339,7 @@ def registered_names() -> set[str]:
     """Return the names of everything that is in a registry and can be chosen by a parameter."""
     return {
         *EXPERIMENTS,
-        *baselines(),
+        *trained_models(),
         *(kind.name for kind in KINDS),
         CHECKLIST,
         *engine_kinds(),
@@ -360,12 +360,16 @@ def told_apart(path: Path, names: set[str], classes: set[str]) -> Iterator[str]:
             read = {ast.unparse(side).rpartition(".")[2] for side in sides}
             texts = {each.value for side in sides for each in ast.walk(side)
                      if isinstance(each, ast.Constant)}  # fmt: skip
-            if read & {"kind", "name", "experiment"} and texts & names:
+            told = {"kind", "name", "experiment", "model", "replicate"}
+            if read & told and texts & names:
                 yield f"{path.name}:{node.lineno}: {ast.unparse(node)}"
         elif isinstance(node, ast.Dict):
             keys = {ast.unparse(key) for key in node.keys if key is not None}
             if keys and keys <= {repr(name) for name in EXPERIMENTS.keys() - {"math"}}:
                 yield f"{path.name}:{node.lineno}: a dict of experiments"
+            own = "baselines" in path.parts  # a baseline knows whose settings decide its result
+            if not own and len(keys & {repr(name) for name in trained_models()}) > 1:
+                yield f"{path.name}:{node.lineno}: a dict of trained models"
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
             asked = re.findall(r"\w+", ast.unparse(node.args[1]))
             if classes.intersection(asked):
@@ -392,9 +396,23 @@ def test_telling_apart_is_seen(tmp_path):
         'x = judge.kind in ("single", "checklist")',
         "x = isinstance(parameters, JudgedParameters)",
         'x = {"mt_bench": 3}',
+        'x = "sami" in finding.model',
+        'x = {"base": 6, "sami": 0, "sft_sami": 3}',
     ):
         path.write_text(f"{line}\n", "utf-8")
         assert len(list(told_apart(path, registered_names(), {"JudgedParameters"}))) == 1, line
+
+
+def test_the_annotated_tree_names_every_folder_and_no_other():
+    tree = (PROJECT / "CONTRIBUTING.md").read_text("utf-8").partition("## Where things are")[2]
+    lines = re.findall(r"^ {4}( *)(\w[\w./]*/)", tree, re.MULTILINE)
+    named = {f"{SOURCE.relative_to(PROJECT)}/{name}" if gap else name for gap, name in lines}
+    assert len(named) == len(lines) > 20
+    for name in named:
+        if "_…" not in name:
+            assert (PROJECT / name).is_dir(), name
+    packages = {f"{path.parent.relative_to(PROJECT)}/" for path in SOURCE.glob("*/__init__.py")}
+    assert packages <= named
 
 
 def test_nothing_is_pickled():
@@ -448,3 +466,10 @@ def test_registry_is_listed_in_under_five_seconds():
     # Processor time, which a busy machine stretches less than time on the clock.
     spent = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
     assert spent < 5
+
+
+def test_files_that_start_first_are_there(request):
+    longest = request.config.pluginmanager.get_plugin(str(PROJECT / "tests" / "conftest.py"))
+    files = [PROJECT / "tests" / name for name in longest.LONGEST]
+    assert len(set(files)) == len(files) > 0
+    assert [path for path in files if not path.is_file()] == []

@@ -4,6 +4,8 @@ import pytest
 from sami_pipeline import figures
 from sami_pipeline.evaluation.statistics import win_rates
 from sami_pipeline.parameters import PublishedDifference
+from sami_pipeline.training.baselines import registry
+from sami_pipeline.training.baselines.record import Baseline
 
 
 def verdicts(judge: str, winners: dict[str, str]) -> pd.DataFrame:
@@ -68,6 +70,22 @@ def test_a_model_has_the_same_colour_in_every_figure():
     among = figures.model_colours(pd.Series(["other", "base", "sami", "dpo"]))
     assert {name: among[name] for name in alone} == alone
     assert len(set(among.values())) == 4
+
+
+def test_models_that_the_project_does_not_know_keep_their_colour_in_figures_of_some_models():
+    drawn = ("mine", "other", "sami", "sft")
+    some = figures.model_colours(["other", "sft"], models=drawn)
+    assert some == figures.model_colours(["mine", "sami"], models=drawn)
+    assert len(set(some.values())) == 4
+    assert some["mine"] == figures.COLOURS[-1], "the student is grey, whatever it is called"
+    assert some["sami"] == figures.model_colours(["sami", "base"])["sami"]
+
+
+def test_baselines_from_outside_have_colours_that_nobody_else_has(monkeypatch):
+    known = registry.baselines() | {"a": Baseline("a", "m:f"), "b": Baseline("b", "m:f")}
+    monkeypatch.setattr(registry, "_BASELINES", known)
+    colours = figures.model_colours(["base", "sft", "a", "b", "sami"])
+    assert len(set(colours.values())) == 5
 
 
 def test_paired_questions_count_every_question_once():

@@ -1,17 +1,23 @@
 """The script for the day when there is a GPU runs on a CPU, and a check that fails is seen."""
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import engines
+import families
 import gpu
+import psutil
 import sami_step
 
 from sami_pipeline.core import optimisers, tree_attention
+from sami_pipeline.models.prompts import Prompt
 
 
 @pytest.mark.parametrize("name", ["levels", "heads", "optimisers", "families", "states"])
@@ -61,3 +67,75 @@ def test_the_whole_script_writes_its_figures_and_names_what_it_left_out(tmp_path
     assert "| two_workers | holds |" in gpu.page(result)
     assert gpu.main([*given, "--only", "memory", "--minutes", "0.01"]) == 0
     assert json.loads(target.read_text())["left_out"] == ["memory"]
+
+
+def test_what_hangs_is_ended_with_all_that_it_has_started():
+    with pytest.raises(subprocess.TimeoutExpired) as end:
+        gpu._finished(["sh", "-c", "sleep 600 & echo $! >&2; wait"], 1.0)
+    child, deadline = int(end.value.stderr), time.monotonic() + 10
+    while _runs(child):
+        assert time.monotonic() < deadline, "it would hold the GPU's memory"
+        time.sleep(0.05)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_heads_are_wide_enough_for_flex_attention_on_a_gpu():
+    for family in ("llama", "gemma3_text"):
+        layer = families.tiny_model(family, head_dim=16).model.layers[0].self_attn
+        assert layer.head_dim == 16
+
+
+def test_engines_are_asked_in_the_form_that_they_take(random_checkpoint):
+    asked = gpu.questions(random_checkpoint.folder)
+    assert len({each["text"] for each in asked}) == 64
+    for each in asked:
+        ((role, question),) = Prompt.from_json(each["prompt"]).messages
+        assert role == "user"
+        assert question in each["text"]
+    assert {"vllm", "LLM.generate"} <= engines.WAYS.keys()
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        ({"left_out": "vLLM is not installed in .venv-vllm"}, "Engines: vLLM is not installed"),
+        ({"failed": "RuntimeError: x"}, "Engines: RuntimeError: x"),
+        ({"tokens_per_second": {"a": 10.2, "b": 20.0}}, "Engines: a 10 tokens/s; b 20 tokens/s"),
+    ],
+)
+def test_the_page_says_what_came_of_the_engines(found, line):
+    result = {
+        "date": "2026-11-26", "machine": "m", "checks": {}, "timings": {}, "engines": found,
+        "left_out": [],
+    }  # fmt: skip
+    assert line in gpu.page(result)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", None),
+    ],
+)
+def test_a_gpu_is_measured_against_its_makers_figure(name, rate, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    assert gpu._peak("cuda") == rate
+
+
+def test_a_variant_that_ends_without_a_word_fails_alone(monkeypatch):
+    def ended(*inputs, **options):
+        raise SystemExit("")
+
+    monkeypatch.setattr(sami_step, "in_own_process", ended)
+    monkeypatch.setattr(sami_step, "matmul_ceiling", lambda *inputs: 1.0)
+    found = gpu.timings("cpu", "tiny", 1, time.perf_counter() + 100)
+    assert found[sami_step.SAMI] == {"failed": "ended without a word"}

@@ -15,7 +15,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-# Advisories that can't be mended here, each with the reason why it does no harm or has no remedy.
+# Advisories that can't be fixed here, each with the reason why it does no harm or has no remedy.
 ACCEPTED: dict[str, str] = {}
 
 # What one connection may take, one package, and the whole audit.
@@ -58,7 +58,7 @@ def main() -> int:
         return 0
     packages = [each for each in found["dependencies"] if "vulns" in each]
     new = [
-        f"{each['name']} {each['version']}: {fault['id']}, mended in "
+        f"{each['name']} {each['version']}: {fault['id']}, fixed in "
         f"{', '.join(fault['fix_versions']) or 'no version yet'}"
         for each in packages
         for fault in each["vulns"]

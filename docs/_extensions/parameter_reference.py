@@ -1,6 +1,6 @@
 """Writes the reference of all parameters into configuration.md, from the parameter models.
 
-``make docs`` puts the tables in the place of the line ``<!-- parameter reference -->``.
+``make docs`` puts the tables where the line stands: ``<!-- parameter reference -->``.
 """
 
 from __future__ import annotations

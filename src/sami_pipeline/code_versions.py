@@ -408,7 +408,7 @@ class _Piece:
 
 
 class _Names(ast.NodeVisitor):
-    """Finds what a statement refers to, names of its own functions left out."""
+    """Finds what a statement refers to, names of its local functions left out."""
 
     def __init__(self, module: _Module) -> None:
         self._module = module

@@ -34,7 +34,7 @@ from sami_pipeline.parameters import (
 )
 from sami_pipeline.principles.constitutions import Use, format_statements, wording
 from sami_pipeline.training.baselines.record import function
-from sami_pipeline.training.baselines.registry import baselines
+from sami_pipeline.training.baselines.registry import SAMI, baselines, sami_models
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -591,7 +591,7 @@ class _Plan:
         in_samis_loop = baseline is None or baseline.is_sami or bool(baseline.grids)
         if device == "cpu" and in_samis_loop and processes == 1:
             parts["copy"] = state  # that is written while the training goes on
-        trained = self.experiment.iterations.count if replicate == "sami" else 1
+        trained = self.experiment.iterations.count if replicate == SAMI else 1
         bytes_a_weight = 4 if config.weights == "float32" else 2
         self.outcome.stages.append(
             Stage(
@@ -627,7 +627,7 @@ class _Plan:
             choices.append(f"{where}.sami.optimiser_state: bfloat16")
         if config.weights == "bfloat16_remainder" and config.optimiser == "adamw":
             choices.append(f"{where}.sami.optimiser: rmsprop")
-        samis = name == "sami" or baselines()[name].is_sami
+        samis = name in sami_models()
         if config.lora is None and (samis or baselines()[name].follows_lora):
             choices.append(f"{where}.sami.lora ({4 * size / _GB:.0f} GB of weights)")
         if samis:

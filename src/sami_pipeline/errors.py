@@ -34,7 +34,7 @@ def first_fault(error: ValidationError) -> str:
     faults = error.errors(include_url=False)
     fault = faults[0]
     message = one_line(fault["msg"].removeprefix("Value error, "))
-    if fault["type"] in ("model_type", "model_attributes_type", "dataclass_type"):
+    if fault["type"] in ("model_type", "model_attributes_type", "dataclass_type", "dict_type"):
         message = "expected fields with values; it is empty or holds something else"
     elif fault["type"] == "string_unicode":
         message = "holds half a character (a lone surrogate); remove it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -14,6 +14,7 @@ from sami_pipeline.evaluation.checklist import JUDGE_NAME as CHECKLIST
 from sami_pipeline.evaluation.seeds import labelled, seed_columns
 from sami_pipeline.evaluation.statistics import BOTH_TURNS, DESIRED, FIRST_TURN
 from sami_pipeline.parameters import PublishedDifference, PublishedRate
+from sami_pipeline.training.baselines.registry import trained_models
 
 # Okabe & Ito's palette, told apart with colour-blind eyes too; grey for black, for dark pages.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -48,21 +49,31 @@ def _error_bars(table: pd.DataFrame, value: str, low: str, high: str, scale: flo
     }
 
 
-_FIXED = {"base": 6, "sami": 0, "dpo": 1, "sft": 2, "sft_sami": 3}
 _SYMBOLS = ("circle", "diamond-open", "square-open", "triangle-up-open")
 _DODGE = 0.6  # of the distance between two rows: what the points of one row share
 
 
-def model_colours(*names: pd.Series) -> dict[str, str]:
-    """Return one colour a model, the same in all figures of the same models.
+def model_colours(*names: Iterable[str], models: Sequence[str] = ()) -> dict[str, str]:
+    """Return one colour a model, the same in all figures of an experiment.
+
+    What is trained here has the colour of its place in the registry of baselines, so that it is the
+    same in all experiments. Of the others the first is grey, and the rest take the colours that are
+    left.
 
     Args:
-        names: columns of models; the order and how often each occurs change nothing.
+        names: columns of models that are drawn; the order and how often each occurs change nothing.
+        models: all that the experiment draws in any figure, its student first, as
+            ``ExperimentParameters.drawn_models`` has them; without them, those of ``names``.
     """
-    models = sorted(set().union(*names) - {""})
-    free = [colour for i, colour in enumerate(COLOURS) if i not in _FIXED.values()]
-    others = dict(zip([name for name in models if name not in _FIXED], cycle(free), strict=False))
-    return {name: others.get(name) or COLOURS[_FIXED[name]] for name in models}
+    drawn = list(dict.fromkeys([*models, *sorted(set().union(*names) - {""})]))
+    *bright, grey = COLOURS
+    trained = trained_models()
+    chosen = {name: colour for name, colour in zip(trained, bright, strict=False) if name in drawn}
+    plain = [name for name in drawn if name not in trained][:1]
+    chosen |= dict.fromkeys(plain, grey)
+    free = [colour for colour in bright if colour not in chosen.values()] or bright
+    others = [name for name in drawn if name not in chosen]
+    return chosen | dict(zip(others, cycle(free), strict=False))
 
 
 def _forest(
@@ -78,6 +89,7 @@ def _forest(
     scale: float = 100,
     hover: Sequence[str] = (),
     stacked: str | None = None,
+    models: Sequence[str] = (),
 ) -> go.Figure:
     """Return a forest plot: a dot and its interval for each row, a panel for each question asked.
 
@@ -94,6 +106,7 @@ def _forest(
         scale: what numbers are multiplied by.
         hover: further columns that are shown at a dot.
         stacked: column whose values each get a line of panels; None draws one line.
+        models: see `model_colours`.
     """
     table = table.assign(stack="" if stacked is None else table[stacked])
     stacks = table["stack"].unique().tolist()
@@ -110,7 +123,7 @@ def _forest(
             for stack in stacks for key in keys
         ],
     )  # fmt: skip
-    colours = model_colours(*(table[column] for column in series))
+    colours = model_colours(*(table[column] for column in series), models=models)
     opponents = list(dict.fromkeys(match[1:] for match in matches))
     join = " against " if "opponent" in series else " \N{MINUS SIGN} "
     shown = set()
@@ -161,15 +174,17 @@ def _forest(
     return figure
 
 
-def outcome(table: pd.DataFrame) -> go.Figure:
+def outcome(table: pd.DataFrame, models: Sequence[str] = ()) -> go.Figure:
     """Return the differences from the baseline, what was asked as a whole and by principle.
 
     Args:
         table: as from ``reporting.headlines.forest_rows``.
+        models: see `model_colours`.
     """
     figure = _forest(
         table.assign(against="points more than the baseline"), panels=["against"],
         row="measure", series=["model", "baseline"], value="difference", parity=0.0,
+        models=models,
     )  # fmt: skip
     figure.update_xaxes(zeroline=False)
     figure.update_layout(title={"text": f"Against the baseline<br><sup>{_over(table)}</sup>"})
@@ -218,7 +233,10 @@ def _over(table: pd.DataFrame, what: str = "questions") -> str:
 
 
 def win_rates(
-    table: pd.DataFrame, published: Sequence[PublishedRate] = (), source: str = ""
+    table: pd.DataFrame,
+    published: Sequence[PublishedRate] = (),
+    source: str = "",
+    models: Sequence[str] = (),
 ) -> go.Figure:
     """Return win rates by category, a panel a constitution, the figure of experiment 1.
 
@@ -229,6 +247,7 @@ def win_rates(
         table: as from ``evaluation.statistics.win_rates``.
         published: rates that a publication names, drawn as a separate layer.
         source: what they are called.
+        models: see `model_colours`.
     """
     figure = _forest(
         _headline_first(first_and_both_turns(table)),
@@ -241,6 +260,7 @@ def win_rates(
         parity=0.5,
         hover=("wins", "ties", "losses", "p_holm"),
         stacked="judge",
+        models=models,
     )
     _add_published_rates(figure, published, source)
     figure.update_xaxes(range=[0, 100], ticksuffix=" %")
@@ -294,16 +314,17 @@ def _add_published_rates(
     )
 
 
-def compliance(table: pd.DataFrame) -> go.Figure:
+def compliance(table: pd.DataFrame, models: Sequence[str] = ()) -> go.Figure:
     """Return the compliance with every principle, a panel a constitution and stance.
 
     Args:
         table: as from ``evaluation.statistics.compliance``.
+        models: see `model_colours`.
     """
     rows = table[(table["category"] == "overall") & (table["turn"] == FIRST_TURN)]
     figure = _forest(
         rows, panels=["constitution", "stance"], row="principle", series=["model"],
-        value="compliance", parity=None, hover=("rows", "p_holm"),
+        value="compliance", parity=None, hover=("rows", "p_holm"), models=models,
     )  # fmt: skip
     figure.update_xaxes(range=[0, 100], ticksuffix=" %")
     figure.update_layout(
@@ -315,18 +336,19 @@ def compliance(table: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def lengths(table: pd.DataFrame) -> go.Figure:
+def lengths(table: pd.DataFrame, models: Sequence[str] = ()) -> go.Figure:
     """Return the mean length of each model's answers, a panel a constitution.
 
     Args:
         table: as from ``evaluation.statistics.degeneration``.
+        models: see `model_colours`.
     """
     rows = _headline_first(first_and_both_turns(table[table["category"] == "overall"]))
     figure = _forest(
         rows, panels=["constitution", "turn"], row="model",
         series=["model"], value="mean_tokens", low="mean_tokens_ci_low",
         high="mean_tokens_ci_high", parity=None, scale=1,
-        hover=("truncated_rate", "degeneration_rate"),
+        hover=("truncated_rate", "degeneration_rate"), models=models,
     )  # fmt: skip
     longest = rows[["mean_tokens", "mean_tokens_ci_high"]].max(axis=None)
     figure.update_xaxes(title="tokens", range=[0, 1.05 * longest])
@@ -337,7 +359,7 @@ def lengths(table: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def paired_questions(verdicts: pd.DataFrame) -> go.Figure:
+def paired_questions(verdicts: pd.DataFrame, models: Sequence[str] = ()) -> go.Figure:
     """Return the checklist's scores of two models on the same questions, a panel a match.
 
     The area of a dot is the number of questions; on the dashed line both follow as many statements.
@@ -345,13 +367,14 @@ def paired_questions(verdicts: pd.DataFrame) -> go.Figure:
 
     Args:
         verdicts: of any judges; those of the checklist are drawn.
+        models: see `model_colours`.
     """
     rows = verdicts[(verdicts["turn"] == 1) & (verdicts["judge"] == CHECKLIST)]
     what = "comparisons of replicates" if seed_columns(verdicts) else "questions"
     matches = list(rows[["model", "opponent"]].drop_duplicates().itertuples(index=False, name=None))
     constitutions = rows["constitution"].unique().tolist()
     constitutions.sort(key=lambda name: name != DESIRED)
-    colours = model_colours(rows["model"], rows["opponent"])
+    colours = model_colours(rows["model"], rows["opponent"], models=models)
     figure = make_subplots(
         rows=max(1, len(constitutions)), cols=max(1, len(matches)),
         horizontal_spacing=0.08, vertical_spacing=0.42 / max(1, len(constitutions)),
@@ -401,18 +424,23 @@ def paired_questions(verdicts: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def accuracy(table: pd.DataFrame, published: Sequence[PublishedDifference] = ()) -> go.Figure:
+def accuracy(
+    table: pd.DataFrame,
+    published: Sequence[PublishedDifference] = (),
+    models: Sequence[str] = (),
+) -> go.Figure:
     """Return accuracy with one greedy and one sampled attempt by model, a panel for each.
 
     Args:
         table: as from ``evaluation.attempts.accuracy``.
         published: gains drawn as a separate layer; those for one attempt are.
+        models: see `model_colours`.
     """
     kinds = {"greedy": "one greedy attempt", "pass_at_k": "one sampled attempt, mean"}
     one = table[(table["k"] == 1) & table["metric"].isin(kinds)]
     figure = _forest(
         one.assign(attempts=one["metric"].map(kinds)), panels=["attempts"], row="model",
-        series=["model"], value="value", parity=None,
+        series=["model"], value="value", parity=None, models=models,
     )  # fmt: skip
     lines = dict(zip(figure.layout.yaxis.ticktext, figure.layout.yaxis.tickvals, strict=True))
     for_one = [gain for gain in published if gain.k == 1 and label(gain.model) in lines]
@@ -470,7 +498,9 @@ def _add_published(
 
 
 def accuracy_by_attempts(
-    table: pd.DataFrame, published: Sequence[PublishedDifference] = ()
+    table: pd.DataFrame,
+    published: Sequence[PublishedDifference] = (),
+    models: Sequence[str] = (),
 ) -> go.Figure:
     """Return accuracy against the number of attempts by model, with bands of 95 %.
 
@@ -480,9 +510,10 @@ def accuracy_by_attempts(
     Args:
         table: as from ``evaluation.attempts.accuracy``.
         published: gains drawn as a separate layer.
+        models: see `model_colours`.
     """
     figure = go.Figure()
-    colours = model_colours(table["model"])
+    colours = model_colours(table["model"], models=models)
     for model, rows in table.groupby("model", sort=False):
         colour = colours[model]
         for metric, name, dash in (("pass_at_k", "any of k", "solid"), ("maj_at_k", "vote", "dot")):
@@ -515,11 +546,12 @@ def accuracy_by_attempts(
     return figure
 
 
-def learning_curve(history: pd.DataFrame) -> go.Figure:
+def learning_curve(history: pd.DataFrame, models: Sequence[str] = ()) -> go.Figure:
     """Return loss, accuracies and MI lower bound by optimiser step.
 
     Args:
         history: as from ``training_data.history_table``, of all models.
+        models: see `model_colours`.
     """
     titles = ("loss, nats", "accuracy", "MI lower bound, nats")
     figure = make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.08)
@@ -530,7 +562,7 @@ def learning_curve(history: pd.DataFrame) -> go.Figure:
         ("preference_accuracy", 2, "preference", "dash"),
         ("mi_lower_bound", 3, "MI lower bound", "solid"),
     )
-    colours = model_colours(history["model"])
+    colours = model_colours(history["model"], models=models)
     named = labelled(history, ", seed ").assign(colour=history["model"].map(colours))
     for model, steps in named.groupby("model", sort=False):
         colour = steps["colour"].iloc[0]

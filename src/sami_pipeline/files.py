@@ -13,9 +13,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def partial_place(place: Path) -> Path:
-    """Return where this process writes what will stand at ``place``."""
-    return place.with_name(f".{place.name}.{os.getpid()}.partial")
+def from_home(path: Path | str) -> Path:
+    """Return a path whose ``~`` is a user's folder; of a user who is unknown it stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def partial_place(place: Path, writer: str | None = None) -> Path:
+    """Return where what will stand at ``place`` is written.
+
+    Args:
+        place: of the whole file or folder.
+        writer: a name that several processes share which write one folder together; None is this
+            process alone.
+    """
+    return place.with_name(f".{place.name}.{writer or os.getpid()}.partial")
 
 
 def remove_abandoned(place: Path) -> None:

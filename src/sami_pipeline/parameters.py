@@ -34,7 +34,12 @@ from sami_pipeline.models.prompts import ChatParameters
 from sami_pipeline.principles.constitutions import Contrast, TrainingContrast
 from sami_pipeline.training.baselines.dpo import DpoParameters
 from sami_pipeline.training.baselines.record import NoSettings
-from sami_pipeline.training.baselines.registry import baselines, trained_models
+from sami_pipeline.training.baselines.registry import (
+    SAMI,
+    baselines,
+    sami_models,
+    trained_models,
+)
 from sami_pipeline.training.baselines.sft import SftParameters
 
 Category = Literal[*MT_BENCH_CATEGORIES]
@@ -167,7 +172,7 @@ class ModelsParameters(Settings):
     chat: ChatParameters = ChatParameters()
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> ModelsParameters:
+    def _check_names(self) -> ModelsParameters:
         for name in self.sources:
             special = (*trained_models(), WORKED_SOLUTIONS, HOSTED)
             replicate = re.fullmatch(rf"({'|'.join(trained_models())})_seed_\d+", name)
@@ -277,7 +282,7 @@ class QueriesParameters(Settings):
     )
 
     @model_validator(mode="after")
-    def _tables_have_categories(self) -> QueriesParameters:
+    def _check_tables(self) -> QueriesParameters:
         for name, table in self.tables.items():
             if table.category is None and name not in MT_BENCH_CATEGORIES:
                 raise ValueError(
@@ -329,7 +334,7 @@ class ConstitutionsParameters(Settings):
     seed: Seed = Field(0, description="Decides the contrasts and the order of the statements.")
 
     @model_validator(mode="after")
-    def _pairs_alone_differ_in_one(self) -> ConstitutionsParameters:
+    def _check_contrast(self) -> ConstitutionsParameters:
         if self.pairs_differ_in is not None and self.contrast != "pairs":
             raise ValueError("pairs_differ_in: goes together with contrast: pairs")
         return self
@@ -387,7 +392,7 @@ class GenerationParameters(Settings):
     seed: Seed = Field(0, description="Decides which queries are taken, and sampled responses.")
 
     @model_validator(mode="after")
-    def _something_to_train_on(self) -> GenerationParameters:
+    def _check_training_queries(self) -> GenerationParameters:
         asked = self.queries_per_category
         if asked is not None and self.held_out_per_category >= asked:
             raise ValueError("held_out_per_category: must be below queries_per_category")
@@ -422,7 +427,7 @@ class LaunchParameters(Settings):
     )
 
     @model_validator(mode="after")
-    def _machines_can_meet(self) -> LaunchParameters:
+    def _check_machines(self) -> LaunchParameters:
         if self.num_processes % self.num_machines:
             raise ValueError(
                 f"num_processes: {self.num_processes} can't be shared evenly by "
@@ -465,7 +470,7 @@ class TrainingParameters(OpenSettings):
         return with_lists(value, SamiTrainingConfig)
 
     @model_validator(mode="after")
-    def _workers_can_follow(self) -> TrainingParameters:
+    def _check_workers(self) -> TrainingParameters:
         if self.launch.num_processes > 1:
             try:
                 self.sami.check_many_workers()
@@ -496,7 +501,7 @@ class IterationsParameters(Settings):
     )
 
     @model_validator(mode="after")
-    def _steps_for_each(self) -> IterationsParameters:
+    def _check_steps(self) -> IterationsParameters:
         if self.steps is not None and len(self.steps) != self.count:
             raise ValueError(f"steps: give {self.count}, one for each iteration")
         return self
@@ -621,7 +626,7 @@ class ModelJudgeParameters(Settings):
     seed: Seed = Field(0, description="Of sampled judgements, and of the orders that are drawn.")
 
     @model_validator(mode="after")
-    def _a_rating_is_no_tie(self) -> ModelJudgeParameters:
+    def _check_no_verdict(self) -> ModelJudgeParameters:
         from sami_pipeline.evaluation.judge_kinds import KINDS
 
         if self.no_verdict == "tie" and self.kind in {kind.name for kind in KINDS if kind.rates}:
@@ -629,7 +634,7 @@ class ModelJudgeParameters(Settings):
         return self
 
     @model_validator(mode="after")
-    def _repeats_can_differ(self) -> ModelJudgeParameters:
+    def _check_repeats(self) -> ModelJudgeParameters:
         if self.repeats > 1 and (self.temperature == 0 or self.answer_format == "choice"):
             raise ValueError(
                 "repeats: with temperature 0 or answer_format: choice all repeats are the same; "
@@ -662,7 +667,7 @@ class SecondJudgeParameters(ModelJudgeParameters):
         return f"second_{self.kind}"
 
     @model_validator(mode="after")
-    def _is_a_model(self) -> SecondJudgeParameters:
+    def _check_second_kind(self) -> SecondJudgeParameters:
         if not self.is_model:
             raise ValueError("kind: the checklist judges anyway; name another")
         return self
@@ -678,7 +683,7 @@ class JudgeParameters(ModelJudgeParameters):
     )
 
     @model_validator(mode="after")
-    def _second_has_a_first(self) -> JudgeParameters:
+    def _check_second_judge(self) -> JudgeParameters:
         if self.second is not None and not self.is_model:
             raise ValueError("second: needs a first judge; name what it is asked in judge.kind")
         return self
@@ -723,7 +728,7 @@ class ProblemsParameters(Settings):
     seed: Seed = Field(0, description="Decides which problems are generated or drawn.")
 
     @model_validator(mode="after")
-    def _generated_problems_are_counted(self) -> ProblemsParameters:
+    def _check_problem_counts(self) -> ProblemsParameters:
         if self.source == "reasoning_gym" and self.test is None:
             raise ValueError("test: say how many problems to generate")
         if self.source != "reasoning_gym" and "{split}" not in self.source:
@@ -830,13 +835,13 @@ class ExperimentParameters(Settings):
     )
 
     @model_validator(mode="after")
-    def _every_seed_is_one(self) -> ExperimentParameters:
+    def _check_seeds(self) -> ExperimentParameters:
         if self.training.sami.seed + self.seeds > 2**32:
             raise ValueError("seeds: too many; with training.sami.seed they must stay below 2**32")
         return self
 
     @model_validator(mode="after")
-    def _models_under_test_are_made(self) -> ExperimentParameters:
+    def _check_models_under_test(self) -> ExperimentParameters:
         known = {*self.models.sources, *trained_models(), *self.earlier_models()}
         for name in self.models.under_test:
             if name == HOSTED:
@@ -851,7 +856,7 @@ class ExperimentParameters(Settings):
         return self
 
     @model_validator(mode="after")
-    def _solutions_are_known_where_they_are_asked_for(self) -> ExperimentParameters:
+    def _check_solutions(self) -> ExperimentParameters:
         if not self.solutions_are_known:
             if self.models.teacher == WORKED_SOLUTIONS:
                 raise ValueError(f"models.teacher: {WORKED_SOLUTIONS!r} is only there for math")
@@ -860,7 +865,7 @@ class ExperimentParameters(Settings):
         return self
 
     @model_validator(mode="after")
-    def _engines_and_models_fit_together(self) -> ExperimentParameters:
+    def _check_engines(self) -> ExperimentParameters:
         hosted = self.models.teacher == HOSTED
         if hosted != self.generation.engine.asks_server:
             raise ValueError(
@@ -876,7 +881,7 @@ class ExperimentParameters(Settings):
         return self
 
     @model_validator(mode="after")
-    def _baselines_train_as_sami_does(self) -> ExperimentParameters:
+    def _check_lora(self) -> ExperimentParameters:
         known = baselines()
         whole = [
             name
@@ -898,12 +903,17 @@ class ExperimentParameters(Settings):
         """
         known = baselines()
         wanted = set(self.models.under_test)
-        if not any(name in known and known[name].is_sami for name in wanted):
-            wanted.add("sami")
+        if wanted.isdisjoint(sami_models()):
+            wanted.add(SAMI)
         for name in reversed(known):
             if name in wanted and known[name].starts_from:
                 wanted.add(known[name].starts_from)
         return tuple(name for name in trained_models() if name in wanted)
+
+    def drawn_models(self) -> tuple[str, ...]:
+        """Return all models that a figure may show, the student first; see `model_colours`."""
+        models = self.models
+        return tuple(dict.fromkeys((models.student, *models.under_test, *self.trained_models())))
 
     def replicates(self, model: str) -> dict[str, int]:
         """Return the trainings of a model by the name of the checkpoint, each with its seed.
@@ -961,7 +971,7 @@ class JudgedParameters(ExperimentParameters):
     judge: JudgeParameters = JudgeParameters()
 
     @model_validator(mode="after")
-    def _the_judge_has_a_model(self) -> JudgedParameters:
+    def _check_judge_model(self) -> JudgedParameters:
         known = ", ".join(self.models.sources)
         for place, judge in ({"judge": self.judge} | self.judge.by_place).items():
             asks_a_server, given = judge.engine.asks_server, judge.model is not None
@@ -984,7 +994,7 @@ class MtBenchParameters(JudgedParameters):
     queries: QueriesParameters
 
     @model_validator(mode="after")
-    def _every_category_has_a_temperature(self) -> MtBenchParameters:
+    def _check_temperatures(self) -> MtBenchParameters:
         given, known = self.evaluation.temperatures, set(MT_BENCH_CATEGORIES)
         if missing := [name for name in MT_BENCH_CATEGORIES if name not in given]:
             raise ValueError(f"evaluation.temperatures: {', '.join(missing)} missing")
@@ -1005,7 +1015,7 @@ class MathParameters(ExperimentParameters):
     accuracy: AccuracyParameters
 
     @model_validator(mode="after")
-    def _attempts_are_made_here(self) -> MathParameters:
+    def _check_attempted_models(self) -> MathParameters:
         for name in self.models.answer_files:
             raise ValueError(f"models.sources.{name}: a file of answers can't attempt problems")
         return self
@@ -1046,7 +1056,7 @@ class PublishedParameters(Settings):
     report: ReportParameters = ReportParameters(questions_per_category=None)
 
     @model_validator(mode="after")
-    def _compared_models_have_answers(self) -> PublishedParameters:
+    def _check_answers(self) -> PublishedParameters:
         for name in (self.baseline, *self.verdicts):
             if name not in self.answers:
                 raise ValueError(f"answers: {name!r} is missing; name its file")
@@ -1100,7 +1110,7 @@ class QuerySplitParameters(Settings):
     seed: Seed = Field(0, description="Decides which query is in which part.")
 
     @model_validator(mode="after")
-    def _leaves_queries_to_train_on(self) -> QuerySplitParameters:
+    def _check_split(self) -> QuerySplitParameters:
         if self.test + self.held_out >= 1:
             raise ValueError("test: with held_out, must be below 1; the rest is trained on")
         return self
@@ -1115,11 +1125,13 @@ class AlignParameters(JudgedParameters):
 
     queries: str = Field(
         min_length=1,
+        max_length=1000,
         description="Table of queries: a path or address of .csv, .tsv, .jsonl or .parquet, such "
         "as hf://datasets/OWNER/NAME/FILE.parquet; .gz is unpacked.",
     )
     principles: str = Field(
         min_length=1,
+        max_length=1000,
         description="YAML file of principles, or the folder of constitutions of a clone of "
         "github.com/janphilippfranken/sami.",
     )
@@ -1204,13 +1216,13 @@ class PrincipleWritingParameters(Settings):
     seed: Seed = Field(0, description="Of sampled answers.")
 
     @model_validator(mode="after")
-    def _attempts_differ(self) -> PrincipleWritingParameters:
+    def _check_attempts(self) -> PrincipleWritingParameters:
         if self.attempts > 1 and self.temperature == 0:
             raise ValueError("attempts: at temperature 0 all are alike; set attempts: 1")
         return self
 
     @model_validator(mode="after")
-    def _somebody_writes(self) -> PrincipleWritingParameters:
+    def _check_writer(self) -> PrincipleWritingParameters:
         asks_a_server = self.engine.asks_server
         if self.source is None and not asks_a_server:
             raise ValueError("source: name the model that writes")

@@ -37,7 +37,8 @@ def apply() -> None:
 def _quiet_bars(environment: MutableMapping[str, str]) -> None:
     """Show progress bars, of libraries too, only of what takes a while; tqdm reads this once."""
     environment.setdefault("TQDM_DELAY", "3")  # seconds; loading a model is over before
-    # In a notebook without ipywidgets bars are text, which is well.
+    if "ipykernel" in sys.modules:  # a notebook would keep every state of a bar
+        environment.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore", message="IProgress not found")
     environment.setdefault("TQDM_LEAVE", "")  # the line after a bar says how it ended
     if sys.stderr is None or not sys.stderr.isatty():

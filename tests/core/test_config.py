@@ -153,8 +153,3 @@ def test_the_package_shows_its_public_names():
     assert set(core.__all__) <= set(dir(core))
     assert {name for name in dir(core) if getattr(core, name) is None} == set()
     assert all(getattr(core, name).__doc__ for name in core.__all__)
-
-
-def test_compiling_recomputed_layers_is_refused_since_torch_never_does_it():
-    with pytest.raises(ValueError, match=r"compile_layers: .*gradient_checkpointing"):
-        SamiTrainingConfig(compile_layers=True, gradient_checkpointing=True)

@@ -19,7 +19,8 @@ from sami_pipeline.core import (
     sami_loss,
 )
 from sami_pipeline.core.logprobs import choose_layout
-from sami_pipeline.core.packing import packed_length
+from sami_pipeline.core.model_outputs import _attention_inputs
+from sami_pipeline.core.packing import pack, packed_length
 
 SHARED = [
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi", "phi3", "granite",
@@ -335,6 +336,30 @@ def test_eager_attention_repeats_the_prompt_and_is_named_in_the_reason(tiny_mode
     assert "eager" in reason
     expected = one_cell_at_a_time(model, grid)
     torch.testing.assert_close(grid_logprobs(model, grid).sums, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("grids", "options", "message"),
+    [
+        (
+            [[1]],
+            {"layout": "shared"},
+            "layout: must be one of None, shared_prefix, repeated, got 's",
+        ),
+        ([[1]], {"head": "chunk"}, "head: must be one of auto, chunked, torch, liger, got 'chunk'"),
+        ([], {}, "grids: none are given"),
+    ],
+)
+def test_what_no_model_could_compute_is_refused_by_name(grids, options, message, tiny_model):
+    grids = [Grid([ids], [ids]) for ids in grids]
+    with pytest.raises(ValueError, match=message):
+        batched_grid_logprobs(tiny_model("llama"), grids, **options)
+
+
+def test_padded_rows_are_computed_without_a_mask_so_that_the_fastest_kernels_serve(random_grid):
+    packed = pack([random_grid(0), random_grid(1)], layout="repeated")
+    assert packed.padding_mask.min() == 0, "some rows are padded"
+    assert _attention_inputs(None, packed, "one") == {}
 
 
 def test_a_head_that_cannot_compute_a_models_logits_is_refused(tiny_model, random_grid):

@@ -309,6 +309,10 @@ def test_the_optimiser_asked_for_is_built_over_what_is_trained(
     assert [id(p) for p in built.param_groups[0]["params"]] == [id(p) for p in trained]
     if kind is not RemainderOptimiser:
         assert built.param_groups[0]["weight_decay"] == 0.25
+        # One kernel for all weights, or one weight after the other: never a copy of all of them.
+        assert built.defaults["fused" if kind is torch.optim.AdamW else "foreach"] is (
+            kind is torch.optim.AdamW
+        )
 
 
 def test_the_sample_of_weights_is_spread_and_in_fp32():

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -23,7 +23,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from test_logprobs import gradients, one_cell_at_a_time, uneven
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 import sami_pipeline.core
@@ -42,6 +44,7 @@ from sami_pipeline.core import (
     state,
     train_sami,
     training,
+    tree_attention,
 )
 from sami_pipeline.core.logprobs import choose_layout
 from sami_pipeline.core.optimisers import build_optimiser
@@ -152,6 +155,26 @@ def test_two_passes_equal_one_under_autocast_that_the_caller_began(tiny_model, r
         size = gradient.norm()
         assert (two[name] - gradient).norm() < 0.1 * size, name
         assert (nested[name] - gradient).norm() < 0.1 * size, name
+
+
+def test_no_number_is_read_before_the_last_gradient_of_a_step(tiny_model, random_grid):
+    """Reading one waits for a GPU, which has nothing to do meanwhile."""
+    names: list[str] = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    model, batch = tiny_model("llama"), [random_grid(seed, 2) for seed in range(3)]
+    choose_layout(model)
+    with Names():
+        accumulate_gradients(model, batch, config(grids_per_micro_batch=1))
+    last = max(
+        place for place, name in enumerate(names) if name == "aten::embedding_dense_backward"
+    )
+    assert "aten::_local_scalar_dense" in names[last:]
+    assert "aten::_local_scalar_dense" not in names[:last]
 
 
 def test_both_passes_see_the_same_dropout(tiny_model, random_grid):
@@ -879,26 +902,83 @@ def test_the_random_numbers_of_a_gpu_come_back(tiny_model, tmp_path, monkeypatch
     assert len(restored) == 1
 
 
-def test_compiled_layers_train_to_the_same_weights(tiny_model, grids, monkeypatch):
-    # Traced and cut into graphs as ever, but these run operation by operation: turning them into
-    # machine code takes a C++ compiler 20 s.
-    torch._dynamo.reset()
-    counters.clear()
-    compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(
-        torch.nn.Module, "compile",
-        lambda self, **options: compile_module(self, backend="aot_eager", **options),
-    )  # fmt: skip
-    plain, compiled = (tiny_model("llama", num_hidden_layers=1) for _ in range(2))
+@pytest.fixture
+def compiling(monkeypatch) -> Callable[[str], None]:
+    """Compile with another backend, from an empty cache."""
+
+    def use(backend: str) -> None:
+        torch._dynamo.reset()
+        counters.clear()
+        compile_module = torch.nn.Module.compile
+        monkeypatch.setattr(
+            torch.nn.Module, "compile",
+            lambda self, **options: compile_module(self, backend=backend, **options),
+        )  # fmt: skip
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("family", "recomputed"), [("llama", False), ("mistral", True)], ids=["kept", "recomputed"]
+)
+def test_compiled_layers_train_to_the_same_weights(
+    family, recomputed, tiny_model, grids, compiling
+):
+    # Traced into graphs as ever, but these run operation by operation: turning them into machine
+    # code takes a C++ compiler 20 s.
+    compiling("aot_eager")
+    plain, compiled = (tiny_model(family, num_hidden_layers=1) for _ in range(2))
     for model, compile_layers in ((plain, False), (compiled, True)):
         assert counters["stats"]["unique_graphs"] == 0
-        chosen = config(compile_layers=compile_layers)
+        chosen = config(compile_layers=compile_layers, gradient_checkpointing=recomputed)
         train_sami(model, None, grids, chosen, progress=False)
     for name, weight in weights_of(plain).items():
         if not torch.allclose(weights_of(compiled)[name], weight, rtol=1e-5, atol=1e-5):
             pytest.fail(f"{name} was trained to other weights")
     assert all(layer._compiled_call_impl is None for layer in compiled.model.layers)
-    assert counters["stats"]["unique_graphs"] > 0, "something was compiled"
+    assert not any(layer.gradient_checkpointing for layer in compiled.model.layers)
+    # One graph whatever the lengths, and nothing left out.
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+@pytest.mark.skipif(
+    not (shutil.which("c++") or shutil.which("g++")),
+    reason="layers are compiled by a C++ compiler, and neither c++ nor g++ is installed",
+)
+def test_compiled_layers_that_are_recomputed_equal_one_call_a_cell(
+    tiny_model, random_grid, compiling, monkeypatch
+):
+    compiling("inductor")
+    model, grid = tiny_model("llama", num_hidden_layers=1), random_grid(1, 2)
+    expected = one_cell_at_a_time(model, grid)
+    expected_gradients = gradients(model, uneven(expected))
+    assert choose_layout(model)[0] == "shared_prefix"
+    attended = []
+    attend = tree_attention._segment_by_segment
+    monkeypatch.setattr(
+        tree_attention, "_segment_by_segment",
+        lambda *states, **options: attended.append(1) or attend(*states, **options),
+    )  # fmt: skip
+    with prepared(model, config(compile_layers=True, gradient_checkpointing=True)):
+        with torch.no_grad():
+            unrecorded = grid_logprobs(model, grid).sums
+        assert len(attended) == 1
+        actual = grid_logprobs(model, grid).sums
+        assert len(attended) == 2
+        found = gradients(model, uneven(actual))
+        # The layer was computed again, and attention once more for its gradient.
+        assert len(attended) == 4
+    assert counters["stats"]["unique_graphs"] == 2, "one with gradients and one without"
+    assert not counters["graph_break"]
+    for values in (actual, unrecorded):
+        torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-6)
+    assert found.keys() == expected_gradients.keys()
+    one, other = (
+        torch.cat([gradient.flatten() for gradient in each.values()])
+        for each in (found, expected_gradients)
+    )
+    assert (one - other).norm() <= 1e-6 * other.norm()
 
 
 @pytest.mark.parametrize("head", ["chunked", pytest.param("torch", marks=needs_torch_head)])

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -28,6 +29,7 @@ from sami_pipeline.core.tree_attention import (
     _level_by_level,
     _MatmulAttention,
     _path_mask,
+    _tree_of,
     tree_attention_forward,
     use_tree_attention,
 )
@@ -186,6 +188,32 @@ def test_values_and_gradients_equal_masked_attention_over_the_whole_row(
     expected_gradients = torch.autograd.grad(uneven(expected), states)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_operator_of_compiled_layers_gives_the_same_bit_by_bit(walk, dtype, window):
+    packed = pack([GRID, LONG_GRID], pad_to_multiple=8)
+    states = random_states(packed.input_ids.shape[1], 4, 2, dtype)
+    tree = TokenTree(packed.segments)
+    expected, _ = tree_attention_forward(
+        torch.nn.Module(), *states, None, scaling=0.7, sliding_window=window, token_tree=tree
+    )
+    operator = torch.ops.sami_pipeline.tree_attention
+    output = operator(*states, tree.table, 0.7, window)
+    _tree_of.cache_clear()  # other trees may have come between
+    assert output.equal(expected)
+    assert output.is_contiguous()
+    for one, other in zip(
+        torch.autograd.grad(uneven(output), states),
+        torch.autograd.grad(uneven(expected), states),
+        strict=True,
+    ):
+        assert one.equal(other)
+    assert _tree_of(tuple(map(tuple, tree.table.tolist()))).segments == packed.segments
+    with FakeTensorMode() as mode:
+        known = [mode.from_tensor(tensor) for tensor in (*states, tree.table)]
+        assert operator(*known, 0.7, window).shape == output.shape
 
 
 @pytest.mark.parametrize(

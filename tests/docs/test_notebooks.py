@@ -44,6 +44,14 @@ def executed(worked_example):
             resources={"metadata": {"path": str(project.folder / "notebooks")}},
         )  # fmt: skip
         client.execute(env=project.environment | {"KEDRO_ENV": "test"})
+        noise = [
+            output["text"]
+            for cell in notebook.cells
+            for output in cell.get("outputs", [])
+            if output.get("name") == "stderr"
+            and re.search(r"\d%\||it/s\]|IProgress|INFO", output["text"])
+        ]
+        assert not noise, "bars and messages of libraries are no part of a notebook"
         return notebook
 
     return execute

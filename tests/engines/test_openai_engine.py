@@ -19,6 +19,7 @@ from openai_server import (
     KNOWN,
     MODEL,
     OpenAIServer,
+    Reply,
     Sent,
     answers_of,
     body,
@@ -262,6 +263,24 @@ def test_concurrency_is_used_and_kept():
         (body({"error": {"message": "owes", "code": 402}}), ["has no credit left", "owes"]),
         (body({"error": "overloaded"}), ["base_url", "HTTP 200 with an error", "overloaded"]),
         (error(500, "oops"), ["openai.base_url", "HTTP 500: oops", "start the server"]),
+        (
+            Reply(404, f"<html><head><title>404\n {KEY} &amp; no</title></head>x</html>".encode()),
+            ["openai.model", "(HTTP 404: a web page: 404 *** & no)", "base_url"],
+        ),
+        (
+            Reply(403, b"<!DOCTYPE html><style>p {}</style><p>Sign\nin</p>"),
+            ["(HTTP 403: a web page: Sign in)"],
+        ),
+        (
+            Reply(200, b"<!doctype html><html><title>Sign in</title></html>"),
+            ["openai.base_url", "unusable body, a web page: Sign in"],
+        ),
+        (
+            Reply(400, b'{"detail": [{"loc": ["body", "top_p"], "msg": "not here"}]}'),
+            ["top_p", "not here", "leave_out"],
+        ),
+        (Reply(400, b"Model is loading"), ["(HTTP 400: Model is loading)"]),
+        (Reply(302), ["openai.base_url", "(HTTP 302", "correct the address"]),
     ],
 )
 def test_what_no_request_survives_ends_the_run_with_one_line(secret, store, reply, named):
@@ -292,12 +311,15 @@ def test_absent_server_ends_the_run_with_one_line():
         run(url, max_retries=1)
 
 
-def test_refusal_of_one_prompt_is_its_own_even_in_a_run_that_asks_nothing_else():
+@pytest.mark.parametrize("form", ['{"error": {"message": "%s"}}', '{"detail": "%s"}', "%s"])
+def test_refusal_of_one_prompt_is_its_own_even_in_a_run_that_asks_nothing_else(form):
+    too_long = form % "This model's maximum context length is 9 tokens."
+
     def fault(sent: Sent):
         if sent.text == "bad":
             return error(400, "not this one")
         if sent.text == "long":
-            return error(400, "This model's maximum context length is 9 tokens.")
+            return Reply(400, too_long.encode())
         return None
 
     with OpenAIServer(fault=fault) as server:
@@ -427,14 +449,40 @@ def test_answer_in_a_form_of_its_own_is_read_and_asked_once(name):
     assert engine.usage.failures == ({"content filter": 1} if name == "filtered" else {})
 
 
-def test_answers_without_a_count_of_tokens_are_read_and_counted(caplog):
+@pytest.mark.parametrize("usage", [{}, {"usage": {"prompt_tokens": None}}, {"usage": "free"}])
+def test_answers_without_a_count_of_tokens_are_read_and_counted(caplog, usage):
     caplog.set_level(logging.INFO)
-    reply = body({"choices": [{"finish_reason": "stop", "message": {"content": "Yes."}}]})
+    reply = body({"choices": [{"finish_reason": "stop", "message": {"content": "Yes."}}]} | usage)
     with OpenAIServer(fault=lambda sent: reply) as server:
         completions, _ = run(server)
         assert len(server.sent) == len(QUESTIONS)
     assert completions == [Completion("Yes.", "stop", 0, 0)] * len(QUESTIONS)
     assert "20 answers without a count" in caplog.text
+
+
+def test_half_a_character_in_an_answer_is_replaced_and_costs_no_second_request(store):
+    message = {"content": "Fine \ud83d\ude00 and \ud83d"}
+    reply = body({"choices": [{"finish_reason": "length", "message": message}]})
+    with OpenAIServer(fault=lambda sent: reply) as server:
+        for _ in range(2):
+            completions, _ = run(server, [ask("x")], store)
+            assert [each.text for each in completions] == ["Fine \U0001f600 and \ufffd"]
+        assert len(server.sent) == 1
+
+
+def test_another_model_than_the_one_asked_for_is_told_once(caplog):
+    def named(name: str):
+        choice = {"finish_reason": "stop", "message": {"content": "Yes."}}
+        return lambda sent: body({"choices": [choice], "model": name})
+
+    with OpenAIServer(fault=named(MODEL)) as server:
+        run(server)
+        assert "asked for" not in caplog.text
+        server.fault = named("small-2024\n")
+        with closing(opened(server)) as engine:
+            for seed in range(2):
+                list(engine.stream(QUESTIONS[:3], seed=seed))
+    assert caplog.text.count("'small' was asked for, and answers come from 'small-2024'") == 1
 
 
 @pytest.mark.parametrize("said", ["```json\n{said}\n```", "```\n{said}```", " {said}\n"])
@@ -592,6 +640,10 @@ def test_key_that_cannot_be_sent_is_not_quoted():
         ({"base_url": "https://me:secret@host/v1"}, "base_url"),  # pragma: allowlist secret
         ({"base_url": "https://host/v1?key=secret"}, "base_url"),
         ({"base_url": "host/v1?secret"}, "base_url"),
+        *(
+            ({"base_url": f"http://{place}/v1"}, "must be an address such as")
+            for place in ("", "host:99999", "host:secret", "[::1", "my host", "a\0b", "a" * 2000)
+        ),
         ({"extra": {"messages": "secret"}}, "extra: messages can't be given"),
         ({"prompt_price": 1.0}, "prompt_price, completion_price"),
         ({"api_key": "secret"}, "api_key"),  # pragma: allowlist secret

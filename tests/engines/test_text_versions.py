@@ -33,9 +33,9 @@ DEFINITIONS = {
 }  # fmt: skip
 # By kind of engine, the version in engines/store.py and a hash of its definitions.
 KNOWN = {
-    "openai": (2, "ec00f9113d0cb685"),  # pragma: allowlist secret
-    "transformers": (2, "1b903dd5900e0a84"),  # pragma: allowlist secret
-    "vllm": (3, "d2e77450b22e96c8"),  # pragma: allowlist secret
+    "openai": (2, "b23e0b48cab9bbba"),  # pragma: allowlist secret
+    "transformers": (2, "8728bd3cd72a27ac"),  # pragma: allowlist secret
+    "vllm": (3, "8f86a6097c9a7ae8"),  # pragma: allowlist secret
 }
 
 

@@ -59,11 +59,11 @@ def test_intervals_hold_the_truth_as_often_as_they_say(clusters, rate, rows, ali
 
 @pytest.mark.stress
 @pytest.mark.parametrize("clusters", CLUSTERS)
-def test_intervals_hold_the_truth_at_every_size_and_rate(clusters):
+def test_intervals_hold_the_truth_at_every_size_and_rate(clusters, tell):
     cases = itertools.product(RATES, (1, 2, 3, "mixed"), ("independent", "between", "same"))
     found = {case: coverage(clusters, *case, 4000) for case in cases}
     worst = min(found, key=found.get)
-    print(f"{clusters} clusters: least coverage {found[worst]:.3f} at {worst}")
+    tell(f"{clusters} clusters: least coverage {found[worst]:.3f} at {worst}")
     assert found[worst] >= below(COVERED, 4000), worst
 
 
@@ -111,10 +111,11 @@ def test_equal_models_are_seldom_told_apart():
 
 @pytest.mark.stress
 @pytest.mark.parametrize(("questions", "ties"), [(5, 0.0), (6, 0.0), (10, 0.45), (10, 0.0)])
-def test_equal_models_are_told_apart_in_at_most_one_case_of_twenty(questions, ties):
+def test_equal_models_are_told_apart_in_at_most_one_case_of_twenty(questions, ties, tell):
     overall, anywhere = claims(1000, questions, ties)
-    print(
-        f"{questions} questions a category, {ties} ties: overall {overall:.3f}, any {anywhere:.3f}"
+    tell(
+        f"equal models, {questions} questions a category, {ties} ties: told apart overall "
+        f"{overall:.3f}, in any category {anywhere:.3f}"
     )
     assert max(overall, anywhere) <= 0.05 + 3 * (0.05 * 0.95 / 1000) ** 0.5
 
@@ -171,7 +172,7 @@ def test_intervals_of_kappa_hold_the_truth_as_often_as_they_say(
 
 @pytest.mark.stress
 @pytest.mark.parametrize("clusters", CLUSTERS)
-def test_intervals_of_kappa_hold_the_truth_at_every_size(clusters):
+def test_intervals_of_kappa_hold_the_truth_at_every_size(clusters, tell):
     outcomes = [
         (EVEN, EVEN), ((0.25, 0.5, 0.25),) * 2, (UNEVEN, UNEVEN), ((0.9, 0.05, 0.05),) * 2,
         (RARE, RARE), (UNEVEN, EVEN), ((0.9, 0.05, 0.05), (0.6, 0.1, 0.3)),
@@ -183,5 +184,5 @@ def test_intervals_of_kappa_hold_the_truth_at_every_size(clusters):
             case = copied, first, second, rows
             found[case] = kappa_coverage(clusters, *case, 1000)
     worst = min(found, key=found.get)
-    print(f"{clusters} clusters: least coverage of kappa {found[worst]:.3f} at {worst}")
+    tell(f"{clusters} clusters: least coverage of kappa {found[worst]:.3f} at {worst}")
     assert found[worst] >= below(COVERED, 1000), worst

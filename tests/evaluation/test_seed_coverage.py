@@ -72,7 +72,7 @@ def test_an_interval_over_questions_alone_would_not():
 
 @pytest.mark.stress
 @pytest.mark.parametrize("questions", [8, 12, 20, 40, 80])
-def test_intervals_hold_the_truth_at_every_size_and_spread(questions):
+def test_intervals_hold_the_truth_at_every_size_and_spread(questions, tell):
     cases = [
         case
         for case in itertools.product(
@@ -83,7 +83,7 @@ def test_intervals_hold_the_truth_at_every_size_and_spread(questions):
     ]
     found = {case: coverage(questions, *case, 4000) for case in cases}
     worst = min(found, key=found.get)
-    print(f"{questions} questions: least coverage {found[worst]:.3f} at {worst}")
+    tell(f"{questions} questions and seeds: least coverage {found[worst]:.3f} at {worst}")
     assert found[worst] >= below(COVERED, 4000), worst
 
 

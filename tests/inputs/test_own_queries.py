@@ -118,6 +118,7 @@ def test_the_split_is_the_same_again_and_in_every_category():
         ("a.jsonl", b'{"query": "One?"}\n{"query": \n', ["a.jsonl", "line 2", "JSON"]),
         ("a.parquet", b"PAR1 no", ["a.parquet", "parquet"]),
         ("a.xlsx", b"PK", ["a.xlsx", ".xlsx", ".csv"]),
+        ("a.csv.gz", gzip.compress(b"query\nOne?\n")[:-9], ["a.csv.gz", "can't be read"]),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_read_is_one_line_with_file_and_remedy(
@@ -149,6 +150,13 @@ def test_a_table_that_is_not_there_is_named_with_its_parameter(tmp_path):
         (TWO.assign(kind=["a", None]), {"category": "kind"}, "row 2: kind: is empty"),
         (TWO.assign(kind="overall"), {"category": "kind"}, "names a row of the results"),
         (TWO, {"starts_after": "Human: "}, "row 1: query: does not hold 'Human: '"),
+        (TWO.assign(kind=[["a", "b"], ["c"]]), {"category": "kind"}, r"row 1: kind: holds \['a'"),
+        (TWO.assign(kind=[b"a", b"b"]), {"category": "kind"}, "row 1: kind: holds b'a'"),
+        (TWO.assign(kind=["a", pd.NA]), {"category": "kind"}, "row 2: kind: is empty"),
+        (TWO.assign(kind=["a", "a\nb"]), {"category": "kind"}, "row 2: kind: .* in one line"),
+        (TWO.assign(kind=["a", "b" * 201]), {"category": "kind"}, "row 2: kind: .* at most 200"),
+        (TWO.assign(kind=[["a", "b"], pd.NA]), {"where": {"kind": "a"}}, "no row of the table has"),
+        (TWO.assign(query=["a", "\u200b\u200e"]), {}, "row 2: query: is empty"),
     ],
 )
 def test_what_is_wrong_with_a_query_is_said_with_its_row_and_column(table, columns, message):

@@ -176,7 +176,7 @@ class TestOtherTrainingProblems:
 
 def test_an_unreadable_source_names_the_path_and_the_parameter(tmp_path):
     parameters = ProblemsParameters(source=f"gsm8k:{tmp_path}/{{split}}.jsonl")
-    with pytest.raises(InputError, match=r"math.problems.source: .*train.jsonl can't be read"):
+    with pytest.raises(InputError, match=r"math.problems.source: .*train.jsonl: can't be read"):
         problems.load_problems(parameters, tmp_path)
 
 

@@ -168,7 +168,7 @@ for _field, _value, *_named in (
     ("mt_bench.generation.engine.vllm.arguments", {"load_format": "pt"}, "load_format"),
     ("mt_bench.generation.engine.vllm.arguments", {"trust_remote_code": True}, "trust_remote"),
     ("mt_bench.generation.engine.vllm.environment", {"HF_TOKEN": "hf_x"}, "HF_TOKEN"),
-    ("mt_bench.training.resamples", 10**12, "1000000"),
+    ("mt_bench.training.resamples", 10**12, "no parameter any more"),
     ("mt_bench.training.sami.learning_rate", _NAN, "learning_rate"),
     ("mt_bench.training.sami.learning_rate", _INF, "learning_rate"),
     ("mt_bench.training.sami.batch_size", "4", "batch_size", "quotes"),
@@ -383,14 +383,20 @@ _jsonl(*_R, "no choices", _without(0, "choices"), "gpt-4.jsonl", "line 1", "choi
 _jsonl(*_R, "choices are empty", _with(0, choices=[]), "gpt-4.jsonl", "line 1", "choices")
 _jsonl(*_R, "turns of a choice are null", _with(0, choices=[{"turns": None}]), "choices.0.turns")
 _jsonl(*_R, "answers a question twice", _with(1, question_id=101), "line 2", "'101'", "line 1")
-_jsonl(
-    *_R,
-    "lacks what the judge needs",
-    lambda rows: rows.clear() or rows.append({"question_id": 1, "choices": [{"turns": ["", ""]}]}),
-    "ref_answer_",
-    "reference_answer",
-    judge=True,
-)
+
+
+@_case("references: neither file has those that the judge needs", "ref_answer_", "reference_answer")
+def _(workshop: Workshop) -> None:
+    rows = [json.loads(line) for line in QUESTIONS.read_text("utf-8").splitlines()]
+    asked = "".join(f"{json.dumps(row | {'reference': None})}\n" for row in rows)
+    known = '{"question_id": 1, "choices": [{"turns": ["", ""]}]}\n'
+    for entry, content in (("question_file", asked), ("reference_file", known)):
+        path = str(workshop.file(f"{entry}.jsonl", content))
+        dataset = {"type": "sami_pipeline.datasets.JsonLinesDataset", "filepath": path}
+        workshop.entry(f"mt_bench.{entry}", dataset)
+    workshop.change_parameters({"judge": {"kind": "pairwise", "model": "base"}})
+
+
 _J = "judge_prompt_file", JUDGE_PROMPTS
 _jsonl(*_J, "no template", _without(0, "prompt_template"), "judge_prompts.jsonl", "line 1")
 _jsonl(*_J, "unknown type", _with(0, type="triple"), "line 1", "type", "pairwise")

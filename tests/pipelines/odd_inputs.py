@@ -8,8 +8,12 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from bad_inputs import (
     JUDGE_PROMPTS,
@@ -22,6 +26,7 @@ from bad_inputs import (
     _model,
     _principle,
     _problems,
+    _settings,
     _with,
     _yaml_file,
 )
@@ -327,3 +332,172 @@ def _(workshop: Workshop) -> None:
     file = workshop.file("template.yml", "kind: chat\nturn: '{constitution} {query}'\n")
     dataset = "sami_pipeline.datasets.StrictYamlDataset"
     workshop.entry("{experiment}.generation_prompt", {"type": dataset, "filepath": str(file)})
+
+
+# --- Paths that no file can have, and cells that no text can be -----------------------------------
+
+_LONG = f"/{'a' * 300}"
+for _kind in ("folder", "gguf"):
+    _given(f"mt_bench.models.sources.base={_kind}:{_LONG}", "aaaa", "too long")
+    _given(f"mt_bench.models.sources.base={_kind}:~no-such-user/x", "~no-such-user/x", "not exist")
+_align(
+    "queries: a path too long", lambda w: {"queries": f"{_LONG * 5}.csv"}, "queries", "at most 1000"
+)
+_align("queries: a name too long", lambda w: {"queries": f"{_LONG}.csv"}, "aaaa", "too long")
+_align(
+    "queries of an unknown user",
+    lambda w: {"queries": "~no-such-user/q.csv"},
+    "~no-such-user/q.csv",
+    "exist",
+)
+_align(
+    "principles of an unknown user",
+    lambda w: {"principles": "~no-such-user/p.yml"},
+    "~no-such-user/p.yml",
+    "exist",
+)
+_align("queries: a store without its package", lambda w: {"queries": "s3://b/q.csv"}, "s3fs")
+_align("queries: no server", lambda w: {"queries": "ftp://127.0.0.1:9/q.csv"}, "refused", "copy")
+_given("math.problems.source='gsm8k:s3://b/{split}.jsonl'", "s3fs", "copy it", pipeline="math")
+
+
+_ENGINE = "mt_bench.generation.engine"
+for _address in ("localhost/v1", "http://127.0.0.1:99999/v1", "http://127.0.0.1:x/v1"):
+    _given(
+        f"{_ENGINE}.kind=openai,{_ENGINE}.openai.model=m,{_ENGINE}.openai.base_url={_address}",
+        f"{_ENGINE}.openai.base_url",
+        "an address such as",
+    )
+
+
+def _loop(path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(path)
+    return path
+
+
+_align("queries: a link to itself", lambda w: {"queries": str(_loop(w.folder / "q.csv"))}, "q.csv")
+_align(
+    "constitutions: a link to itself",
+    lambda w: {"principles": str(_loop(w.folder / "c" / "a.json").parent)},
+    "a.json",
+    "can't be read",
+)
+
+
+@_case("conf: a file that is a link to itself", "own.yml", "link")
+def _(workshop: Workshop) -> None:
+    workshop.write_conf("parameters/own.yml", "")
+    path = workshop.folder / "conf" / "test" / "parameters" / "own.yml"
+    path.unlink()
+    _loop(path)
+
+
+_constitutions("a key twice", '{"positive": "1. a", "positive": "1. b"}', "a.json", "stands twice")
+_constitutions("deep nesting", "[" * 100_000, "a.json", "JSON")
+
+
+def _parquet(name: str, table: dict[str, Any], columns: dict[str, Any], *named: str) -> None:
+    def changes(workshop: Workshop) -> dict[str, Any]:
+        path = workshop.folder / "q.parquet"
+        pq.write_table(pa.table({"query": [f"{n} + 1?" for n in range(20)]} | table), path)
+        return {"queries": str(path), "columns": {"query": "query"} | columns}
+
+    _align(f"queries in parquet: {name}", changes, "align.", *named)
+
+
+_NO_UTF_8 = pa.array([b"\xff\xfe"] * 20).view(pa.string())
+_parquet("no UTF-8", {"query": _NO_UTF_8}, {}, "q.parquet", "UTF8")
+_parquet("bytes", {"query": pa.array([b"\xff"] * 20)}, {}, "row 1", "no text")
+_parquet("dates", {"query": pa.array(pd.date_range("2020", periods=20))}, {}, "row 1", "no text")
+_parquet("no text in a structure", {"query": [{"a": 1}] * 20}, {"query": "query.a"}, "no text")
+_parquet("lists of categories", {"k": [["a", "b"]] * 20}, {"category": "k"}, "row 1", "no name")
+_parquet("lists to choose by", {"k": [["a", "b"]] * 20}, {"where": {"k": "a"}}, "no row")
+_parquet("a category of two lines", {"k": ["a\nb"] * 20}, {"category": "k"}, "row 1", "one line")
+_queries("q.jsonl", _rows("\u200b\u202e"), "row 1", "is empty", name="nothing that is seen")
+_principles("a control character", 'principles: [{principle: "a\\0", antithesis: b}]\n', "U+0000")
+_principles(
+    "true and false", "principles: [{principle: yes, antithesis: no}]\n", "principle", "string"
+)
+
+
+@_case("query_table: lists of two texts", "queries.parquet", "no text")
+def _(workshop: Workshop) -> None:
+    _table_of_queries(workshop, [["a", "b"]] * 50)
+
+
+@_case("query_table: no UTF-8", "queries.parquet", "UTF-8")
+def _(workshop: Workshop) -> None:
+    _table_of_queries(workshop, pa.array([b"\xff\xfe"] * 50).view(pa.string()))
+
+
+def _table_of_queries(workshop: Workshop, texts: Any) -> None:
+    path = workshop.folder / "queries.parquet"
+    pq.write_table(pa.table({"question": texts}), path)
+    entry = {"type": "pandas.ParquetDataset", "filepath": str(path)}
+    workshop.entry("mt_bench.query_table_math", entry)
+    workshop.change_parameters({"queries": {"tables": {"math": {"query": "question"}}}})
+
+
+# --- Answers of others ----------------------------------------------------------------------------
+
+
+def _answers(name: str, content: str | bytes, *named: str, file: str = "a.jsonl") -> None:
+    @_case(f"answers: {name}", *named)
+    def bring(workshop: Workshop) -> None:
+        path = workshop.file(file, content)
+        sources = {"base": "random:0", "other": f"answers:{path}"}
+        tested = {"under_test": ["base", "sami", "other"]}
+        workshop.change_parameters({"models": {"sources": sources, **tested}})
+
+
+def _turn(**fields: Any) -> str:
+    return f"{json.dumps({'question_id': 81, 'turn': 1, 'answer': 'a'} | fields)}\n"
+
+
+_answers("empty", "", "a.jsonl", "is empty")
+_answers("some are missing", _turn(), "a.jsonl", "not answered")
+_answers("no answer", '{"question_id": 81, "turn": 1}\n', "line 1", "answer")
+_answers("a number", _turn(answer=7), "line 1: answer", "text")
+_answers("a turn in words", _turn(turn="one"), "line 1: turn", "whole number")
+_answers("a turn is a list", _turn(turn=[1]), "line 1: turn", "whole number")
+_answers("tokens in words", _turn(completion_tokens="many"), "completion_tokens", "whole number")
+_answers("a list for a constitution", _turn(constitution=["a"]), "line 1: constitution", "text")
+_answers("twice", _turn() * 2, "answered twice")
+_answers("turns are one text", '{"question_id": 81, "choices": [{"turns": "ab"}]}\n', "a list")
+_answers("no parquet", b"PAR1", "a.parquet", "parquet", file="a.parquet")
+_answers("UTF-16", _turn().encode("utf-16"), "line 1", "UTF-16")
+
+
+# --- Model folders --------------------------------------------------------------------------------
+
+
+def _holds(file: str, content: str) -> Callable[[Any], Any]:
+    return lambda folder: (folder / file).write_text(content)
+
+
+_TEMPLATE = "chat_template.jinja"
+_model("template leaves out what is asked", _holds(_TEMPLATE, "Hello!"), "leaves out")
+_model("template cuts what is asked", _holds(_TEMPLATE, "{{ messages[0].content[:3] }}"), "leaves")
+_model(
+    "template calls itself",
+    _holds(_TEMPLATE, "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}"),
+    "chat_template",
+    "RecursionError",
+)
+_model("more layers than weights", _settings("config.json", num_hidden_layers=10**6), "layers")
+_model(
+    "generation settings are no JSON", _holds("generation_config.json", "{"), "generation_config"
+)
+_model("generation settings are a list", _holds("generation_config.json", "[]"), "settings")
+_model("end is a text", _holds("generation_config.json", '{"eos_token_id": "x"}'), "eos_token_id")
+_model("tokenizer settings are a list", _holds("tokenizer_config.json", "[]"), "tokenizer_config")
+
+
+@_case("references: the published ones, and there are none", "ref_answer_", "reference_answer")
+def _(workshop: Workshop) -> None:
+    known = workshop.file("known.jsonl", '{"question_id": 1, "choices": [{"turns": ["", ""]}]}\n')
+    dataset = {"type": "sami_pipeline.datasets.JsonLinesDataset", "filepath": str(known)}
+    workshop.entry("mt_bench.reference_file", dataset)
+    judge = {"kind": "pairwise", "model": "base", "references": "published"}
+    workshop.change_parameters({"judge": judge})

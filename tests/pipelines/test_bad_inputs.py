@@ -16,7 +16,7 @@ import pytest
 from bad_inputs import CASES, PROJECT, Case, Workshop
 
 DATA = PROJECT / "data"
-SHARE = 10
+SHARE = 20
 # Each in some minutes.
 PARTS = 10
 ENVIRONMENT = os.environ | {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

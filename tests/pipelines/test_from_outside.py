@@ -1,5 +1,6 @@
 """What a module outside of the project registers runs like what the project has itself."""
 
+import json
 import re
 import subprocess
 import sys
@@ -70,6 +71,21 @@ def test_an_experiment_a_baseline_and_an_engine_registered_from_outside_run_to_i
     assert (answers["answer"].str.split().str.len() == 3).all(), "written by the echo engine"
     page = (results / "report.html").read_text("utf-8")
     assert "<title>SAMI on poems" in page
+    assert "sft_part</dt><dd>trained on half of the queries" in page
+    drawn = [
+        json.loads((results / f"{name}.json").read_text())
+        for name in ("win_rates", "learning_curve")
+    ]
+    colours = [
+        {
+            trace["marker"]["color"] if "marker" in trace else trace["line"]["color"]
+            for trace in figure["data"]
+            if trace.get("name", "").startswith("sft_part")
+        }
+        for figure in drawn
+    ]
+    assert colours[0] == colours[1], "one colour in all figures"
+    assert len(colours[0]) == 1
 
 
 def test_a_name_is_taken_once():

@@ -39,8 +39,8 @@ def run(project_folder):
         (["--pipeline", "math", "--pipelines", "math"], "cannot be used together"),
     ],
 )
-def test_a_name_that_is_unknown_ends_in_one_line(run, arguments, expected):
-    finished = run("--env", "test", *arguments)
+def test_a_name_that_is_unknown_ends_in_one_line(kedro_fork, arguments, expected):
+    finished = kedro_fork(["run", "--env", "test", *arguments])
     assert finished.returncode == 1
     assert "Traceback" not in finished.stderr
     last = finished.stderr.strip().splitlines()[-1]
@@ -64,8 +64,12 @@ def test_a_name_that_is_unknown_ends_in_one_line(run, arguments, expected):
         ),
     ],
 )
-def test_a_stage_runs_by_its_namespace_however_it_is_written(run, run_name, arguments, announced):
-    finished = run("--env", "test", *arguments, "--params", f"run_name={run_name()}")
+def test_a_stage_runs_by_its_namespace_however_it_is_written(
+    kedro_fork, run_name, arguments, announced
+):
+    finished = kedro_fork(
+        ["run", "--env", "test", *arguments, "--params", f"run_name={run_name()}"]
+    )
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert announced in finished.stderr
 

@@ -3,9 +3,7 @@
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+from browser import free_port
 
 LAYERS = [
     "raw",
@@ -93,15 +92,6 @@ class Server:
         """Return what the graph says of each dataset of a pipeline, by its name."""
         nodes = self.ask(f"pipelines/{pipeline}")["nodes"]
         return {node["name"]: node for node in nodes if node["type"] == "data"}
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on; kedro-viz takes none above 49151."""
-    while True:
-        port = random.randrange(20_000, 49_000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
 
 
 def processor_seconds(process: psutil.Process) -> float:

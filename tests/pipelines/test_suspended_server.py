@@ -39,7 +39,11 @@ def parameters(name: str, server: OpenAIServer, **more: str) -> str:
     return ",".join(f"{key}={value}" for key, value in (settings | more).items())
 
 
-@pytest.mark.parametrize("seed", [1])
+# The others are moments that `make stress` adds.
+SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.stress) for seed in (2, 3, 4))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_run_ends_in_one_line_and_goes_on_to_the_same_tables(
     kedro_run, run_name, project_folder, seed, tell
 ):

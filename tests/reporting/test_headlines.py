@@ -2,6 +2,8 @@ import pandas as pd
 import pytest
 
 from sami_pipeline.reporting import headlines
+from sami_pipeline.training.baselines import registry
+from sami_pipeline.training.baselines.record import Baseline
 
 
 def differences(**rows: tuple[float, float, float, float]) -> pd.DataFrame:
@@ -49,6 +51,17 @@ def test_sami_stands_first_and_a_difference_is_only_named_where_it_is_decided():
     assert (card.first.value, card.first.interval) == ("+12.0 points", "[+0.3, +23.0]")
 
 
+def test_who_sami_trained_is_told_by_the_registry_and_not_by_a_name(monkeypatch):
+    after = {
+        "part": Baseline("part", "m:f"),
+        "after_part": Baseline("after_part", starts_from="part"),
+    }
+    monkeypatch.setattr(registry, "_BASELINES", registry.baselines() | after)
+    names = ["base", "from_sami_lab", "part", "after_part", "sami"]
+    assert headlines.sami_first(names) == ["after_part", "base", "from_sami_lab", "part", "sami"]
+    assert headlines.sami_first(["base", "from_sami_lab"]) == ["base", "from_sami_lab"]
+
+
 @pytest.mark.parametrize("n", [5])
 def test_too_few_questions_say_so_on_the_card(n):
     table = differences(sami=(0.5, 0.4, 0.6, 0.01)).assign(n=n)
@@ -60,8 +73,8 @@ def test_card_of_steerability_says_in_how_many_principles_the_estimate_rises_and
     tables = {"steerability": steerability(numbered_steps=0.5, begins_hello=-0.3, letter=0.0)}
     (card,) = headlines.cards(tables)
     assert card.split == (
-        "The estimate rises in 1 of 3 principles: numbered steps +50.0 (10 questions); it falls in "
-        "1 of 3 principles: begins hello −30.0 (10 questions); it is as it was in 1."
+        "The estimate rises in 1 of 3 principles (numbered steps), and falls in 1 of 3 principles "
+        "(begins hello), and is as it was in 1."
     )
     (caution, *_) = headlines.before_you_believe(tables)
     assert caution.startswith("The mean of sft_sami's steerability hides that principles differ")
@@ -95,7 +108,8 @@ def test_plot_of_the_outcome_has_what_the_tables_have_and_the_split_by_principle
     }
     rows = headlines.forest_rows(tables).set_index("measure")["difference"]
     assert rows.to_dict() == {
-        "principles followed": 0.12, "steerability": 0.3, "… numbered steps": 0.5, "… letter": 0.1,
+        "principles followed": 0.12, "steerability": 0.3, "steerability to the opposites": 0.3,
+        "… numbered steps": 0.5, "… letter": 0.1,
     }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from sami_pipeline.reporting.outcome import NO_DIFFERENCE, outcome
+from sami_pipeline.reporting.outcome import NO_DIFFERENCE, caveats, outcome
 
 
 def differences(**bounds: tuple[float, float, float]) -> dict[str, pd.DataFrame]:
@@ -183,7 +183,7 @@ def test_caveats_are_named_where_they_apply_and_only_there():
     tables["degeneration"] = pd.DataFrame(
         [{"model": "sami", "constitution": "desired", "turn": "both", "category": "overall",
           "n": 40, "degeneration_rate": 0.0, "ci_low": 0.0, "ci_high": 0.1,
-          "truncated_rate": 0.73}]
+          "truncated_rate": 0.73, "truncated_ci_low": 0.6, "truncated_ci_high": 0.8}]
     )  # fmt: skip
     tables["response_counts"] = pd.DataFrame(
         {
@@ -194,12 +194,30 @@ def test_caveats_are_named_where_they_apply_and_only_there():
         }
     )
     said = outcome(tables)
-    for words in ("73 % of sami's answers are cut off", "45 % of the pairwise judge's comparisons "
-                  "tie", "3 of 12 training queries were not trained on",
-                  "only 9 grids are left to train on",
-                  "none is left to train on of stem"):  # fmt: skip
+    for words in (
+        "cut off at the limit of tokens; asked under the desired constitution: sami 73 % [60, 80]",
+        "45 % of the pairwise judge's comparisons tie",
+        "3 of 12 training queries were not trained on",
+        "only 9 grids are left to train on",
+        "none is left to train on of stem",
+    ):
         assert words in said
     assert "mostly repetition" not in said
+
+
+def test_repetition_is_named_under_the_constitution_where_it_is_and_not_only_the_first():
+    rows = [("sft", "desired", 0.02), ("sami", "desired", 0.03),
+            ("sft", "contrasting", 0.08), ("sami", "contrasting", 0.26)]  # fmt: skip
+    table = pd.DataFrame(
+        [{"model": model, "constitution": constitution, "turn": "both", "category": "overall",
+          "n": 80, "degeneration_rate": rate, "ci_low": 0.01, "ci_high": 0.4,
+          "truncated_rate": 0.0, "truncated_ci_low": 0.0, "truncated_ci_high": 0.1}
+         for model, constitution, rate in rows]
+    )  # fmt: skip
+    assert caveats({"degeneration": table}) == [
+        "many answers are mostly repetition; asked under the contrasting constitution: sft 8 % "
+        "[1, 40], sami 26 % [1, 40]"
+    ]
 
 
 def test_results_of_a_run_are_all_in_the_paragraph(mt_bench_tables):

@@ -94,20 +94,22 @@ def constant(question: int, turn: int, constitution: str) -> str:
     return LIST.format("nothing")
 
 
-def tables_of(given: pd.DataFrame, judge=None) -> dict[str, pd.DataFrame]:
-    """All tables that the words of the outcome are made from."""
+def tables_of(given: pd.DataFrame, judge=None, *, controlled=True) -> dict[str, pd.DataFrame]:
+    """All tables that the words of the outcome are made from, or all but the controls."""
     checked = check_answers(given, PRINCIPLES)
     verdicts = judge_checklist(checked, "sami", "base")
     if judge is not None:
         verdicts = judge(verdicts, given)
-    return {
+    tables = {
         "win_rates": win_rates(verdicts),
         "length_controlled": length_controlled(verdicts, given, resamples=200, seed=0),
         "compliance_difference": compliance_difference(checked, "base"),
         "degeneration": degeneration(given),
         "steerability": steerability.steerability(given, PRINCIPLES, "base"),
-        "controls": controls.controls(given, ASKED, PRINCIPLES, "base"),
     }
+    if controlled:
+        tables["controls"] = controls.controls(given, ASKED, PRINCIPLES, "base")
+    return tables
 
 
 def overall(table: pd.DataFrame) -> pd.DataFrame:
@@ -233,6 +235,8 @@ def test_constant_answers_win_nothing(base):
     said = outcome(tables_of(answers(base=base, sami=constant)))
     assert "sami beats" not in said
 
+
+def test_of_two_constant_texts_neither_wins():
     def prose(question, turn, constitution):
         return PROSE.format("nothing")
 
@@ -251,7 +255,8 @@ def test_random_answers_are_seldom_told_apart():
             text = LIST if generator.random() < 0.5 else PROSE
             return text.format(f"{question} {turn} {generator.integers(1000)}")
 
-        said = outcome(tables_of(answers(base=guess, sami=guess)))
+        # The controls can only take a claim back, and take two thirds of the time.
+        said = outcome(tables_of(answers(base=guess, sami=guess), controlled=False))
         claimed += "beats" in said or "loses to" in said
     assert claimed <= 2
 

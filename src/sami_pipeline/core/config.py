@@ -106,8 +106,8 @@ class SamiTrainingConfig(_Parameters):
         head: how log-probabilities are taken from hidden states, see ``core.heads``.
         attention: "sdpa", or "flex_attention" on a GPU with long or many packed prompts.
         gradient_checkpointing: recompute each layer in the backward pass.
-        compile_layers: compile the decoder layers; pays after minutes, needs a C++ compiler and
-            excludes gradient checkpointing.
+        compile_layers: compile the decoder layers; pays after minutes and needs a C++
+            compiler. With gradient checkpointing the compiled layer is what is recomputed.
         pad_to_multiple: round row lengths up to a multiple, so that kernels see few shapes.
         reduce_every: when several workers add up their gradients: after each "micro_batch", or once
             a "step", which sends less and keeps the whole gradient on every worker.
@@ -173,11 +173,6 @@ class SamiTrainingConfig(_Parameters):
             raise ValueError(
                 "optimiser_state: is chosen only with weights: bfloat16_remainder; "
                 "elsewhere the moments have the dtype of the weights"
-            )
-        if self.compile_layers and self.gradient_checkpointing:
-            raise ValueError(
-                "compile_layers: can't be combined with gradient_checkpointing, which torch never "
-                "compiles"
             )
         if self.lora is not None and self.weights != "float32":
             raise ValueError(

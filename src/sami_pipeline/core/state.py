@@ -189,8 +189,8 @@ def save_state(
     """
     workers = current_workers() if writer is None else writer.workers
     final = folder / _NAME.format(step)
-    # Not ``files.whole_folder``: all workers write into it, whose names have their process in them.
-    temporary = folder / f".{final.name}.partial"
+    # Not ``files.whole_folder``, which is one process's: all workers write into this one.
+    temporary = files.partial_place(final, "workers")
     weights = _trained_weights(model)
     kept, scalars = _kept_by_optimiser(weights, optimiser)
     kept[f"rng/{workers.rank}"] = torch.get_rng_state()

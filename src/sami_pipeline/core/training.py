@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -473,6 +474,9 @@ def _made_ready(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[
     model.train()
     if config.gradient_checkpointing:
         _enable_checkpointing(model)
+        if config.compile_layers:
+            for layer in layers:
+                _recompute_compiled(layer)
     model.zero_grad(set_to_none=True)  # a caller's own backward pass must not leak into step 1
     try:
         yield reference if config.kl_beta else None
@@ -772,6 +776,26 @@ def _enable_checkpointing(model: PreTrainedModel) -> None:
     # transformers 5.23 renamed it; 5.17 is supported.
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def _recompute_compiled(layer: GradientCheckpointingLayer) -> None:
+    """Let a compiled layer be recomputed as a whole in the backward pass.
+
+    transformers recomputes within ``forward`` from 5.24 on, so what is compiled would hold the
+    recomputation. torch can't compile that around attention over a token tree, which it leaves
+    uncompiled, and would run the whole layer operation by operation.
+    """
+    if not layer.gradient_checkpointing:
+        return
+    compiled, checkpoint = layer._compiled_call_impl, layer._gradient_checkpointing_func
+
+    def call(*inputs: Any, **options: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return compiled(*inputs, **options)
+        return checkpoint(partial(compiled, **options), *inputs)
+
+    layer.gradient_checkpointing = False
+    layer._compiled_call_impl = call
 
 
 def _disable_checkpointing(model: PreTrainedModel) -> None:

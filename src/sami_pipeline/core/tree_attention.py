@@ -5,11 +5,15 @@ between unrelated tokens is ever computed. A mask over the whole row costs both:
 400 and four responses of 250 tokens it took a third of the step on a CPU. On a CPU every segment is
 a separate call, without padding. Elsewhere, where starting a kernel takes as long as a small one
 runs, the segments of a level of the tree are one padded call.
+
+Where layers are compiled, all of it is one operator, which torch does not look into: a layer stays
+one graph, and is not compiled again for every combination of lengths.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,10 +38,21 @@ _ALIGNED = 16
 
 
 class TokenTree:
-    """The segments of a packed row, with the masks and places that layers share."""
+    """The segments of a packed row, with the masks and places that layers share.
+
+    Attributes:
+        segments: in the order of the row.
+        lengths: of the segments.
+        table: (segments, 3) int64 on the CPU, from which ``_tree_of`` makes the tree again: length,
+            offset, and the index of the segment before it on its path, or -1.
+    """
 
     def __init__(self, segments: tuple[Segment, ...]) -> None:
         self.segments = segments
+        parents = [segment.ancestors[-1] if segment.ancestors else -1 for segment in segments]
+        self.table = torch.tensor(
+            [[s.length, s.offset, parent] for s, parent in zip(segments, parents, strict=True)]
+        )
         self.lengths = [segment.length for segment in segments]
         self._masks: dict[Any, Tensor | None] = {}
         self._levels: dict[Any, _Levels] = {}
@@ -298,16 +313,9 @@ class _MatmulAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
     ) -> Tensor:
-        _, heads, length, width = query.shape
-        groups = key.shape[1]
-        stacked = (query * scale).reshape(groups, heads // groups * length, width)
-        key, value = key[0], value[0]
-        weights = _attention_weights(stacked, key, mask)
-        # The weights are computed again in the backward pass: kept, they would be the largest
-        # activation of the layer.
-        ctx.save_for_backward(stacked, key, value, mask)
-        ctx.scale, ctx.shape = scale, query.shape
-        return torch.bmm(weights, value).view(1, heads, length, value.shape[-1])
+        stacked = _keep_queries(ctx, query, key, value, mask, scale)
+        weights = _attention_weights(stacked, key[0], mask)
+        return torch.bmm(weights, value[0]).view(*query.shape[:3], value.shape[-1])
 
     @staticmethod
     @once_differentiable
@@ -323,6 +331,32 @@ class _MatmulAttention(torch.autograd.Function):
         return d_query, d_key[None], d_value[None], None, None
 
 
+class _MatmulGradient(_MatmulAttention):
+    """The same where the gradient alone is wanted: nothing is computed before that."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+    ) -> Tensor:
+        _keep_queries(ctx, query, key, value, mask, scale)
+        return query.new_empty(*query.shape[:3], value.shape[-1])
+
+
+def _keep_queries(
+    ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+) -> Tensor:
+    """Keep what the backward pass needs; return queries (key heads, G · L, width).
+
+    The weights are computed again there: kept, they would be the largest activation of the layer.
+    """
+    _, heads, length, width = query.shape
+    groups = key.shape[1]
+    stacked = (query * scale).reshape(groups, heads // groups * length, width)
+    ctx.save_for_backward(stacked, key[0], value[0], mask)
+    ctx.scale, ctx.shape = scale, query.shape
+    return stacked
+
+
 def _attention_weights(stacked: Tensor, key: Tensor, mask: Tensor) -> Tensor:
     scores = torch.bmm(stacked, key.transpose(1, 2))
     scores.view(len(key), -1, *mask.shape).add_(mask)
@@ -330,10 +364,18 @@ def _attention_weights(stacked: Tensor, key: Tensor, mask: Tensor) -> Tensor:
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    *,
+    scale: float,
+    dropout: float,
+    gradient_only: bool = False,
 ) -> Tensor:
     if query.dtype == torch.bfloat16 and query.device.type == "cpu" and not dropout:
-        return _MatmulAttention.apply(query, key, value, mask, scale)
+        function = _MatmulGradient if gradient_only else _MatmulAttention
+        return function.apply(query, key, value, mask, scale)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -394,7 +436,6 @@ class TokenTreeError(ValueError):
     """A model asks attention for something that it can't do on a token tree."""
 
 
-@torch.compiler.disable  # it would be compiled again for every combination of lengths
 def _attend_along_paths(
     query: Tensor,
     key: Tensor,
@@ -410,8 +451,114 @@ def _attend_along_paths(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if torch.compiler.is_compiling() and not dropout:
+        return torch.ops.sami_pipeline.tree_attention(query, key, value, tree.table, scale, window)
+    return _walk(query, key, value, tree, dropout=dropout, scale=scale, window=window)
+
+
+@torch.compiler.disable  # it would be compiled again for every combination of lengths
+def _walk(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: TokenTree,
+    *,
+    dropout: float,
+    scale: float,
+    window: int | None,
+    gradient_only: bool = False,
+) -> Tensor:
+    """Return as ``_attend_along_paths`` does.
+
+    Args:
+        query: (1, heads, T, width).
+        key: (1, key heads, T, width).
+        value: as ``key``, of any width.
+        tree: of the T tokens.
+        dropout: of attention weights.
+        scale: of the scores.
+        window: see ``TokenTree.mask``.
+        gradient_only: the values are not read, and may be anything.
+    """
     attend = _segment_by_segment if query.device.type == "cpu" else _level_by_level
-    return attend(query, key, value, tree, dropout=dropout, scale=scale, window=window)
+    return attend(
+        query, key, value, tree, dropout=dropout, scale=scale, window=window,
+        gradient_only=gradient_only,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=2)  # a step has one, or one a side of the model's original context
+def _tree_of(rows: tuple[tuple[int, int, int], ...]) -> TokenTree:
+    """Return the tree of a ``TokenTree.table``, with what its layers share."""
+    segments: list[Segment] = []
+    for length, offset, parent in rows:
+        ancestors = (*segments[parent].ancestors, parent) if parent >= 0 else ()
+        segments.append(Segment(length, offset, ancestors))
+    return TokenTree(tuple(segments))
+
+
+def _define_operators() -> None:
+    """Make ``torch.ops.sami_pipeline.tree_attention`` known, with its gradient.
+
+    The gradient is that of the same calls, done once more. ``torch.library.custom_op`` would switch
+    differentiation off within them.
+    """
+    library = torch.library
+    states = "Tensor query, Tensor key, Tensor value, Tensor table, float scale, SymInt? window"
+    forward, backward = "sami_pipeline::tree_attention", "sami_pipeline::tree_attention_backward"
+    library.define(forward, f"({states}) -> Tensor")
+    library.define(backward, f"(Tensor gradient, {states}) -> (Tensor, Tensor, Tensor)")
+
+    def tree_of(table: Tensor) -> TokenTree:
+        return _tree_of(tuple(map(tuple, table.tolist())))
+
+    @library.impl(forward, "CompositeExplicitAutograd")
+    @torch.no_grad()
+    def attend(
+        query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        return _walk(query, key, value, tree_of(table), dropout=0.0, scale=scale, window=window)
+
+    @library.impl(backward, "CompositeExplicitAutograd")
+    def differentiate(
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        table: Tensor,
+        scale: float,
+        window: int | None,
+    ) -> tuple[Tensor, ...]:
+        states = [state.detach().requires_grad_() for state in (query, key, value)]
+        with torch.enable_grad():
+            output = _walk(
+                *states, tree_of(table), dropout=0.0, scale=scale, window=window,
+                gradient_only=True,
+            )  # fmt: skip
+        return tuple(g.contiguous() for g in torch.autograd.grad(output, states, gradient))
+
+    @library.register_fake(forward)
+    def shape(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+        return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+
+    @library.register_fake(backward)
+    def shapes(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Any:
+        return tuple(state.new_empty(state.shape) for state in (query, key, value))
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.scale, ctx.window = inputs
+        ctx.save_for_backward(*tensors)
+
+    def gradient_of(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = torch.ops.sami_pipeline.tree_attention_backward(
+            gradient, *ctx.saved_tensors, ctx.scale, ctx.window
+        )
+        return (*gradients, None, None, None)
+
+    library.register_autograd(forward, gradient_of, setup_context=keep)
+
+
+_define_operators()
 
 
 def _segment_by_segment(
@@ -423,6 +570,7 @@ def _segment_by_segment(
     dropout: float,
     scale: float,
     window: int | None,
+    gradient_only: bool = False,
 ) -> Tensor:
     # One split has one concatenation as its backward; slices would each fill a whole row.
     queries, keys, values = (t.split(tree.lengths, dim=2) for t in (query, key, value))
@@ -435,8 +583,11 @@ def _segment_by_segment(
         )
         mask = tree.mask(segment, window, query)
         outputs.append(
-            _attend(queries[index], path_keys, path_values, mask, scale=scale, dropout=dropout)
-        )
+            _attend(
+                queries[index], path_keys, path_values, mask, scale=scale, dropout=dropout,
+                gradient_only=gradient_only,
+            )
+        )  # fmt: skip
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
@@ -449,6 +600,7 @@ def _level_by_level(
     dropout: float,
     scale: float,
     window: int | None,
+    gradient_only: bool = False,  # torch's fused kernels need what they returned
 ) -> Tensor:
     _, heads, total, width = query.shape
     key_heads = key.shape[1]

@@ -41,7 +41,7 @@ class ReportPage(TextDataset):
     """A report, whose preview says what came out and opens it."""
 
     def preview(self) -> HTMLPreview:
-        """Return the outcome that stands in the record beside the report, and a link to it.
+        """Return the outcome that stands in the record next to the report, and a link to it.
 
         The link leads to the server of ``kedro viz run``; see ``session.graph``.
         """

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import json
 from pathlib import Path
 from typing import Any, NoReturn
 
-import fsspec
 import pandas as pd
 from kedro.io import AbstractDataset, DatasetError
 from kedro.io.core import get_protocol_and_path
 
+from sami_pipeline import files
 from sami_pipeline.errors import InputError
-from sami_pipeline.inputs import text_files, yaml_files
+from sami_pipeline.inputs import outside_files, text_files, yaml_files
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -33,7 +31,7 @@ class _NamedFile(AbstractDataset[NoReturn, Any]):
         """Take where the file lies; nothing is read yet."""
         self._protocol, path = get_protocol_and_path(location)
         self._location, self._parameter = location, parameter
-        self._filepath = str(project / Path(path).expanduser()) if self.is_local else location
+        self._filepath = str(project / files.from_home(path)) if self.is_local else location
         self.metadata = {"kedro-viz": {"layer": "raw"}}
 
     @property
@@ -51,21 +49,22 @@ class _NamedFile(AbstractDataset[NoReturn, Any]):
     def _describe(self) -> dict[str, Any]:
         return {"filepath": self._filepath}
 
+    @property
+    def _place(self) -> str:
+        return f"{self._parameter}: {self._filepath}"
+
     def _fault(self, what: str) -> InputError:
-        return InputError(f"{self._parameter}: {self._filepath}: {what}")
+        return InputError(f"{self._place}: {what}")
 
     def _bytes(self) -> bytes:
-        if self.is_local and not Path(self._filepath).exists():
-            raise self._fault(f"does not exist; correct the path in {self._parameter}")
-        if self.is_local and Path(self._filepath).is_dir():
-            raise self._fault("is a folder; name a file")
         try:
-            with fsspec.open(self._filepath, "rb") as file:
-                content: bytes = file.read()
-            return gzip.decompress(content) if self._filepath.endswith(".gz") else content
-        except (OSError, ValueError, EOFError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise self._fault(f"can't be read ({reason}); check it, or copy it here") from error
+            if self.is_local and not Path(self._filepath).exists():
+                raise self._fault(f"does not exist; correct the path in {self._parameter}")
+            if self.is_local and Path(self._filepath).is_dir():
+                raise self._fault("is a folder; name a file")
+        except OSError as error:  # such as a name that is too long
+            raise self._fault(f"can't be read ({error.strerror}); correct the path") from error
+        return outside_files.content_of(self._filepath, self._place)
 
 
 class QueryTableFile(_NamedFile):
@@ -80,19 +79,16 @@ class QueryTableFile(_NamedFile):
                 "save it as one of them (Excel: CSV UTF-8)"
             )
         content = self._bytes()
-        try:
-            if suffix == ".parquet":
-                return self._filled(pd.read_parquet(io.BytesIO(content)))
-        except (OSError, ValueError) as error:
-            raise self._fault(f"is no parquet file ({str(error).splitlines()[0]})") from error
-        place = f"{self._parameter}: {self._filepath}"
+        if suffix == ".parquet":
+            return self._filled(outside_files.parquet_table(content, self._place))
         if suffix == ".jsonl":
-            rows = [row for _, row in text_files.json_lines(content, place)]
+            rows = [row for _, row in text_files.json_lines(content, self._place)]
             return self._filled(pd.DataFrame(rows, dtype=object))
-        text = text_files.decoded(content, place)
+        text = text_files.decoded(content, self._place)
         return self._filled(self._separated(text, "\t" if suffix == ".tsv" else ","))
 
     def _separated(self, text: str, separator: str) -> pd.DataFrame:
+        csv.field_size_limit(max(csv.field_size_limit(), len(text)))
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         try:
             header = next(reader, [])
@@ -123,11 +119,12 @@ class PrinciplesSource(_NamedFile):
         """Return the YAML file's content, or that of every JSON file of a folder by its name."""
         path = Path(self._filepath)
         if not (self.is_local and path.is_dir()):
-            return yaml_files.parse(self._bytes(), f"{self._parameter}: {self._filepath}")
-        files = sorted(path.glob("*.json"))
-        if not files:
+            return yaml_files.parse(self._bytes(), self._place)
+        found = sorted(path.glob("*.json"))
+        if not found:
             raise self._fault("is a folder without .json files; name a YAML file of principles")
-        try:
-            return {file.name: json.loads(file.read_text("utf-8-sig")) for file in files}
-        except ValueError as error:
-            raise self._fault(f"holds a file that is no valid JSON ({error})") from error
+        places = {file: f"{self._parameter}: {file}" for file in found}
+        return {
+            file.name: text_files.json_value(outside_files.content_of(str(file), place), place)
+            for file, place in places.items()
+        }

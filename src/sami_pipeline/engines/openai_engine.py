@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import html
 import json
 import logging
 import re
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, suppress
 from contextvars import ContextVar
@@ -46,6 +47,11 @@ _TOO_LONG = ("context length", "context_length", "context window", "context size
 
 # Of so many results a majority that are no answers ends a run.
 _RECENT = 20
+# What a surrogate is in JSON, and one that stands alone in what was read of it.
+_ESCAPED_HALF, _HALF = re.compile(rb"\\ud[89a-f]", re.IGNORECASE), re.compile(r"[\ud800-\udfff]")
+_PAGE = re.compile(r"\s*<(!doctype|html|head|body|\?xml)\b", re.IGNORECASE)
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+_MARKUP = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)
 _FENCE = re.compile(r"\A```\w*\s*\n(.*?)\n?\s*```\Z", re.DOTALL)
 
 
@@ -97,6 +103,30 @@ class _Choice(BaseModel):
 class _Answer(BaseModel):
     usage: _Tokens | None = None
     choices: list[_Choice] = Field(min_length=1)
+    model: str | None = None
+
+    @field_validator("usage", "model", mode="wrap")
+    @classmethod
+    def _is_left_out_where_it_is_odd(cls, value: Any, read: Callable[[Any], Any]) -> Any:
+        try:
+            return read(value)
+        except ValidationError:
+            return None  # no reason to ask again for a text that is there
+
+    @classmethod
+    def read(cls, content: bytes) -> _Answer:
+        """Return the answer in a body; half characters become U+FFFD.
+
+        A server that cuts a text at its limit may cut an emoji in two.
+
+        Raises:
+            ValidationError: the body holds none.
+        """
+        if _ESCAPED_HALF.search(content):
+            with suppress(ValueError, RecursionError):
+                whole = _HALF.sub("\ufffd", json.dumps(json.loads(content), ensure_ascii=False))
+                content = whole.encode()
+        return cls.model_validate_json(content)
 
 
 class _Said(BaseModel):
@@ -132,6 +162,7 @@ class Usage:
         completion_tokens: likewise.
         failures: requests without a usable answer after all retries, by reason.
         without_usage: answers that state no tokens.
+        models: what answers say has written them, "" where they say nothing.
         prompt_price: per million tokens, in any currency; None if it is not known.
         completion_price: likewise.
     """
@@ -143,6 +174,7 @@ class Usage:
     completion_tokens: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     without_usage: int = 0
+    models: Counter[str] = field(default_factory=Counter)
     prompt_price: float | None = None
     completion_price: float | None = None
 
@@ -249,6 +281,8 @@ class OpenAIEngine:
         self._refused: set[tuple[Any, ...]] = set()
         # What the server said to a request that failed, by the reason that is counted.
         self._said: dict[str, str] = {}
+        # Other models than the one asked for that the log has named.
+        self._told: set[str] = set()
         self._probing = asyncio.Lock()
         self._stack = ExitStack()
         # A thread with its own event loop: the caller's may be running already (Jupyter).
@@ -308,6 +342,16 @@ class OpenAIEngine:
             for future in running:
                 future.cancel()
             logger.info("%s: %s", self._parameters.model, self.usage)
+            self._tell_models()
+
+    def _tell_models(self) -> None:
+        """Warn, once of each, of models that have answered in place of the one asked for."""
+        for name in self.usage.models.keys() - self._told - {"", self._parameters.model}:
+            self._told.add(name)
+            logger.warning(
+                "engine.openai.model: %r was asked for, and answers come from %r; name that one, "
+                "if a later run is to ask the same", self._parameters.model, one_line(name)[:200],
+            )  # fmt: skip
 
     def close(self) -> None:
         """Close the connections; requests under way are given up."""
@@ -338,7 +382,7 @@ class OpenAIEngine:
                 extra_body=_extra_fields(self._parameters, request),
             )
         self._answered[_kind(request)] = asyncio.get_running_loop().time()
-        return _Answer.model_validate_json(response.content)
+        return _Answer.read(response.content)
 
     def _completion(self, answer: _Answer, sampling: SamplingParameters) -> Completion:
         choice = answer.choices[0]
@@ -363,6 +407,7 @@ class OpenAIEngine:
                 return self._failed("none of the choices")
             text, ended = chosen, True
         self.usage.answered += 1
+        self.usage.models[answer.model or ""] += 1
         return Completion(
             text=text,
             finish_reason="stop" if ended else "length",
@@ -389,7 +434,7 @@ class OpenAIEngine:
     ) -> Completion | InputError:
         """Return what becomes of a request after all retries: it has failed, or all would."""
         status = _status(error)
-        said = f"{error.code} {error.message}".lower()
+        said = f"{error.code} {_told(error)}".lower()
         if status in (400, 413, 422) and any(sign in said for sign in _TOO_LONG):
             return _PROMPT_TOO_LONG
         if (
@@ -421,8 +466,7 @@ class OpenAIEngine:
         """Return what the server says of an error in one line, without the key."""
         if _status(error) is None:
             return ""
-        body = error.body.get("message") if isinstance(error.body, dict) else error.body
-        return _without_key(one_line(str(body or error.message)), self._key)[:300]
+        return _without_key(one_line(_told(error)), self._key)[:300]
 
     def _fault(self, error: openai.APIError) -> InputError:
         at, status = self._parameters, _status(error)
@@ -445,7 +489,7 @@ class OpenAIEngine:
         elif status == 404:
             where, what = ".model", f"does not know {at.model!r}, or not this kind of prompt"
             remedy = "correct model or base_url, or choose a prompt template of the other kind"
-        elif status is None or _is_passing(status):
+        elif status is None or _is_passing(status) or status < 400:
             where, what = ".base_url", "answers not even a trivial prompt"
             remedy = (
                 "wait until its limit has passed, then go on with --only-missing-outputs"
@@ -479,16 +523,18 @@ class OpenAIEngine:
             self.usage.prompt_tokens += tokens.prompt_tokens
             self.usage.completion_tokens += tokens.completion_tokens
         try:
-            _Answer.model_validate_json(body)
+            _Answer.read(body)
         except ValidationError as error:
             with suppress(ValidationError):
                 # The package treats it from here as the error that it is.
                 response.status_code = _ErrorBody.model_validate_json(body).status
                 response.extensions["sent_as"] = 200
                 return
-            broken = error.errors()[0]["type"] == "json_invalid"
+            what = first_fault(error)
+            if error.errors()[0]["type"] == "json_invalid":
+                what = _page(response.text) or "no JSON"
             raise _UnusableBody(
-                f"unusable body, {'no JSON' if broken else first_fault(error)}",
+                _without_key(one_line(f"unusable body, {what}"), self._key)[:300],
                 request=response.request,
             ) from None
 
@@ -537,6 +583,29 @@ def _proxy(address: str) -> str | None:
     place = urlsplit(proxy)
     name = place.netloc.rpartition("@")[2] or proxy.rpartition("@")[2]
     return f"{name} (set by {parts.scheme.upper()}_PROXY or ALL_PROXY)"
+
+
+def _told(error: openai.APIError) -> str:
+    """Return what the body of an error says: in OpenAI's form, another's, plain text or a page."""
+    body = error.body
+    if isinstance(body, dict):
+        body = next((body[name] for name in _TELLING if body.get(name)), body)
+    if not isinstance(body, str):
+        return json.dumps(body, ensure_ascii=False) if body else error.message
+    return _page(body) or body or error.message
+
+
+# Fields of errors, in OpenAI's form and in those of FastAPI and others.
+_TELLING = ("message", "detail", "error", "msg")
+
+
+def _page(text: str) -> str | None:
+    """Return in words what a web page says, or None where a text is none."""
+    if not _PAGE.match(text):
+        return None
+    title = _TITLE.search(text)
+    said = title[1] if title else _MARKUP.sub(" ", text)
+    return f"a web page: {' '.join(html.unescape(said).split())}"
 
 
 def _wanted_limit_field(said: str, sent: str) -> str | None:

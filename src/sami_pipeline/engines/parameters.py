@@ -247,6 +247,7 @@ class VllmParameters(Settings):
 
 
 # What the openai engine sends itself.
+_LONGEST_ADDRESS = 2000
 _REQUEST_FIELDS = {
     "model", "messages", "prompt", "n", "stream", "max_tokens", "max_completion_tokens",
     "temperature", "top_p", "stop", "seed", "response_format", "structured_outputs",
@@ -326,8 +327,12 @@ class OpenAIParameters(Settings):
     @field_validator("base_url")
     @classmethod
     def _is_a_plain_address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        try:
+            parts = urlsplit(value)
+            is_one = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # the port or the brackets of an IPv6 address
+            is_one = False
+        if not is_one or not value.isprintable() or " " in value or len(value) > _LONGEST_ADDRESS:
             raise ValueError("must be an address such as http://127.0.0.1:8000/v1")
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError("must hold no key; put it into conf/local/credentials.yml")

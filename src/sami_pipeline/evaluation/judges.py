@@ -300,7 +300,8 @@ class _Template:
                 raise InputError(
                     f"question {question_id}: {field}: is empty; the judge needs references for "
                     f"{', '.join(REFERENCE_CATEGORIES)}: write them in the question file or in "
-                    "data/01_raw/mt_bench/reference_answer"
+                    "data/01_raw/mt_bench/reference_answer, or take judge.kind: constitution, "
+                    "which is shown none"
                 )
         messages = [("system", self.system)] if self.system.strip() else []
         messages.append(("user", self.text.format(**values)))

@@ -127,7 +127,9 @@ def references(
 
 
 def with_published_references(questions: pd.DataFrame) -> pd.DataFrame:
-    """Return questions with GPT-4's reference answers, the wrong ones too."""
+    """Return questions with GPT-4's reference answers, the wrong ones too, where there are any."""
+    if "published_reference" not in questions:  # of one's own
+        return questions
     return questions.assign(reference=questions["published_reference"])
 
 

@@ -10,7 +10,7 @@ from kedro.pipeline import Node, Pipeline
 from sami_pipeline import PROJECT_FOLDER, schemas
 from sami_pipeline.evaluation import judges
 from sami_pipeline.evaluation.asked import asked_and_judged
-from sami_pipeline.evaluation.mt_bench import asked_questions
+from sami_pipeline.evaluation.mt_bench import asked_questions, with_published_references
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
 from sami_pipeline.evaluation.workload import Workload, judged
 from sami_pipeline.experiments.record import Experiment
@@ -75,7 +75,9 @@ def check_inputs(parameters: MtBenchParameters, made: Mapping[str, pd.DataFrame]
     if {"judge_prompts", "questions"} <= made.keys():
         questions = asked_questions(made["questions"], parameters.evaluation)
         for judge in parameters.judge.by_place.values():
-            judges.check_prompts(judge.kind, made["judge_prompts"], questions)
+            published = judge.references == "published"
+            shown = with_published_references(questions) if published else questions
+            judges.check_prompts(judge.kind, made["judge_prompts"], shown)
 
 
 def workload(parameters: MtBenchParameters, principles: pd.DataFrame) -> Workload:

@@ -6,17 +6,18 @@ columns that the statistics need and refuses a file that doesn't hold them, with
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from sami_pipeline import files
 from sami_pipeline.errors import InputError, one_line
 from sami_pipeline.evaluation.mt_bench import answer_questions, asked_questions
 from sami_pipeline.evaluation.statistics import OUTCOMES
-from sami_pipeline.inputs import text_files
+from sami_pipeline.inputs import outside_files, text_files
 from sami_pipeline.parameters import JudgedParameters, PublishedParameters
 from sami_pipeline.principles.constitutions import desired_in_trained_wording
 from sami_pipeline.principles.degeneration import is_degenerate
@@ -27,6 +28,9 @@ _ANSWER_FIELDS = (
     "question_id", "turn", "constitution", "stances", "answer", "finish_reason",
     "completion_tokens",
 )  # fmt: skip
+# What is no text.
+_WHOLE = (int, np.integer), "a whole number"
+_ANSWER_KINDS = {"turn": _WHOLE, "completion_tokens": _WHOLE}
 _VERDICTS = (
     "judge", "model", "opponent", "question_id", "category", "turn", "constitution", "winner",
 )  # fmt: skip
@@ -56,7 +60,7 @@ def collect_published(
             "published.folder: is missing; clone github.com/SohamGovande/sami-extension and name "
             "the clone: --params published.folder=/path/to/clone"
         )
-    folder = project_folder / Path(parameters.folder).expanduser()
+    folder = project_folder / files.from_home(parameters.folder)
     if not folder.is_dir():
         raise InputError(f"published.folder: {folder}: is no folder")
     answers = pd.concat(
@@ -174,14 +178,19 @@ def read_published_verdicts(
     own = answers[answers["model"] == model].sort_values(
         "question_id", key=lambda ids: ids.astype(int)
     )
-    if not isinstance(content, Sequence) or len(content) != len(own):
+    if not isinstance(content, list) or len(content) != len(own):
         raise InputError(
             f"{path}: must hold one verdict for each of the {len(own)} answers of {model}"
         )
     winners = {1: _WIN, 0.5: _TIE, 0: _LOSS}
     rows = []
     for number, (entry, answer) in enumerate(zip(content, own.itertuples(), strict=True)):
-        if not (isinstance(entry, Sequence) and len(entry) == 3 and entry[0] in winners):
+        if not (
+            isinstance(entry, list)
+            and len(entry) == 3
+            and all(isinstance(each, int | float) for each in entry)
+            and entry[0] in winners
+        ):
             raise InputError(
                 f"{path}: verdict {number}: must be [score 0, 0.5 or 1, tokens, tokens], "
                 f"got {entry!r:.60}"
@@ -300,7 +309,7 @@ def check_answer_files(
         if model in parameters.models.under_test:
             answers_from_file(
                 model,
-                project_folder / Path(location).expanduser(),
+                project_folder / files.from_home(location),
                 asked,
                 constitutions,
                 without_constitution=settings.without_constitution,
@@ -329,10 +338,8 @@ def read_answers(path: Path) -> pd.DataFrame:
         InputError: the file can't be read, lacks a field or holds answers of several models.
     """
     if path.suffix == ".parquet":
-        try:
-            table = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: can't be read: {one_line(str(error))}") from error
+        content = outside_files.content_of(str(path), str(path))
+        table = outside_files.parquet_table(content, str(path))
         places = [f"{path}: row {number}" for number in range(1, len(table) + 1)]
         entries = list(zip(places, table.to_dict("records"), strict=True))
     else:
@@ -353,8 +360,7 @@ def read_answers(path: Path) -> pd.DataFrame:
         rows.append(kept | {"question_id": str(entry["question_id"])})
         places.append(place)
     for place, row in zip(places, rows, strict=True):
-        if not isinstance(row["answer"], str):
-            raise InputError(f"{place}: answer: must be text, got {row['answer']!r:.60}")
+        _check_fields(place, row)
     names = {str(entry.get("model", entry.get("model_id", ""))) for _, entry in entries}
     if len(names) > 1:
         raise InputError(
@@ -368,11 +374,22 @@ def read_answers(path: Path) -> pd.DataFrame:
     return table
 
 
+def _check_fields(place: str, row: Mapping[str, Any]) -> None:
+    """Refuse an answer whose fields are of another kind than those of this project's tables."""
+    for name, value in row.items():
+        kinds, what = _ANSWER_KINDS.get(name, (str, "text"))
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise InputError(f"{place}: {name}: must be {what}, got {one_line(repr(value)):.60}")
+
+
 def _turns(place: str, entry: Mapping[str, Any]) -> list[Any]:
     try:
-        return list(entry["choices"][0]["turns"])
+        turns = entry["choices"][0]["turns"]
     except (KeyError, IndexError, TypeError):
         raise InputError(f"{place}: choices[0].turns is missing") from None
+    if not isinstance(turns, list | np.ndarray):  # an array in parquet
+        raise InputError(f"{place}: choices[0].turns: must be a list of texts")
+    return list(turns)
 
 
 def read_fastchat_answers(path: Path, categories: Mapping[str, str]) -> pd.DataFrame:
@@ -490,20 +507,12 @@ def _fastchat_winner(first: str, second: str) -> str:
 
 
 def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: does not exist; name a clone of the repository") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no valid JSON in UTF-8: {one_line(str(error))}") from error
+    return text_files.json_value(outside_files.content_of(str(path), str(path)), str(path))
 
 
 def _json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return each line's place and object."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: can't be read: {one_line(str(error))}") from error
+    content = outside_files.content_of(str(path), str(path))
     entries = list(text_files.json_lines(content, str(path)))
     if not entries:
         raise InputError(f"{path}: is empty; it needs one JSON object a line")

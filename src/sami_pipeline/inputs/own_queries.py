@@ -6,12 +6,14 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from datetime import date
 from typing import Any
 
 import pandas as pd
 
 from sami_pipeline.errors import InputError, one_line
 from sami_pipeline.evaluation.statistics import ALL_PRINCIPLES, OVERALL, OVERALL_PAPER
+from sami_pipeline.inputs.outside_files import is_missing, same_value
 from sami_pipeline.inputs.records import plain_text
 from sami_pipeline.parameters import QueryColumnsParameters, QuerySplitParameters
 from sami_pipeline.principles.constitutions import tabulate_principles
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 ONE_CATEGORY = "all_queries"
 """What queries without a category are in."""
 _RESERVED = (OVERALL, OVERALL_PAPER, ALL_PRINCIPLES)
+_LONGEST_NAME = 200
 _NUMBERED = re.compile(r"^\s*\d+[.)]\s*", re.MULTILINE)
 
 
@@ -46,7 +49,7 @@ def read_queries(table: pd.DataFrame, columns: QueryColumnsParameters) -> pd.Dat
     kept = [True] * len(table)
     for name, wanted in columns.where.items():
         values = _column(table, name, "where")
-        kept = [keep and _same(v, wanted) for keep, v in zip(kept, values, strict=True)]
+        kept = [keep and same_value(v, wanted) for keep, v in zip(kept, values, strict=True)]
     if not any(kept):
         raise InputError(f"align.columns.where: {columns.where}: no row of the table has this")
     width = len(str(len(table)))
@@ -89,11 +92,6 @@ def _column(table: pd.DataFrame, name: str, parameter: str) -> list[Any]:
     )
 
 
-def _same(value: Any, wanted: Any) -> bool:
-    """Return whether a value is the wanted one; in a CSV file everything is text."""
-    return value == wanted or (isinstance(value, str) and value == str(wanted))
-
-
 def _query(text: Any, number: int, columns: QueryColumnsParameters) -> str:
     place = f"align.queries: row {number}: {columns.query}"
     if not isinstance(text, str):
@@ -114,8 +112,15 @@ def _query(text: Any, number: int, columns: QueryColumnsParameters) -> str:
 
 
 def _category(value: Any, number: int, columns: QueryColumnsParameters) -> str:
-    name = "" if value is None or value != value else str(value).strip()
     place = f"align.queries: row {number}: {columns.category}"
+    if not isinstance(value, str | int | float | date | None) and not is_missing(value):
+        raise InputError(f"{place}: holds {one_line(repr(value))[:40]}, which is no name")
+    name = "" if is_missing(value) else str(value).strip()
+    if len(name) > _LONGEST_NAME or not name.isprintable():
+        raise InputError(
+            f"{place}: {one_line(name)[:40]!r}: must be a name in one line, of at most "
+            f"{_LONGEST_NAME} characters"
+        )
     if not name:
         raise InputError(f"{place}: is empty; name a category, or set align.columns.category: null")
     if name in _RESERVED:

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pandas as pd
 
 from sami_pipeline.errors import InputError
 from sami_pipeline.evaluation.math_answers import reference_answer, same_number
 from sami_pipeline.evaluation.math_readings import read_answer
+from sami_pipeline.inputs import outside_files
 from sami_pipeline.inputs.records import MathProblem, read_records
 from sami_pipeline.inputs.text_files import json_lines
 from sami_pipeline.parameters import ProblemsParameters
@@ -118,17 +118,11 @@ def read_gsm8k(parameters: ProblemsParameters, project_folder: Path) -> pd.DataF
 
 def _table(path: str, columns: Sequence[str], parameter: str) -> pd.DataFrame:
     """Return a table of parquet or JSON lines that has these columns."""
-    try:
-        if path.endswith(".parquet"):
-            table = pd.read_parquet(path)
-        else:
-            with fsspec.open(path, "rb", compression="infer") as file:
-                table = pd.DataFrame([row for _, row in json_lines(file.read(), path)])
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{parameter}: {path} can't be read: {reason}") from error
+    content = outside_files.content_of(path, f"{parameter}: {path}")
+    if path.endswith(".parquet"):
+        table = outside_files.parquet_table(content, path)
+    else:
+        table = pd.DataFrame([row for _, row in json_lines(content, path)])
     if table.empty:
         raise InputError(f"{path}: is empty; take the file again from where it came")
     if missing := set(columns) - set(table.columns):

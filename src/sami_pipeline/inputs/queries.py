@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from sami_pipeline.errors import InputError, one_line
+from sami_pipeline.inputs.outside_files import is_missing, same_value
 from sami_pipeline.parameters import QueriesParameters, QueryTableParameters
 
 
@@ -66,12 +68,12 @@ def _distinct_queries(table: pd.DataFrame, mapping: QueryTableParameters, where:
     if mapping.first_rows is not None:
         table = table.head(mapping.first_rows)
     for name, value in mapping.where.items():
-        table = table[table[name] == value]
+        table = table[[same_value(each, value) for each in _values(table, name, where)]]
     steps = mapping.query.removeprefix(column).split(".")[1:]
     found = []
-    for cell in table[column]:
+    for cell in _values(table, column, where):
         value = _within(cell, steps)
-        if value is None or value is pd.NA or value != value:
+        if is_missing(value):
             continue
         if not isinstance(value, str):
             raise InputError(
@@ -81,6 +83,15 @@ def _distinct_queries(table: pd.DataFrame, mapping: QueryTableParameters, where:
         if query := _prepared(value, mapping):
             found.append(query)
     return pd.Series(found, dtype="str").drop_duplicates().sort_values()
+
+
+def _values(table: pd.DataFrame, column: str, where: str) -> list[Any]:
+    try:
+        return table[column].tolist()
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{where}: column {column!r}: holds text that is no UTF-8; write it again in UTF-8"
+        ) from error
 
 
 def _within(cell: Any, steps: list[str]) -> Any:

@@ -7,6 +7,7 @@ Prompt templates, principles and training prompts have theirs next to what reads
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,12 +21,15 @@ MAX_CHARACTERS = 1_000_000
 # What no table, page or prompt can hold: control characters but tab and line ends, half characters.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
+# Kinds of characters that are not seen: spaces, marks of direction, of width zero.
+_UNSEEN = {"Zs", "Zl", "Zp", "Cf", "Cc"}
+
 
 def plain_text(value: str) -> str:
     """Return a text that holds something to read, and nothing that can't be written or shown."""
     if found := _UNPRINTABLE.search(value):
         raise ValueError(f"holds the control character U+{ord(found.group()):04X}; remove it")
-    if not value.strip():
+    if all(unicodedata.category(letter) in _UNSEEN for letter in value):
         raise ValueError("is empty; write the text")
     return value
 

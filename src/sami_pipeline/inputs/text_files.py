@@ -60,16 +60,31 @@ def json_lines(content: bytes, place: str) -> Iterator[tuple[str, dict[str, Any]
             yield f"{place}: line {number}", _json_object(text, f"{place}: line {number}")
 
 
+def json_value(content: bytes, place: str) -> Any:
+    """Return what a file of JSON holds.
+
+    Args:
+        content: in UTF-8.
+        place: what the file is called in messages.
+
+    Raises:
+        InputError: as ``json_lines``, but that it need not hold an object.
+    """
+    return _json(decoded(content, place), place, "correct the file")
+
+
 def _json_object(text: str, place: str) -> dict[str, Any]:
+    value = _json(text, place, "correct or remove the line")
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: is no object with fields; correct or remove the line")
+    return value
+
+
+def _json(text: str, place: str, remedy: str) -> Any:
     try:
         value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        reason = one_line(str(error))
-        raise InputError(
-            f"{place}: is no valid JSON ({reason}); correct or remove the line"
-        ) from error
-    if not isinstance(value, dict):
-        raise InputError(f"{place}: is no object with fields; correct or remove the line")
+        raise InputError(f"{place}: is no valid JSON ({one_line(str(error))}); {remedy}") from error
     # UTF-8 has none; JSON can escape one. No table, page or prompt can hold it.
     if "\\ud" in text.lower() and (field := next(_half_characters(value), None)) is not None:
         raise InputError(

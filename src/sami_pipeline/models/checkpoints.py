@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from sami_pipeline.errors import InputError, one_line
 from sami_pipeline.models import gguf_files, hub
 from sami_pipeline.models.devices import Device, device_of
-from sami_pipeline.models.prompts import ChatParameters, Prompt
+from sami_pipeline.models.prompts import ChatParameters, check_template
 from sami_pipeline.models.tokens import TextEncoder, end_token_ids
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PROVENANCE_FILE = "provenance.json"
 _HUB_NAME = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*(@[\w][\w./-]*)?$", re.ASCII)
+_SETTINGS = ("config.json", "tokenizer_config.json", "generation_config.json")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -234,12 +235,18 @@ def check_folder(
         raise CheckpointError(
             f"model folder {folder}: {fault}; expected a Hugging Face folder with safetensors"
         )
-    settings = {name: _settings(folder / name) for name in ("config.json", "tokenizer_config.json")}
+    settings = {name: _settings(folder / name) for name in _SETTINGS}
     if not isinstance(settings["config.json"].get("model_type"), str):
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type: is missing; it says which model this is"
         )
     for name, values in settings.items():
+        ends = values.get("eos_token_id")
+        if not all(isinstance(each, int) for each in (ends if isinstance(ends, list) else [ends])
+                   if each is not None):  # fmt: skip
+            raise CheckpointError(
+                f"{folder / name}: eos_token_id: must be a whole number or a list of them"
+            )
         if "auto_map" in values and not trust_remote_code:
             raise CheckpointError(
                 f"{folder / name}: auto_map: the model runs its own Python code, which is not "
@@ -264,7 +271,7 @@ def check_folder(
             f"{rows} rows; the tokenizer is another model's"
         )
     if chat is not None and tokenizer.chat_template:
-        Prompt(messages=(("user", "Hello"),)).render(tokenizer, chat)
+        check_template(tokenizer, chat)
     if tokenizer.eos_token_id is None and not _ends(folder):
         raise CheckpointError(
             f"model folder {folder}: nothing ends its responses: the tokenizer has no "
@@ -291,16 +298,25 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _check_headers(folder: Path) -> None:
-    """Refuse files that are no whole safetensors files."""
+    """Refuse files that are no whole safetensors files, or hold too few weights."""
+    tensors = 0
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as weights:
                 for name in weights.keys():  # noqa: SIM118 (not a mapping)
                     weights.get_slice(name).get_shape()
+                    tensors += 1
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: is no whole safetensors file ({one_line(str(error))}); get it again"
             ) from error
+    # Each layer has a weight; so many would take minutes to set up.
+    layers = _settings(folder / "config.json").get("num_hidden_layers")
+    if isinstance(layers, int) and layers > tensors:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: num_hidden_layers: says {layers} layers, and there are "
+            f"{tensors} weights; config.json describes another model"
+        )
 
 
 @cache
@@ -515,6 +531,8 @@ def _import_gguf(path: Path) -> LoadedModel:
 
     check_gguf(path)
     tokenizer = load_gguf_tokenizer(path)
+    if tokenizer.chat_template:
+        check_template(tokenizer, ChatParameters())
     try:
         quantised, found = AutoModelForCausalLM.from_pretrained(
             path.parent, dtype=torch.float32, gguf_file=path.name, trust_remote_code=False,

@@ -179,11 +179,27 @@ def render_messages(
     try:
         return _templated(tokenizer, messages, chat, open_end)
     # A template is a program: it may ask of a value what it can't do.
-    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+    except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise InputError(
             f"{tokenizer.name_or_path}: chat_template: fails with {type(error).__name__} "
             f"({one_line(str(error))}); mend it, or choose a plain prompt template"
         ) from error
+
+
+_ASKED = "Which of the 7351 is it?"
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase, chat: ChatParameters) -> None:
+    """Refuse a chat template that can't be used.
+
+    Raises:
+        InputError: it fails, or leaves out what the user says.
+    """
+    if _ASKED not in render_messages(tokenizer, (("user", _ASKED),), chat):
+        raise InputError(
+            f"{tokenizer.name_or_path}: chat_template: leaves out what the user says; correct it, "
+            "or choose a plain prompt template"
+        )
 
 
 def _templated(

@@ -25,6 +25,7 @@ from pydantic import (
 
 from sami_pipeline.errors import InputError, first_fault
 from sami_pipeline.evaluation.statistics import MT_BENCH_CATEGORIES
+from sami_pipeline.inputs.records import plain_text
 from sami_pipeline.principles.checks import parse_check
 
 DESIRED = "desired"
@@ -47,13 +48,13 @@ Wordings = Mapping[tuple[str, str], Sequence[str]]
 def _readable(text: str) -> str:
     if not text.strip():
         raise ValueError("is blank; write the text")
-    return text
+    return plain_text(text)
 
 
 _Text = Annotated[str, Field(min_length=1), AfterValidator(_readable)]
 _Texts = Annotated[
     tuple[_Text, ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,)),
     Field(min_length=1),
 ]
 

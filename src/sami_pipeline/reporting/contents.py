@@ -122,7 +122,7 @@ _CONTENTS: tuple[Table | Figure | str, ...] = (
         "figure_learning_curve",
         "training",
         "Learning curves",
-        "Means over each batch, before the step. Each method has a loss of its own.",
+        "Means over each batch, before the step. Each method has its own loss.",
     ),
     Table(
         "held_out",
@@ -145,7 +145,7 @@ _CONTENTS: tuple[Table | Figure | str, ...] = (
         "history",
         "training",
         "Every optimiser step",
-        "Means over each batch, before the step. Each method has a loss of its own.",
+        "Means over each batch, before the step. Each method has its own loss.",
     ),
 )
 

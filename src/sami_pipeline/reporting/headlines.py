@@ -30,6 +30,7 @@ from sami_pipeline.reporting.outcome import (
     written_p,
 )
 from sami_pipeline.result_tables.shown import decided
+from sami_pipeline.training.baselines.registry import sami_models
 
 NO_DIFFERENCE = "no difference seen"
 _TOO_LITTLE = "too little was asked to say"
@@ -121,8 +122,8 @@ def forest_rows(tables: Tables) -> pd.DataFrame:
 
     Returns:
         ``measure, model, baseline, n, difference, ci_low, ci_high``, as shares; a measure is a row
-        of the plot: what is followed where it is asked for, steerability, and steerability by
-        principle, or problems solved.
+        of the plot: what is followed where it is asked for, steerability to the opposites and to
+        the principles, and the latter by principle, or problems solved.
     """
     present = {name: table for name, table in tables.items() if not table.empty}
     parts = []
@@ -137,6 +138,8 @@ def forest_rows(tables: Tables) -> pd.DataFrame:
     if "steerability" in present:
         rows = present["steerability"]
         rows = rows[(rows["baseline"] != "") & (rows["category"] == OVERALL)]
+        opposites = (rows["stance"] == "antithesis") & (rows["principle"] == ALL_PRINCIPLES)
+        of_opposites = rows[opposites].assign(measure="steerability to the opposites")
         rows = rows[rows["stance"] == "principle"]
         names = [
             "steerability" if name == ALL_PRINCIPLES else f"… {label(name)}"
@@ -145,7 +148,8 @@ def forest_rows(tables: Tables) -> pd.DataFrame:
         if rows["principle"].nunique() == 2:  # of one principle it would be the same row again
             keep = [name == "steerability" for name in names]
             rows, names = rows[keep], ["steerability"] * sum(keep)
-        parts.append(rows.rename(columns={"steerability": "difference"}).assign(measure=names))
+        rows = pd.concat([of_opposites, rows.assign(measure=names)])
+        parts.append(rows.rename(columns={"steerability": "difference"}))
     if "accuracy_difference" in present:
         rows = present["accuracy_difference"]
         rows = rows[rows["metric"] != "mean_tokens"]
@@ -170,7 +174,7 @@ def _attempts(metric: str, k: int) -> str:
 def sami_first(names: Sequence[str]) -> list[str]:
     """Return models with SAMI's last one first, then the others in their order."""
     models = list(dict.fromkeys(names))
-    first = [name for name in models if "sami" in name][-1:]
+    first = [name for name in sami_models() if name in models][-1:]
     return [*first, *(name for name in models if name not in first)]
 
 
@@ -264,22 +268,15 @@ def _split(tables: Tables, finding: Finding) -> str:
     )
     if len(rows) < 2:
         return ""
-    estimate = ESTIMATES["steerability"]
-
-    def named(part: pd.DataFrame) -> str:
-        return ", ".join(
-            f"{label(row['principle'])} {estimate.cell(row).value} ({row['n']} questions)"
-            for row in part.to_dict("records")
-        )
-
     up, down = rows[rows["steerability"] > 0], rows[rows["steerability"] < 0][::-1]
     parts = []
     for part, words in ((up, "rises"), (down, "falls")):
         if len(part):
-            parts.append(f"{words} in {len(part)} of {len(rows)} principles: {named(part)}")
+            named = ", ".join(label(name) for name in part["principle"])
+            parts.append(f"{words} in {len(part)} of {len(rows)} principles ({named})")
     if level := len(rows) - len(up) - len(down):
         parts.append(f"is as it was in {level}")
-    return f"The estimate {'; it '.join(parts)}."
+    return f"The estimate {', and '.join(parts)}."
 
 
 def _uneven(tables: Tables) -> Iterator[str]:
@@ -327,7 +324,7 @@ def as_lines(found: Sequence[Card], limits: Sequence[str], most: int) -> list[st
     lines = []
     for card in found:
         first, *others = card.findings
-        said = [_said(first), *(_said(each) for each in others if "sami" not in first.model)]
+        said = [_said(first), *(_said(each) for each in others if first.model not in sami_models())]
         lines.append(f"{card.title}: {'; '.join(said)}")
     room = max(0, most - len(lines))
     shown = limits[: room - 1] if len(limits) > room else limits

@@ -336,17 +336,7 @@ def caveats(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """Return what limits these results, as far as it applies."""
     found = []
     if "degeneration" in tables:
-        rows = tables["degeneration"]
-        rows = rows[(rows["category"] == OVERALL) & (rows["turn"] == BOTH_TURNS)]
-        rows = rows[rows["constitution"] == rows["constitution"].iloc[0]]
-        for column, words in (
-            ("truncated_rate", "cut off at the limit of tokens"),
-            ("degeneration_rate", "mostly repetition"),
-        ):
-            if (rows[column] >= _MANY).any():
-                shares = [f"{100 * row[column]:.0f} % of {row['model']}'s" for row in
-                          rows.to_dict("records")]  # fmt: skip
-                found.append(f"{', '.join(shares)} answers are {words}")
+        found += _spoilt(tables["degeneration"])
     if "controls" in tables:
         rows = tables["controls"]
         rows = rows[(rows["control"] == "repeats_first_answer") & (rows["constitution"] == DESIRED)]
@@ -412,6 +402,26 @@ def caveats(tables: Mapping[str, pd.DataFrame]) -> list[str]:
                 f"since a response was not usable ({', '.join(reasons)})"
             )
     return found
+
+
+def _spoilt(table: pd.DataFrame) -> Iterator[str]:
+    """Say how many answers are cut off or repetition, under each constitution where many are."""
+    rows = table[(table["category"] == OVERALL) & (table["turn"] == BOTH_TURNS)]
+    rows = rows[rows["constitution"] != TRAINED_WORDING]  # the desired one in other words
+    for estimate, words in (
+        (Estimate("truncated_rate", "truncated_ci_low", "truncated_ci_high", digits=0),
+         "cut off at the limit of tokens"),
+        (Estimate("degeneration_rate", digits=0), "mostly repetition"),
+    ):  # fmt: skip
+        parts = []
+        for constitution, asked in rows.groupby("constitution", sort=False):
+            if (asked[estimate.value] >= _MANY).any():
+                shares = [f"{row['model']} {_written(row, estimate, ' %')}" for row in
+                          asked.to_dict("records")]  # fmt: skip
+                under = _asked_under(constitution)
+                parts.append(f"{under[0].lower()}{under[1:]}: {', '.join(shares)}")
+        if parts:
+            yield f"many answers are {words}; {'; '.join(parts)}"
 
 
 def _detectable(rows: pd.DataFrame, judge: str) -> str:

@@ -73,7 +73,8 @@ def write_page(
         figures: by name; likewise.
         answers: what the models wrote, as from ``answers``.
     """
-    differences, colours = headlines.forest_rows(tables), _colours(tables)
+    differences, drawn = headlines.forest_rows(tables), description.drawn
+    colours = _colours(tables, drawn)
     return rendered(
         "report.html",
         figure_scripts(),
@@ -85,7 +86,7 @@ def write_page(
         words_used=[
             (word, meaning) for word, meaning, table in _WORDS if not table or table in tables
         ],
-        forest=None if differences.empty else embedded(bare(draw_outcome(differences))),
+        forest=None if differences.empty else embedded(bare(draw_outcome(differences, drawn))),
         colours=colours,
         csv_of=csv_address,
         sections=contents.SECTIONS,
@@ -140,7 +141,7 @@ def csv_address(table: pd.DataFrame) -> str:
     return "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode()).decode()
 
 
-def _colours(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+def _colours(tables: Mapping[str, pd.DataFrame], drawn: Sequence[str]) -> dict[str, str]:
     """Return the colour of each model, the one that it has in the figures."""
     columns = [
         table[name].astype(str)
@@ -148,7 +149,7 @@ def _colours(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
         for name in ("model", "opponent")
         if name in table
     ]
-    return model_colours(*columns) if columns else {}
+    return model_colours(*columns, models=drawn)
 
 
 def bare(figure: go.Figure) -> dict[str, Any]:

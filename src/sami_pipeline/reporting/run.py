@@ -68,6 +68,8 @@ class RunDescription:
         models: each model's name, role and source.
         nodes: names of the experiment's nodes, in their order.
         records: what is known of the nodes that have run.
+        drawn: all models that figures may show, in the order that gives them their colours; see
+            ``figures.model_colours``.
     """
 
     experiment: str
@@ -77,6 +79,7 @@ class RunDescription:
     models: Sequence[Mapping[str, str]]
     nodes: Sequence[str]
     records: Sequence[NodeRecord]
+    drawn: Sequence[str] = ()
 
     def to_json(self, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         """Return the same for other programs to read."""
@@ -160,12 +163,7 @@ class RunDescription:
         return sum(record.seconds for record in self.records)
 
 
-_METHODS = {
-    "sami": "SAMI: taught to tell which response was written under which constitution",
-    "sft": "supervised finetuning: imitates the responses to the desired constitution",
-    "dpo": "direct preference optimisation: prefers the responses to the desired constitution to "
-    "the others",
-}
+_SAMI = "SAMI: taught to tell which response was written under which constitution"
 
 
 def in_words(description: RunDescription) -> list[tuple[str, str]]:
@@ -181,8 +179,8 @@ def in_words(description: RunDescription) -> list[tuple[str, str]]:
         if name in models["sources"]:
             words = "not trained here"
         else:
-            *_, method = name.split("_")
-            words = _METHODS.get(method, "trained on the same responses, to compare with")
+            samis = name not in known or known[name].is_sami  # such as an earlier iteration's
+            words = _SAMI if samis else known[name].words
             start = known[name].starts_from if name in known else ""
             words += f"; starts from {start or models['student']}"
         if name == models["baseline"]:

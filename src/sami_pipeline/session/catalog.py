@@ -32,7 +32,7 @@ class RunCatalog(DataCatalog):
     """Kedro's catalog, with promises about files that hold for every dataset in it.
 
     * A file that a node saves appears at once and whole, or an earlier one stays as it was.
-    * Beside a run's results it is recorded what each output was made from (its provenance), after
+    * Next to a run's results it is recorded what each output was made from (its provenance), after
       the output is whole. When a run goes on (``--only-missing-outputs``), one that lacks the
       record, or was made from something else, counts as missing; a plan says what and why.
     * What can't be written or read is said in one line with its place and the remedy.

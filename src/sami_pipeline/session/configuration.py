@@ -46,7 +46,11 @@ def read_files(loader: AbstractConfigLoader) -> dict[Path, Any]:
             known = sorted(path.name for path in source.iterdir() if path.is_dir())
             raise InputError(f"{folder}: the environment does not exist; known: {', '.join(known)}")
         for path in sorted(folder.rglob("*")):
-            if path.suffix in (".yml", ".yaml", ".json") and path.is_file():
+            if path.suffix not in (".yml", ".yaml", ".json"):
+                continue
+            if path.is_symlink() and not path.exists():
+                raise InputError(f"{path}: is a link that leads nowhere; correct or remove it")
+            if path.is_file():
                 files[path] = yaml_files.parse(path.read_bytes(), str(path))
     return files
 

@@ -377,7 +377,7 @@ class Estimates:
 
 
 def _size(source: ModelSource | None) -> float | None:
-    """Return how large a model is beside the embedded one, or None where that is not known."""
+    """Return how large a model is against the embedded one, or None where that is not known."""
     if source is None or source.kind != "gguf":
         return None
     path, embedded = PROJECT_FOLDER / source.location, PROJECT_FOLDER / _RAW / FILES[0][2]

@@ -152,7 +152,7 @@ class InputCheckHook:
             raise CommandLineError(self._unreached[name])
         try:
             input_checks.check(pipeline, catalog, only_missing_outputs=missing)
-        except (InputError, DatasetError) as error:
+        except (InputError, DatasetError, OSError) as error:
             raise CommandLineError(input_checks.plain_message(error)) from error
 
 

@@ -102,6 +102,9 @@ def plain_message(error: Exception) -> str:
         root = root.__cause__
     if isinstance(root, InputError):
         return one_line(str(root))
+    if isinstance(error, OSError) and error.filename is not None:
+        place = one_line(str(error.filename))
+        return f"{place}: can't be read ({error.strerror}); correct the path"
     if isinstance(error, DataValidationError):
         reasons = [
             f"{f.column}: {f.check or f.message}" if f.column else str(f.check or f.message)

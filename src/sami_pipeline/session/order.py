@@ -8,6 +8,7 @@ order, experiments one after another.
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ from kedro.pipeline import Pipeline
 from kedro.runner import SequentialRunner
 
 from sami_pipeline.experiments.registry import experiments
-from sami_pipeline.training.baselines.registry import baselines
+from sami_pipeline.training.baselines.registry import sami_models
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -54,8 +55,7 @@ def in_order(pipeline: Pipeline) -> list[Node]:
 
 def _goals() -> list[str]:
     """Return patterns of the names of the nodes that a reader waits for, those first first."""
-    models = ["sami", *(name for name, each in baselines().items() if each.is_sami)]
-    return [_WRITTEN, *(goal.format(model) for model in models for goal in _SHOWN)]
+    return [_WRITTEN, *(goal.format(model) for model in sami_models() for goal in _SHOWN)]
 
 
 def _experiment(node: Node, known: Iterable[str]) -> int:
@@ -97,4 +97,12 @@ class OrderedRunner(SequentialRunner):
         hook_manager: PluginManager | None = None,
         run_id: str | None = None,
     ) -> None:
-        super()._run(OrderedPipeline(pipeline.nodes), catalog, hook_manager, run_id)
+        frozen = gc.get_freeze_count()
+        # What is imported stays. Each collection would look through all of it, and there is one
+        # whenever a model is given back.
+        gc.freeze()
+        try:
+            super()._run(OrderedPipeline(pipeline.nodes), catalog, hook_manager, run_id)
+        finally:
+            if not frozen:
+                gc.unfreeze()

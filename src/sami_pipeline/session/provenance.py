@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sami_pipeline import PROJECT_FOLDER, code_versions, engines
+from sami_pipeline import PROJECT_FOLDER, code_versions, engines, files
 from sami_pipeline.code_versions import CodeVersion, listed
 from sami_pipeline.datasets import WorkingFolder
 from sami_pipeline.engines import EngineParameters
@@ -306,8 +306,8 @@ def _of(parameter: Any) -> str:
 
     Other weights under the name of the old ones, or another file of problems, are another input.
     """
-    files = sorted({file for text in _strings(parameter) for file in _named_files(text)})
-    return _digest([parameter, files] if files else parameter)
+    named = sorted({file for text in _strings(parameter) for file in _named_files(text)})
+    return _digest([parameter, named] if named else parameter)
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -328,7 +328,7 @@ def _named_files(text: str) -> Iterator[tuple[str, int, str]]:
     if "/" not in path or "://" in path or not path.isprintable():
         return
     places = [path.replace("{split}", split) for split in ("train", "test")]
-    for place in {PROJECT_FOLDER / Path(each).expanduser() for each in places}:
+    for place in {PROJECT_FOLDER / files.from_home(each) for each in places}:
         try:
             below = place.rglob("*") if place.is_dir() else [place]
         except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ def attempt_as(
 
 
 def draw_accuracy(
-    accuracy: pd.DataFrame, parameters: AccuracyParameters
+    accuracy: pd.DataFrame, parameters: AccuracyParameters, models: Sequence[str] = ()
 ) -> tuple[go.Figure, go.Figure]:
-    """Return accuracy by model, and accuracy by number of attempts."""
-    published = parameters.published
-    return figures.accuracy(accuracy, published), figures.accuracy_by_attempts(accuracy, published)
+    """Return accuracy by model, and by number of attempts; for models see `model_colours`."""
+    shown = (accuracy, parameters.published, models)
+    return figures.accuracy(*shown), figures.accuracy_by_attempts(*shown)

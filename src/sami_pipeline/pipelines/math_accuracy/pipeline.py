@@ -5,7 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import ExperimentParameters
-from sami_pipeline.pipelines import combined, for_each_model, result_nodes
+from sami_pipeline.pipelines import bind, combined, for_each_model, result_nodes
 from sami_pipeline.pipelines.math_accuracy import nodes
 from sami_pipeline.result_tables.registry import ATTEMPTED
 
@@ -30,7 +30,7 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
             combined(replicates, "attempts"),
             *result_nodes(ATTEMPTED, experiment),
             Node(
-                nodes.draw_accuracy,
+                bind(nodes.draw_accuracy, models=experiment.drawn_models()),
                 inputs=["accuracy", "params:accuracy"],
                 outputs=["figure_accuracy", "figure_attempts"],
                 name="draw_accuracy",

@@ -15,7 +15,7 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
     """Return the pipeline that evaluates every model under test on MT-Bench."""
     replicates, files = experiment.replicates_under_test(), experiment.models.answer_files
     checkpoints = {name: of for name, of in replicates.items() if name not in files}
-    checklist_alone = not experiment.judge.is_model
+    checklist_alone, drawn = not experiment.judge.is_model, experiment.drawn_models()
     return Pipeline(
         [
             *for_each_model(
@@ -86,25 +86,25 @@ def create_pipeline(experiment: JudgedParameters) -> Pipeline:
             *([] if checklist_alone else _judging(experiment.judge)),
             *result_nodes(JUDGED, experiment),
             Node(
-                drawing.draw_win_rates,
+                bind(drawing.draw_win_rates, models=drawn),
                 inputs="win_rates",
                 outputs=["figure_win_rates", "figure_win_rates_html"],
                 name="draw_win_rates",
             ),
             Node(
-                drawing.draw_compliance,
+                bind(drawing.draw_compliance, models=drawn),
                 inputs="compliance",
                 outputs="figure_compliance",
                 name="draw_compliance",
             ),
             Node(
-                drawing.draw_questions,
+                bind(drawing.draw_questions, models=drawn),
                 inputs="verdicts",
                 outputs="figure_questions",
                 name="draw_questions",
             ),
             Node(
-                drawing.draw_lengths,
+                bind(drawing.draw_lengths, models=drawn),
                 inputs="degeneration",
                 outputs="figure_lengths",
                 name="draw_lengths",

@@ -52,6 +52,7 @@ def write_report(
         models=describe_models(parameters, checkpoints),
         nodes=nodes,
         records=RunRecord(node_records).read_all(nodes),
+        drawn=parameters.drawn_models(),
     )
     answers = subject.browser(
         tables, parameters.models.baseline, parameters.report.questions_per_category

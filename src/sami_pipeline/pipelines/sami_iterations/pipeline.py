@@ -6,6 +6,7 @@ from kedro.pipeline import Pipeline
 
 from sami_pipeline.parameters import ExperimentParameters
 from sami_pipeline.pipelines import folded, sami_generation, sami_training
+from sami_pipeline.training.baselines.registry import SAMI
 
 _SHARED_INPUTS = {"queries", "problems", "principles", "training_prompt", "completions"}
 _SHARED_PARAMETERS = {"constitutions", "generation", "training", "iterations"}
@@ -38,9 +39,9 @@ def _iteration(experiment: ExperimentParameters, number: int, is_last: bool) -> 
     teacher = experiment.models.teacher if first else None
     generation = sami_generation.create_pipeline(number, teacher=teacher)
     # Replicates are of the last iteration alone: all are trained on the same responses.
-    names = ["sami"]
+    names = [SAMI]
     if is_last:
-        names = experiment.replicates("sami") if "sami" in experiment.trained_models() else []
+        names = experiment.replicates(SAMI) if SAMI in experiment.trained_models() else []
     training = sum(
         (
             sami_training.create_pipeline(number, name, further)

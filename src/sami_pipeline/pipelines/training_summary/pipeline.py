@@ -5,7 +5,7 @@ from __future__ import annotations
 from kedro.pipeline import Node, Pipeline
 
 from sami_pipeline.parameters import ExperimentParameters
-from sami_pipeline.pipelines import combined
+from sami_pipeline.pipelines import bind, combined
 from sami_pipeline.pipelines.training_summary.nodes import draw_learning_curve
 
 
@@ -20,7 +20,7 @@ def create_pipeline(experiment: ExperimentParameters) -> Pipeline:
         [
             *(combined(replicates, table) for table in ("history", "held_out")),
             Node(
-                draw_learning_curve,
+                bind(draw_learning_curve, models=experiment.drawn_models()),
                 inputs="history",
                 outputs="figure_learning_curve",
                 name="draw_learning_curve",

@@ -153,5 +153,7 @@ DPO = Baseline(
     passes=4,  # the reference once more
     step_memory="sami_pipeline.training.baselines.dpo:step_memory",
     follows_lora=True,
+    words="direct preference optimisation: prefers the responses to the desired constitution to "
+    "the others",
 )
 DPO_AFTER_SFT = replace(DPO, name="sft_dpo", group="dpo", starts_from="sft")

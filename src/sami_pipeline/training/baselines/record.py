@@ -44,6 +44,7 @@ class Baseline:
             and the settings; a dry run then reads no ``rows``. "" computes rows.
         follows_lora: whether it trains adapters where ``training.sami.lora`` says so; else it is
             refused there, since it would be compared with a model that trained all its weights.
+        words: what its method does, for readers of a report who see its name only.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Baseline:
     step_memory: str = "sami_pipeline.training.baselines.trl_training:step_memory"
     grids: str = ""
     follows_lora: bool = False
+    words: str = "trained on the same responses, to compare with"
 
     @property
     def settings_group(self) -> str:

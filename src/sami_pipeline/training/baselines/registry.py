@@ -5,6 +5,9 @@ from __future__ import annotations
 from sami_pipeline.training.baselines import dpo, sft
 from sami_pipeline.training.baselines.record import Baseline
 
+SAMI = "sami"
+"""The model that SAMI makes of the student."""
+
 _BASELINES: dict[str, Baseline] = {
     baseline.name: baseline
     for baseline in (
@@ -22,7 +25,7 @@ def register(baseline: Baseline) -> None:
     Raises:
         ValueError: another model has its name, or it goes on with one that is unknown.
     """
-    if baseline.name in (*_BASELINES, "sami"):
+    if baseline.name in (*_BASELINES, SAMI):
         raise ValueError(f"a model is called {baseline.name!r} already")
     if baseline.starts_from not in ("", *_BASELINES):
         raise ValueError(f"{baseline.name}: starts_from: {baseline.starts_from!r} is no baseline")
@@ -36,4 +39,9 @@ def baselines() -> dict[str, Baseline]:
 
 def trained_models() -> tuple[str, ...]:
     """Return the names of all models that are trained here, SAMI's first."""
-    return ("sami", *_BASELINES)
+    return (SAMI, *_BASELINES)
+
+
+def sami_models() -> tuple[str, ...]:
+    """Return the names of the models that SAMI itself trains: of the student, then the others."""
+    return (SAMI, *(name for name, baseline in _BASELINES.items() if baseline.is_sami))

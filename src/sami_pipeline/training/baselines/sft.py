@@ -89,4 +89,5 @@ SFT = Baseline(
     settings=SftParameters,
     choose="sami_pipeline.training.baseline_responses:to_imitate",
     follows_lora=True,
+    words="supervised finetuning: imitates the responses to the desired constitution",
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from sami_pipeline import PROJECT_FOLDER
+from sami_pipeline import PROJECT_FOLDER, files
 from sami_pipeline.engines import CompletionStore, complete, generate, open_model
 from sami_pipeline.evaluation import mt_bench, mt_bench_answers
 from sami_pipeline.evaluation.statistics import DESIRED
@@ -86,7 +86,7 @@ def read_answers_of(
     tokenizer = student.load_tokenizer()
     return answer_files.answers_from_file(
         model,
-        PROJECT_FOLDER / Path(models.answer_files[model]).expanduser(),
+        PROJECT_FOLDER / files.from_home(models.answer_files[model]),
         mt_bench.asked_questions(questions, parameters),
         constitutions,
         without_constitution=parameters.without_constitution,
