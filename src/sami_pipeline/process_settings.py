@@ -18,9 +18,8 @@ from pathlib import Path
 # malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_INT = 2**31 - 1
-# Blocks above are given back when freed, so that stages whose blocks differ in size do not add up;
-# older versions of glibc take no more either.
-_MMAP_THRESHOLD = 2**25
+# Older versions of glibc refuse more than 32 MiB.
+_MMAP_THRESHOLDS = (2**30, 2**25)
 _OWN_THREADS = "SAMI_PIPELINE_SET_OMP_NUM_THREADS"
 
 
@@ -65,7 +64,7 @@ def keep_freed_memory(environment: MutableMapping[str, str]) -> bool:
     except (OSError, AttributeError):
         return False
     kept = mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
-    return bool(kept) and bool(mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD))
+    return bool(kept) and any(mallopt(_M_MMAP_THRESHOLD, size) for size in _MMAP_THRESHOLDS)
 
 
 def give_back_freed_memory() -> None:
