@@ -196,7 +196,7 @@ def test_workers_share_held_out_grids_and_all_get_all_rows(team, grids):
 
 def test_a_gradient_that_is_not_finite_stops_all_workers(team, grids):
     with pytest.raises(AssertionError, match="FloatingPointError: step 1: the gradient norm is"):
-        team.run(2, tasks.train, grids, config(learning_rate=1e-3, kl_beta=1e38))
+        team.run(2, tasks.train, grids, config(learning_rate=1e-3, nll_weight=1e38))
 
 
 @pytest.mark.parametrize(

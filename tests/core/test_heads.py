@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sami_pipeline.core import heads
-from sami_pipeline.core.heads import token_kl, token_logprobs
+from sami_pipeline.core.heads import token_kl, token_logprobs, token_logprobs_and_kl
 
 TOKENS, WIDTH, VOCABULARY = 11, 8, 23
 
@@ -313,6 +313,45 @@ def test_kl_from_itself_is_zero_and_so_is_its_gradient():
     assert kl.abs().max() < 1e-6
     for gradient in torch.autograd.grad(kl.sum(), (hidden, weight, bias)):
         assert gradient.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("chunk_tokens", [None, 1, 4])
+@pytest.mark.parametrize(("softcap", "scale"), [(None, 1.0), (2.0, 0.25)])
+def test_both_at_once_are_what_each_is_alone_and_so_are_their_gradients(
+    chunk_tokens, softcap, scale
+):
+    hidden, weight, bias, targets = make_inputs(torch.float64)
+    options = {"bias": bias, "softcap": softcap, "scale": scale, "chunk_tokens": chunk_tokens}
+    other = {"reference_bias": bias.detach().roll(1)}
+    reference = (hidden.detach().roll(1, 0), weight.detach().roll(1, 0))
+
+    def derived(logprobs: Tensor | None, kl: Tensor | None) -> list[Tensor]:
+        loss = 0.0 if logprobs is None else (uneven_weights() * logprobs).sum()
+        loss = loss + (0.0 if kl is None else (uneven_weights().flip(0) * kl).sum())
+        return [part for part in (logprobs, kl) if part is not None] + list(
+            torch.autograd.grad(loss, (hidden, weight, bias))
+        )
+
+    logprobs, *of_logprobs = derived(token_logprobs(hidden, weight, targets, **options), None)
+    kl, *of_kl = derived(None, token_kl(hidden, weight, *reference, **options, **other))
+    both = token_logprobs_and_kl(hidden, weight, targets, *reference, **options, **other)
+    expected = [logprobs, kl, *(a + b for a, b in zip(of_logprobs, of_kl, strict=True))]
+    for actual, value in zip(derived(*both), expected, strict=True):
+        torch.testing.assert_close(actual, value, rtol=1e-10, atol=1e-12)
+
+
+def test_the_reference_costs_one_product_more_forward_and_none_backward(monkeypatch):
+    hidden, weight, _, targets = make_inputs()
+    reference = (hidden.detach().roll(1, 0), weight.detach().roll(1, 0))
+    products = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(
+        torch.nn.functional, "linear",
+        lambda rows, *rest: products.append(len(rows)) or linear(rows, *rest),
+    )  # fmt: skip
+    logprobs, kl = token_logprobs_and_kl(hidden, weight, targets, *reference)
+    (logprobs.sum() + kl.sum()).backward()
+    assert products == [TOKENS] * 2
 
 
 def test_kl_keeps_no_logits():

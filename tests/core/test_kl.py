@@ -138,21 +138,27 @@ def test_the_context_of_the_reference_holds_while_it_computes_and_no_longer(
 # --- In training ---
 
 
+@pytest.mark.parametrize("nll_weight", [0.0, 0.3])
 @pytest.mark.parametrize("memory", ["single_pass", "two_pass"])
-def test_the_gradient_is_that_of_the_loss_and_the_mean_kl(memory, tiny_model, random_grid):
+def test_the_gradient_is_that_of_the_loss_the_mean_kl_and_the_own_responses_nll(
+    nll_weight, memory, tiny_model, random_grid
+):
     model, other = tiny_model("llama", torch.float64), tiny_model("llama", torch.float64, seed=1)
     batch = [random_grid(0, 2), random_grid(1, 3)]
-    losses, divergences = [], []
+    losses, divergences, total = [], [], 0
     for grid in batch:
-        losses.append(sami_loss(grid_logprobs(model, grid).means))
+        means = grid_logprobs(model, grid).means
+        losses.append(sami_loss(means))
         divergences.append(kl_of_cells(model, other, grid).mean())
-    total = sum(loss + 0.5 * kl for loss, kl in zip(losses, divergences, strict=True)) / 2
+        own = sum(means[i, i] for i in range(len(means))) / len(means)
+        total = total + (losses[-1] + 0.5 * divergences[-1] - nll_weight * own) / 2
     expected = gradients(model, total)
     model.zero_grad(set_to_none=True)
-    metrics = accumulate_gradients(model, batch, config(memory=memory), Reference(other))
+    chosen = config(memory=memory, nll_weight=nll_weight)
+    metrics = accumulate_gradients(model, batch, chosen, Reference(other))
     actual = {name: p.grad for name, p in model.named_parameters()}
     assert_close(actual, expected, 1e-9)
-    # The loss is reported without the KL term.
+    # The loss is reported without the other terms.
     assert metrics["loss"] == pytest.approx(sum(loss.item() for loss in losses) / 2)
     assert metrics["kl"] == pytest.approx(sum(kl.item() for kl in divergences) / 2)
 
@@ -228,11 +234,25 @@ def test_without_adapters_the_reference_is_a_copy_that_training_leaves_alone(
         assert reference is None
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "bfloat16_remainder"])
-def test_before_the_first_step_the_model_is_its_own_reference(weights, tiny_model, random_grid):
+@pytest.mark.parametrize(
+    ("weights", "family"),
+    [
+        *(("float32", family) for family in ("llama", "gpt2", "gemma3_text", "mixtral")),
+        ("bfloat16", "llama"),
+        ("bfloat16_remainder", "llama"),
+    ],
+)
+def test_before_the_first_step_the_model_is_its_own_reference(
+    weights, family, tiny_model, random_grid
+):
     grids = [random_grid(9, 2, prompt_lengths=(90, 100))]
     chosen = config(weights=weights, compute_dtype="bfloat16", max_steps=1)
-    history = train_sami(tiny_model("llama"), None, grids, chosen, progress=False).history
+    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    model = tiny_model(family, **(no_dropout if family == "gpt2" else {}))
+    with torch.no_grad():  # half-way between two numbers of bf16, where roundings differ
+        for parameter in model.parameters():
+            parameter.copy_(((parameter.view(torch.int32) & ~0xFFFF) | 0x8000).view(torch.float32))
+    history = train_sami(model, None, grids, chosen, progress=False).history
     assert history["kl"][0] == pytest.approx(0, abs=1e-6)
 
 

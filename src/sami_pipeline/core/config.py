@@ -91,6 +91,9 @@ class SamiTrainingConfig(_Parameters):
         length_normalise: take the loss on mean log-probabilities per response token.
         train_on_eos: learn the end-of-sequence token of responses that ended by themselves.
         kl_beta: weight of the KL divergence to the initial model, over response tokens.
+        nll_weight: weight of the negative log-likelihood of each constitution's own response, in
+            nats a token, which keeps the model at text as the teacher writes it; the term that
+            arXiv 2404.19733 adds to DPO (equation 1).
         weights: "float32" keeps fp32 weights and computes under autocast to ``compute_dtype``;
             "bfloat16_remainder" keeps bf16 weights and the 16 bits that they lack next to them, so
             that the optimiser updates exact fp32 weights in 2 bytes less a weight; "bfloat16" is
@@ -132,6 +135,7 @@ class SamiTrainingConfig(_Parameters):
     length_normalise: bool = True
     train_on_eos: bool = True
     kl_beta: NonNegativeFloat = 0.0
+    nll_weight: NonNegativeFloat = 0.0
     weights: Literal["float32", "bfloat16_remainder", "bfloat16"] = "float32"
     optimiser_state: Literal["float32", "bfloat16"] = "float32"
     memory: Literal["single_pass", "two_pass"] = "single_pass"

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -54,6 +53,7 @@ def token_logprobs(
             ``torch.nn.functional.linear_cross_entropy`` (torch ≥ 2.13); "liger" needs a GPU and
             the package liger-kernel. "auto" takes torch's on a GPU where it can, else
             "chunked": on a CPU torch's was 15 times slower (2.13, 400 tokens, 49,152 words).
+            With a KL term it is "chunked" everywhere, which alone takes both from one product.
         chunk_tokens: tokens whose logits are computed at once by "chunked"; None keeps all
             logits if they are small, and else takes 1024.
 
@@ -81,12 +81,49 @@ def token_logprobs(
         if scale != 1.0:
             raise ValueError("head: 'liger' takes no scale; choose 'chunked'")
         return -_liger_cross_entropy(hidden, weight, targets, bias, softcap)
-    if chunk_tokens is None:
-        kept = len(targets) * weight.shape[0] * weight.element_size() <= KEPT_LOGITS_BYTES
-        chunk_tokens = CHUNK_TOKENS
-    else:
-        kept = False
-    return _ChunkedLogprobs.apply(hidden, weight, bias, targets, softcap, scale, chunk_tokens, kept)
+    logprobs, _ = _chunked(
+        (hidden, weight, bias), targets, (None, None, None), softcap, scale, chunk_tokens
+    )
+    return logprobs
+
+
+def token_logprobs_and_kl(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    reference_hidden: Tensor,
+    reference_weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    reference_bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    chunk_tokens: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return ``token_logprobs`` and ``token_kl`` from the same logits.
+
+    Both together take the policy's product with the output embedding once instead of three
+    times, forward and backward.
+
+    Args:
+        hidden: (N, H) the policy's final hidden states.
+        weight: (V, H) the policy's output embedding.
+        targets: (N,) int64 token ids.
+        reference_hidden: (N, H') those of the reference; nothing flows back into it.
+        reference_weight: (V, H').
+        bias: (V,) or None.
+        reference_bias: (V,) or None.
+        softcap: see ``token_logprobs``; the same for both models.
+        scale: see ``token_logprobs``; the same for both models.
+        chunk_tokens: see ``token_logprobs``.
+
+    Returns:
+        Twice (N,) fp32 (or fp64), nats; the second is not negative but for rounding.
+    """
+    policy = _in_matmul_dtype(hidden, weight, bias)
+    with torch.no_grad():
+        reference = _in_matmul_dtype(reference_hidden, reference_weight, reference_bias)
+    return _chunked(policy, targets, reference, softcap, scale, chunk_tokens)
 
 
 def token_kl(
@@ -99,7 +136,7 @@ def token_kl(
     reference_bias: Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
-    chunk_tokens: int = 256,
+    chunk_tokens: int | None = None,
 ) -> Tensor:
     """Return KL(policy ‖ reference) over the vocabulary for each token, in nats.
 
@@ -112,29 +149,17 @@ def token_kl(
         reference_bias: (V,) or None.
         softcap: see ``token_logprobs``; the same for both.
         scale: see ``token_logprobs``; the same for both.
-        chunk_tokens: tokens whose logits are held at once; they are computed again in the
-            backward pass.
+        chunk_tokens: see ``token_logprobs``.
 
     Returns:
         (N,) fp32 (or fp64), not negative but for rounding.
     """
-    policy = _in_matmul_dtype(hidden, weight, bias)
-    reference = _in_matmul_dtype(
-        reference_hidden.detach(),
-        reference_weight.detach(),
-        None if reference_bias is None else reference_bias.detach(),
-    )
-
-    def chunk_kl(policy_hidden: Tensor, reference_hidden: Tensor) -> Tensor:
-        logp = _logits(policy_hidden, *policy[1:], softcap, scale).log_softmax(-1)
-        with torch.no_grad():
-            logq = _logits(reference_hidden, *reference[1:], softcap, scale).log_softmax(-1)
-        return (logp.exp() * (logp - logq)).sum(-1)
-
-    chunks = zip(policy[0].split(chunk_tokens), reference[0].split(chunk_tokens), strict=True)
-    return torch.cat(
-        [torch.utils.checkpoint.checkpoint(chunk_kl, p, r, use_reentrant=False) for p, r in chunks]
-    )
+    nobodys = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+    return token_logprobs_and_kl(
+        hidden, weight, nobodys, reference_hidden, reference_weight,
+        bias=bias, reference_bias=reference_bias, softcap=softcap, scale=scale,
+        chunk_tokens=chunk_tokens,
+    )[1]  # fmt: skip
 
 
 def _in_matmul_dtype(
@@ -200,8 +225,29 @@ def _liger_cross_entropy(
     return loss(weight, hidden, targets, bias)
 
 
-class _ChunkedLogprobs(torch.autograd.Function):
-    """Log-probabilities of targets whose backward pass needs the logits once, in matmul dtype."""
+def _chunked(
+    policy: tuple[Tensor, Tensor, Tensor | None],
+    targets: Tensor,
+    reference: tuple[Tensor, Tensor, Tensor | None] | tuple[None, None, None],
+    softcap: float | None,
+    scale: float,
+    chunk_tokens: int | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return log-probabilities and, with a reference, the KL from it; (N,) each."""
+    weights = [weight for weight in (policy[1], reference[1]) if weight is not None]
+    row_bytes = sum(weight.shape[0] * weight.element_size() for weight in weights)
+    keep = chunk_tokens is None and len(targets) * row_bytes <= KEPT_LOGITS_BYTES
+    settings = (softcap, scale, chunk_tokens or CHUNK_TOKENS, keep)
+    return _ChunkedHead.apply(*policy, targets, *reference, *settings)
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """Log-probabilities of targets, and the KL from a reference, chunk by chunk.
+
+    The backward pass needs the logits once, in the dtype of the matrix product: kept, or computed
+    again. With p = softmax(logits) and q that of the reference,
+    ``d log p[target] / d logits = onehot − p`` and ``d KL / d logits = p (log p − log q − KL)``.
+    """
 
     @staticmethod
     def forward(
@@ -210,48 +256,82 @@ class _ChunkedLogprobs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
+        reference_hidden: Tensor | None,
+        reference_weight: Tensor | None,
+        reference_bias: Tensor | None,
         softcap: float | None,
         scale: float,
         chunk_tokens: int,
         keep_logits: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(len(targets), dtype=dtype, device=hidden.device)
         normalisers = torch.empty_like(logprobs)
+        has_reference = reference_weight is not None
+        divergences = torch.empty_like(logprobs) if has_reference else None
+        reference_normalisers = torch.empty_like(logprobs) if has_reference else None
         kept = []
         for start in range(0, len(targets), chunk_tokens):
-            products = F.linear(hidden[start : start + chunk_tokens], weight, bias)
-            if keep_logits:
-                kept.append(products)
+            part = slice(start, start + chunk_tokens)
+            products = F.linear(hidden[part], weight, bias)
+            kept += [products] if keep_logits else []
+            if has_reference:
+                others = F.linear(reference_hidden[part], reference_weight, reference_bias)
+                kept += [others] if keep_logits else []
             for rows, chosen in _row_blocks(start, products):
                 logits = _adjusted(products[rows], softcap, scale)
                 normalisers[chosen] = logits.logsumexp(-1)
                 picked = logits.gather(1, targets[chosen, None])[:, 0]
                 logprobs[chosen] = picked - normalisers[chosen]
-        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, *kept)
+                if has_reference:
+                    logq = _adjusted(others[rows], softcap, scale)
+                    reference_normalisers[chosen] = logq.logsumexp(-1)
+                    logq = logq - reference_normalisers[chosen, None]
+                    logp = logits - normalisers[chosen, None]
+                    divergences[chosen] = logp.exp().mul_(logp - logq).sum(-1)
+        ctx.save_for_backward(
+            hidden, weight, bias, targets, reference_hidden, reference_weight, reference_bias,
+            normalisers, reference_normalisers, divergences, *kept,
+        )  # fmt: skip
         ctx.settings = (softcap, scale, chunk_tokens)
-        return logprobs
+        return logprobs, divergences
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, normalisers, *kept = ctx.saved_tensors
+    def backward(
+        ctx: Any, of_logprobs: Tensor | None, of_kl: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, *reference = ctx.saved_tensors[:7]
+        normalisers, reference_normalisers, divergences, *kept = ctx.saved_tensors[7:]
         softcap, scale, chunk_tokens = ctx.settings
+        if of_logprobs is None:
+            of_logprobs = torch.zeros_like(normalisers)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         # A sum over chunks in 16 bits would round away what later chunks add.
         sums = torch.promote_types(weight.dtype, torch.float32)
         d_weight = torch.zeros_like(weight, dtype=sums) if wants_weight else None
         d_bias = torch.zeros_like(bias, dtype=sums) if wants_bias else None
-        for number, start in enumerate(range(0, len(targets), chunk_tokens)):
+        has_reference = divergences is not None
+        for start in range(0, len(targets), chunk_tokens):
             part = slice(start, start + chunk_tokens)
-            products = kept[number] if kept else F.linear(hidden[part], weight, bias)
+            products = kept.pop(0) if kept else F.linear(hidden[part], weight, bias)
+            if has_reference:
+                others = kept.pop(0) if kept else F.linear(reference[0][part], *reference[1:])
             d_products = torch.empty_like(products)
             for rows, chosen in _row_blocks(start, products):
                 logits = _adjusted(products[rows], softcap, scale)
-                # d log p[target] / d logits = onehot − softmax
-                slope = (logits - normalisers[chosen, None]).exp_().mul_(-gradient[chosen, None])
-                slope.scatter_add_(1, targets[chosen, None], gradient[chosen, None])
+                logp = logits - normalisers[chosen, None]
+                slope = logp.exp()
+                if of_kl is None:
+                    slope *= -of_logprobs[chosen, None]
+                else:
+                    logq = _adjusted(others[rows], softcap, scale)
+                    logq = logq - reference_normalisers[chosen, None]
+                    by_kl = logp.sub_(logq).sub_(divergences[chosen, None])
+                    slope *= by_kl.mul_(of_kl[chosen, None]).sub_(of_logprobs[chosen, None])
+                slope.scatter_add_(1, targets[chosen, None], of_logprobs[chosen, None])
                 if softcap is not None:
                     slope *= 1 - (logits / softcap) ** 2
                 d_products[rows] = slope if scale == 1.0 else slope * scale
@@ -265,7 +345,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
-            *(None,) * 5,
+            *(None,) * 8,
         )
 
 

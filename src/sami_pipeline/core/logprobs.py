@@ -142,16 +142,15 @@ def batched_grid_logprobs(
 
     def compute() -> tuple[Tensor, Tensor | None]:
         outputs = response_outputs(policy, tokens, traits.mask_form, traits.logits)
-        logprobs = outputs.logprobs(tokens.target_ids, head, chunk_tokens)
         if reference is None:
-            return logprobs, None
+            return outputs.logprobs(tokens.target_ids, head, chunk_tokens), None
         kept = computing_model(reference.model)
         known = traits_of(kept)
         with torch.no_grad(), reference.context():
             initial = computed_inside_forward(
                 kept, lambda: response_outputs(kept, tokens, known.mask_form, known.logits)
             )
-        return logprobs, outputs.kl(initial)
+        return outputs.logprobs_and_kl(tokens.target_ids, initial, head, chunk_tokens)
 
     # The head is read without its layer, which in a model in shards FSDP would not notice.
     logprobs, kl = computed_inside_forward(policy, compute)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sami_pipeline.core.distributed import is_sharded
-from sami_pipeline.core.heads import Head, token_kl, token_logprobs
+from sami_pipeline.core.heads import Head, token_kl, token_logprobs, token_logprobs_and_kl
 from sami_pipeline.core.packing import PackedTokens
 from sami_pipeline.core.tree_attention import TokenTree, use_tree_attention
 
@@ -74,21 +74,28 @@ class ResponseOutputs:
             chunk_tokens=chunk_tokens,
         )
 
-    def kl(self, reference: ResponseOutputs) -> Tensor:
-        """(N,) KL divergence from the reference in nats."""
+    def logprobs_and_kl(
+        self,
+        targets: Tensor,
+        reference: ResponseOutputs,
+        head: Head,
+        chunk_tokens: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Twice (N,): log-probabilities of the targets, KL divergence from the reference; nats."""
         if self.weight is None or reference.weight is None or self.form != reference.form:
             logp, logq = (outputs.logits().log_softmax(-1) for outputs in (self, reference))
-            return (logp.exp() * (logp - logq)).sum(-1)
-        return token_kl(
-            self.hidden,
-            self.weight,
-            reference.hidden,
-            reference.weight,
-            bias=self.bias,
-            reference_bias=reference.bias,
-            softcap=self.form.softcap,
-            scale=self.form.scale,
-        )
+            kl = (logp.exp() * (logp - logq)).sum(-1)
+            return self.logprobs(targets, head, chunk_tokens), kl
+        models = {"bias": self.bias, "reference_bias": reference.bias}
+        form = {"softcap": self.form.softcap, "scale": self.form.scale}
+        heads = (reference.hidden, reference.weight)
+        if head in ("auto", "chunked"):
+            return token_logprobs_and_kl(
+                self.hidden, self.weight, targets, *heads, chunk_tokens=chunk_tokens,
+                **models, **form,
+            )  # fmt: skip
+        kl = token_kl(self.hidden, self.weight, *heads, **models, **form)
+        return self.logprobs(targets, head, chunk_tokens), kl
 
     def logits(self) -> Tensor:
         """(N, V) logits in fp32 (or fp64)."""

@@ -60,7 +60,7 @@ from sami_pipeline.core.objective import (
     sami_loss,
     sami_loss_gradient,
 )
-from sami_pipeline.core.optimisers import build_optimiser, sample_weights
+from sami_pipeline.core.optimisers import build_optimiser, sample_weights, split_float32
 from sami_pipeline.core.packing import packed_length
 from sami_pipeline.core.probe import agree_on_layout, take_over_traits
 from sami_pipeline.core.state import StateWriter, fingerprint, load_latest_state, save_state
@@ -184,7 +184,7 @@ def train_sami(
         The model and its history: ``step, loss, row_accuracy, column_accuracy, mi_lower_bound,
         kl, response_tokens, gradient_norm, learning_rate, weights_moved, tokens_per_second,
         peak_memory_bytes``. Loss, bound and KL are means over the batch's grids in nats, before
-        the step, the loss without the KL term; ``kl`` is 0 when ``config.kl_beta`` is 0.
+        the step, the loss without the terms of KL and NLL; without ``config.kl_beta`` ``kl`` is 0.
         ``tokens_per_second`` counts the token positions that the model computes;
         ``weights_moved`` is the share of a fixed sample of weights that the step changed;
         ``peak_memory_bytes`` is that of the worker with the highest.
@@ -206,15 +206,17 @@ def train_sami(
 
 @dataclass(frozen=True)
 class SamiObjective(Objective):
-    """``sami_loss + kl_beta · (mean of the KL over a grid's cells)``.
+    """``sami_loss + kl_beta · (mean KL of a grid's cells) + nll_weight · (own responses' NLL)``.
 
     Attributes:
         length_normalise: see ``SamiTrainingConfig``.
         kl_beta: see ``SamiTrainingConfig``; used where log-probabilities come with a KL.
+        nll_weight: see ``SamiTrainingConfig``.
     """
 
     length_normalise: bool
     kl_beta: float
+    nll_weight: float
 
     name: ClassVar[str] = "SAMI"
     metrics: ClassVar[tuple[str, ...]] = METRICS
@@ -223,7 +225,7 @@ class SamiObjective(Objective):
     @classmethod
     def of(cls, config: SamiTrainingConfig) -> Self:
         """Return the objective that a configuration asks for."""
-        return cls(config.length_normalise, config.kl_beta)
+        return cls(config.length_normalise, config.kl_beta, config.nll_weight)
 
     def check(self, grids: Sequence[Grid]) -> None:
         """Refuse grids that are not square; see ``Objective``."""
@@ -236,8 +238,12 @@ class SamiObjective(Objective):
 
     def loss(self, grid: Grid, result: GridLogprobs) -> Tensor:
         """Return the loss of a grid; see ``Objective``."""
-        kl = 0.0 if result.kl is None else self.kl_beta * result.kl.mean()
-        return sami_loss(result.normalised(self.length_normalise)) + kl
+        loss = sami_loss(result.normalised(self.length_normalise))
+        if result.kl is not None:
+            loss = loss + self.kl_beta * result.kl.mean()
+        if self.nll_weight:
+            loss = loss - self.nll_weight * result.means.diagonal().mean()
+        return loss
 
     def measure(self, grid: Grid, result: GridLogprobs) -> Tensor:
         """Return the ``METRICS`` of a grid; see ``Objective``."""
@@ -439,8 +445,17 @@ def _made_ready(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[
             cast_weights((p for p in full if not p.requires_grad), torch.bfloat16)
     elif config.kl_beta:
         initial = copy.deepcopy(model).requires_grad_(False).eval()
-        if config.weights != "float32":  # it computes as the model does, so that KL begins at 0
+        # It computes as the model does, so that KL begins at 0.
+        if config.weights == "bfloat16_remainder":  # halves up, where casting rounds them to even
+            for parameter in initial.parameters():
+                parameter.data = split_float32(parameter.detach().float())[0]
+        elif config.weights == "bfloat16":
             cast_weights(initial.parameters(), torch.bfloat16)
+        elif config.compute_dtype == "bfloat16" and current_workers().count == 1:
+            # Autocast would round these at every product. Shards want one dtype a layer.
+            linear = (m for m in initial.modules() if isinstance(m, torch.nn.Linear))
+            embeds = initial.get_input_embeddings().weight  # the head's too where they are tied
+            cast_weights((m.weight for m in linear if m.weight is not embeds), torch.bfloat16)
         take_over_traits(model, initial)
         reference = Reference(initial)
     if config.weights != "float32":
@@ -570,9 +585,12 @@ def _two_pass(
     )
     weights = sami_loss_gradient(first.normalised(config.length_normalise)) / grids_in_batch * share
     divergences = []
-    for row, row_weights in zip(rows, weights, strict=True):
+    for number, (row, row_weights) in enumerate(zip(rows, weights, strict=True)):
         result = logprobs_as_trained(model, [row], config, reference)[0]
         loss = (row_weights * result.normalised(config.length_normalise)[0]).sum()
+        if config.nll_weight:
+            own = result.means[0, number] / len(rows) / grids_in_batch
+            loss = loss - config.nll_weight * share * own
         if result.kl is not None:
             mean_kl = result.kl.mean() / len(rows) / grids_in_batch
             loss = loss + config.kl_beta * share * mean_kl

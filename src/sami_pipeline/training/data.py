@@ -16,6 +16,7 @@ from sami_pipeline import engines, schemas
 from sami_pipeline.errors import InputError, writing
 from sami_pipeline.evaluation.intervals import DIFFERENCE, SHARE, mean_interval
 from sami_pipeline.models.prompts import Prompt
+from sami_pipeline.process_settings import give_back_freed_memory
 from sami_pipeline.training.responses import USABLE
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ def measured_training(
             )
 
     measure("before")
+    give_back_freed_memory()  # what fp32 took, a training could not use: its blocks are others
     yield training
     gc.collect()  # trainers refer to themselves, and to what they have computed
     measure("after")

@@ -99,7 +99,7 @@ def train_dpo(
 def _without_samis_own(config: SamiTrainingConfig) -> SamiTrainingConfig:
     """Return the settings with what is SAMI's alone at its default, whatever it is set to."""
     default = SamiTrainingConfig()
-    own = ("kl_beta", "length_normalise", "memory", "reduce_every", "trackers")
+    own = ("kl_beta", "nll_weight", "length_normalise", "memory", "reduce_every", "trackers")
     return config.replaced(**{name: getattr(default, name) for name in own})
 
 
