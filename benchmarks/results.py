@@ -3,6 +3,7 @@
     python benchmarks/results.py                 # of `make mt-bench`, run `default`
     python benchmarks/results.py --run NAME --no-write
     python benchmarks/results.py --seeds-run three   # and of a run with --params seeds=3
+    python benchmarks/results.py --math              # the part on math, of `make math`
 
 Answers that the page quotes are chosen by a rule, not by hand: every fourth question of MT-Bench,
 under the desired constitution.
@@ -20,6 +21,7 @@ import pandas as pd
 PROJECT = Path(__file__).resolve().parents[1]
 PAGE = PROJECT / "docs" / "results.md"
 BEGIN, END = "<!-- made by benchmarks/results.py: begin -->", "<!-- end -->"
+MATH_BEGIN = BEGIN.replace("results.py", "results.py --math")
 EVERY = 4
 
 
@@ -74,17 +76,18 @@ def steered(
 
 
 class Tables:
-    """The tables of one run of mt_bench."""
+    """The tables of one run of an experiment."""
 
-    def __init__(self, run: str) -> None:
-        self.run = run
+    def __init__(self, run: str, experiment: str = "mt_bench") -> None:
+        self.run, self.experiment = run, experiment
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         for layer in ("08_reporting", "07_model_output"):
-            path = PROJECT / "data" / layer / self.run / "mt_bench" / f"{name}.parquet"
+            path = PROJECT / "data" / layer / self.run / self.experiment / f"{name}.parquet"
             if path.is_file():
                 return pd.read_parquet(path)
-        raise SystemExit(f"{name}.parquet of run {self.run} is missing: run `make mt-bench` first")
+        command = f"make {self.experiment.replace('_', '-')}"
+        raise SystemExit(f"{name}.parquet of run {self.run} is missing: run `{command}` first")
 
 
 def followed(tables: Tables, turn: str) -> str:
@@ -280,9 +283,60 @@ def pooled(run: str) -> str:
     return "\n\n".join(part.rstrip() for part in parts)
 
 
-def made(run: str) -> str:
+SOLVED = (
+    ("greedy", 1, "one greedy attempt"), ("pass_at_k", 1, "one sample (pass@1)"),
+    ("pass_at_k", None, "any of {k} (pass@{k})"), ("maj_at_k", None, "vote of {k} (maj@{k})"),
+)  # fmt: skip
+
+
+def math_page(run: str) -> str:
+    """Return the part of docs/results.md on math: what is solved, and by how much more."""
+    from sami_pipeline.evaluation.math_accuracy import accuracy_difference
+
+    tables = Tables(run, "math")
+    solved, attempts = tables["accuracy"], tables["attempts"]
+    most = int(solved["k"].max())
+    models = list(solved["model"].unique())
+    measures = [(name, k or most, title.format(k=most)) for name, k, title in SOLVED]
+    rows = [["model", *(title for *_, title in measures), "tokens an attempt"]]
+    for model in models:
+        cells = [percent_exactly(one(solved, model=model, metric=name, k=k), "value")
+                 for name, k, _ in measures]  # fmt: skip
+        tokens = one(solved, model=model, metric="mean_tokens")
+        rows.append([model, *cells, "" if tokens is None else f"{tokens['value']:.0f}"])
+    compared = [["difference, points", *(title for *_, title in measures)]]
+    for baseline in ("base", "sft"):
+        table = accuracy_difference(attempts, baseline, extraction="answer", ks=[1, most])
+        for model in models:
+            if model == baseline or (baseline == "sft" and not model.startswith("sft_")):
+                continue
+            cells = []
+            for name, k, _ in measures:
+                row = one(table, model=model, metric=name, k=k)
+                cells.append("" if row is None else points(row, "difference"))
+            compared.append([f"{model} against {baseline}", *cells])
+    families = attempts.drop_duplicates("problem_id")["problem_id"].str.rpartition("-test-")[0]
+    counts = ", ".join(f"{count} of {name}" for name, count in families.value_counts().items())
+    return (
+        f"{made(run, 'math')} {len(families)} test problems ({counts}); percent solved with "
+        "95 % intervals over problems.\n\n"
+        + markdown(rows)
+        + "\nPaired over the problems; exact p-values, corrected for the models that are compared "
+        "with one (Holm):\n\n" + markdown(compared)
+    ).rstrip()
+
+
+def percent_exactly(row: pd.Series | None, value: str) -> str:
+    """Return a share and its interval, in percent with one decimal."""
+    if row is None:
+        return ""
+    low, high = (100 * row[name] for name in ("ci_low", "ci_high"))
+    return f"{100 * row[value]:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def made(run: str, experiment: str = "mt_bench") -> str:
     """Return when, on what and how long a run worked."""
-    path = PROJECT / "data" / "08_reporting" / run / "mt_bench" / "run_record.json"
+    path = PROJECT / "data" / "08_reporting" / run / experiment / "run_record.json"
     attempts = [node["attempts"][-1] for node in json.loads(path.read_text())["nodes"]]
     last = max(attempts, key=lambda attempt: attempt["started"])
     minutes = sum(attempt["seconds"] for attempt in attempts) / 60
@@ -298,14 +352,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", default="default")
     parser.add_argument("--seeds-run", help="name of a run with several training seeds")
+    parser.add_argument("--math", action="store_true", help="write the part on math")
     parser.add_argument("--no-write", action="store_true")
     arguments = parser.parse_args()
-    text = page(arguments.run, arguments.seeds_run)
+    if arguments.math:
+        begin, text = MATH_BEGIN, math_page(arguments.run)
+    else:
+        begin, text = BEGIN, page(arguments.run, arguments.seeds_run)
     if arguments.no_write:
         print(text)
         return
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
+    before, _, rest = PAGE.read_text().partition(begin)
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
     print(f"Written to {PAGE.relative_to(PROJECT)}")
 
 

@@ -14,6 +14,7 @@ from sami_pipeline.datasets import CheckpointDataset
 from sami_pipeline.models.checkpoints import Checkpoint, ModelSource, import_model
 from sami_pipeline.models.prompts import PromptTemplate
 from sami_pipeline.principles.constitutions import tabulate_principles
+from sami_pipeline.session import experiments
 
 PROJECT = Path(__file__).parents[1]
 __all__ = ["chromium", "open_page"]
@@ -47,6 +48,13 @@ LONGEST = (
     "core/test_distributed.py", "evaluation/test_coverage.py", "core/test_logprobs.py",
     "pipelines/test_hosted_teacher.py", "reporting/test_contents.py", "test_gpu_benchmark.py",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parameters_end_with_the_file() -> Iterator[None]:
+    """Let no file see the parameters of a session that another has opened in this process."""
+    yield
+    experiments._active_parameters = None
 
 
 @pytest.fixture
