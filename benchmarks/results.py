@@ -152,6 +152,25 @@ def differences(tables: Tables, turn: str) -> str:
     return markdown(rows)
 
 
+def between(tables: Tables, turn: str, model: str, other: str) -> str:
+    """Return how much more one trained model follows than another, over the same questions."""
+    from sami_pipeline.evaluation.statistics import compliance_difference
+
+    table = compliance_difference(tables["checked"], other)
+    cells = []
+    for constitution, stance in STANCES:
+        row = one(
+            table, model=model, constitution=constitution, stance=stance, turn=turn,
+            category="overall",
+        )  # fmt: skip
+        low, high, value = (100 * row[name] for name in ("ci_low", "ci_high", "difference"))
+        cells.append(f"{value:+.1f} [{low:+.1f}, {high:+.1f}], p = {row['p_value']:.2g}")
+    return (
+        f"{model} against {other}, points, not corrected: principles {cells[0]}; "
+        f"opposites {cells[1]}.\n"
+    )
+
+
 def by_principle(tables: Tables, turn: str, models: list[str]) -> str:
     """Return how often each principle and its opposite is followed where it is asked for."""
     table = tables["compliance"]
@@ -239,13 +258,17 @@ def page(run: str, seeds_run: str | None = None) -> str:
     """Return the part of docs/results.md that a run's tables make, and those of one with seeds."""
     tables = Tables(run)
     turn = shown_turn(tables)
-    models = [name for name in ("sft", "sft_sami") if name in set(tables["answers"]["model"])]
+    found = set(tables["answers"]["model"])
+    models = [name for name in ("sft", "sft_sami") if name in found]
+    compared = ("sft_sami", "sft_dpo")
     parts = [
         f"{made(run)} Percent with 95 % intervals over the questions; first turn; asked in words "
         "that were not trained on.",
         "## What each model follows\n\n" + followed(tables, turn),
         "## Against the model that training starts from\n\nPaired over the questions; p-values are "
-        "exact and corrected for the models compared (Holm).\n\n" + differences(tables, turn),
+        "exact and corrected for the models compared (Holm).\n\n"
+        + differences(tables, turn)
+        + ("\n" + between(tables, turn, *compared) if found.issuperset(compared) else ""),
         *([pooled(seeds_run)] if seeds_run else []),
         "## By principle\n\nPercent of answers that follow it where it is asked for.\n\n"
         + by_principle(tables, turn, list(tables["compliance"]["model"].unique())),

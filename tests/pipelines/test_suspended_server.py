@@ -85,7 +85,9 @@ def test_run_ends_in_one_line_and_goes_on_to_the_same_tables(
             assert ended.returncode == 1
             assert "Traceback" not in ended.stderr
             assert ended.stderr.splitlines()[-1].startswith("Error: engine.openai: ")
-            assert "(HTTP 403: this account is suspended)" in ended.stderr.splitlines()[-1]
+            # In other words where the account is suspended at the very last of the requests.
+            for words in ("HTTP 403", "this account is suspended"):
+                assert words in ended.stderr.splitlines()[-1]
             # What was under way, what went out before the first refusals came, and the question
             # whether the server is there at all.
             assert len(refused) - before <= 2 * CONCURRENCY + 1

@@ -79,6 +79,9 @@ def test_card_of_steerability_says_in_how_many_principles_the_estimate_rises_and
     (caution, *_) = headlines.before_you_believe(tables)
     assert caution.startswith("The mean of sft_sami's steerability hides that principles differ")
     assert "rises in 1 of 3 and falls in 1" in caution and "numbered steps" in caution
+    tables = {"steerability": steerability(steps=0.3, code=0.2, begins_hello=-0.1)}
+    (caution, *_) = headlines.before_you_believe(tables)
+    assert "60 % of the rises are those of steps" in caution, "no part is called most of it"
 
 
 def test_principles_that_agree_give_no_such_caution():

@@ -286,11 +286,13 @@ def _uneven(tables: Tables) -> Iterator[str]:
             finding = card.first
             rows = of_principles(tables, finding.model, finding.other)
             up, down = ((rows["steerability"] * sign > 0).sum() for sign in (1, -1))
-            best = rows.loc[(rows["steerability"] * rows["n"]).idxmax()]
+            rises = (rows["steerability"] * rows["n"]).clip(lower=0)
+            best = rows.loc[rises.idxmax()]
             yield (
                 f"the mean of {finding.model}'s steerability hides that principles differ: its "
-                f"estimate rises in {up} of {len(rows)} and falls in {down}; most of the rise is "
-                f"that of {label(best['principle'])} ({best['n']} questions)"
+                f"estimate rises in {up} of {len(rows)} and falls in {down}; "
+                f"{100 * rises.max() / rises.sum():.0f} % of the rises are those of "
+                f"{label(best['principle'])} ({best['n']} questions)"
             )
 
 
