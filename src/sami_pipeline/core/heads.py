@@ -53,7 +53,8 @@ def token_logprobs(
             ``torch.nn.functional.linear_cross_entropy`` (torch ≥ 2.13); "liger" needs a GPU and
             the package liger-kernel. "auto" takes torch's on a GPU where it can, else
             "chunked": on a CPU torch's was 15 times slower (2.13, 400 tokens, 49,152 words).
-            With a KL term it is "chunked" everywhere, which alone takes both from one product.
+            Where a KL term is wanted too, "auto" is "chunked" on every device, since that alone
+            takes both from one product.
         chunk_tokens: tokens whose logits are computed at once by "chunked"; None keeps all
             logits if they are small, and else takes 1024.
 
@@ -154,9 +155,9 @@ def token_kl(
     Returns:
         (N,) fp32 (or fp64), not negative but for rounding.
     """
-    nobodys = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+    unread = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
     return token_logprobs_and_kl(
-        hidden, weight, nobodys, reference_hidden, reference_weight,
+        hidden, weight, unread, reference_hidden, reference_weight,
         bias=bias, reference_bias=reference_bias, softcap=softcap, scale=scale,
         chunk_tokens=chunk_tokens,
     )[1]  # fmt: skip
@@ -171,12 +172,6 @@ def _in_matmul_dtype(
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-
-
-def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float
-) -> Tensor:
-    return _adjusted(F.linear(hidden, weight, bias), softcap, scale)
 
 
 def _adjusted(products: Tensor, softcap: float | None, scale: float) -> Tensor:

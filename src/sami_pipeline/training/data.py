@@ -196,7 +196,7 @@ def measured_training(
             )
 
     measure("before")
-    give_back_freed_memory()  # what fp32 took, a training could not use: its blocks are others
+    give_back_freed_memory()  # blocks of other sizes than training asks for, so it can't reuse them
     yield training
     gc.collect()  # trainers refer to themselves, and to what they have computed
     measure("after")
