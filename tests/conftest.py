@@ -30,6 +30,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"{VLLM_PYTHON} does not exist; run `make vllm`")
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name bytes by their number: gzip writes the time, and all processes need the same names."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 # The files that take longest, in this order. They start first, so that none of them is left to one
 # process while the other has nothing to do.
 LONGEST = (
