@@ -328,6 +328,31 @@ def page(run: str, seeds_run: str | None = None) -> str:
     return "\n\n".join(part.rstrip() for part in parts)
 
 
+def over_questions(tables: Tables, baseline: str) -> str:
+    """Return what these trainings gain together, were they the only ones: tests over questions."""
+    from sami_pipeline.evaluation.intervals import sign_flip_p
+    from sami_pipeline.result_tables.steerability import paired_statements
+
+    pairs = paired_statements(tables["answers"], tables["principles"])
+    gains = dict(list(pairs.groupby("model", sort=False)))
+    rows = [["against", "steerability of principles, points", "of opposites, points"]]
+    for model in gains:
+        if pairs.loc[pairs["model"] == model, "seed"].nunique() < 2 or model == baseline:
+            continue
+        both = gains[model].merge(
+            gains[baseline], on=["question_id", "principle", "stance", "seed"],
+            suffixes=("", "_other"), validate="1:1",
+        )  # fmt: skip
+        cells = [f"{model} against {baseline}"]
+        for _, stance in STANCES:
+            cell = both[both["stance"] == stance]
+            gained = cell["gain"] - cell["gain_other"]
+            exact = sign_flip_p(gained, cell["question_id"])
+            cells.append(f"{100 * gained.mean():+.1f}, p = {exact:.2g}")
+        rows.append(cells)
+    return markdown(rows)
+
+
 def shown_turn(tables: Tables) -> str:
     """Return the first turn, or both where a run has no first one by itself."""
     return "1" if "1" in tables["compliance"]["turn"].unique() else "both"
@@ -346,6 +371,10 @@ def pooled(run: str) -> str:
         differences(tables, turn),
         "Each training by itself, in points; exact paired tests over the questions, not corrected:",
         seeds(tables),
+        "These trainings together, as if there were no others: exact paired tests over the "
+        "questions, not corrected. They say whether these models differ, not whether the next "
+        "training will:",
+        over_questions(tables, "sft"),
     ]
     return "\n\n".join(part.rstrip() for part in parts)
 
