@@ -384,7 +384,7 @@ def requests_of(
         stop = ["\n### User", "\n### Assistant"] if "text" in json.loads(prompt) else []
         return {
             "prompt": prompt, "sample": sample, "temperature": temperature, "stop": stop,
-            "tokens": tokens or parameters["max_new_tokens"],
+            "tokens": tokens or parameters.max_new_tokens,
         }  # fmt: skip
 
     evaluation, generation, accuracy = (
@@ -394,7 +394,7 @@ def requests_of(
         "07_model_output/{}/mt_bench/answers.parquet",
         ["model", "question_id", "category", "turn", "prompt"],
     )
-    answers = answers[answers["model"] == mt_bench["models"]["student"]]
+    answers = answers[answers["model"] == mt_bench["models"].student]
     of_questions, of_queries, of_problems = every
     answers = answers[answers["question_id"].isin(answers["question_id"].unique()[::of_questions])]
     responses = read("04_feature/{}/mt_bench/generations.parquet", ["query_id", "prompt"])
@@ -402,20 +402,19 @@ def requests_of(
     attempts = read(
         "07_model_output/{}/math/attempts.parquet", ["model", "problem_id", "attempt", "prompt"]
     )
-    attempts = attempts[attempts["model"] == math["models"]["student"]]
+    attempts = attempts[attempts["model"] == math["models"].student]
     attempts = attempts[attempts["problem_id"].isin(attempts["problem_id"].unique()[::of_problems])]
-    temperatures = evaluation["temperatures"]
+    temperatures = evaluation.temperatures
     return {
         "answers to MT-Bench": [
             request(prompt, evaluation, temperatures.get(category, 0.0))
             for category, prompt in zip(answers["category"], answers["prompt"], strict=True)
         ],
         "responses for training": [
-            request(prompt, generation, generation.get("temperature", 0.0))
-            for prompt in responses["prompt"]
+            request(prompt, generation, generation.temperature) for prompt in responses["prompt"]
         ],
         "attempts at problems": [
-            request(prompt, accuracy, accuracy["temperature"] if attempt else 0.0, attempt)
+            request(prompt, accuracy, accuracy.temperature if attempt else 0.0, attempt)
             for prompt, attempt in zip(attempts["prompt"], attempts["attempt"], strict=True)
         ],
     }
