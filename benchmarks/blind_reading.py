@@ -57,6 +57,43 @@ def score(verdicts: dict[str, list[str]], names: dict[str, list[str]]) -> pd.Dat
     return pd.DataFrame(counts).T.fillna(0).astype(int)
 
 
+def agreement(
+    verdicts: dict[str, list[str]],
+    names: dict[str, list[str]],
+    answers: pd.DataFrame,
+    checked: pd.DataFrame,
+) -> str:
+    """Return how often the checks tell the answers of a pair apart, and the reader says the same.
+
+    Args:
+        verdicts: of the reader, by pair.
+        names: who is A and B, by pair.
+        answers: of the run, for the questions behind the pairs.
+        checked: of the run: whether each answer follows what it is asked for.
+    """
+    key = ["constitution", "question_id", "model"]
+    followed = checked[checked["turn"] == 1].groupby(key)["passed"].all()
+    lines = []
+    for constitution in ("desired", "contrasting"):
+        apart = agreed = opposed = 0
+        passes = Counter()
+        for number, (question, _) in enumerate(results.chosen(answers, constitution), start=1):
+            name = f"{constitution[0]}{number}"
+            passed = [model for model in names[name] if followed[constitution, question, model]]
+            passes.update(passed)
+            if len(passed) == 1:
+                apart += 1
+                said = verdicts[name][0]
+                agreed += said in "AB" and names[name]["AB".index(said)] == passed[0]
+                opposed += said in "AB" and names[name]["AB".index(said)] != passed[0]
+        counts = ", ".join(f"{model} {passes[model]}" for model in sorted(passes))
+        lines.append(
+            f"{constitution}: by the checks the rule is followed by {counts}; in {apart} pairs "
+            f"by one answer only, where the reader agrees in {agreed}, says the other in {opposed}"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Write pairs, or count verdicts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -65,12 +102,16 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="where the pairs go")
     parser.add_argument("--score", type=Path, help="a reader's verdicts")
     arguments = parser.parse_args()
-    path = DATA / "07_model_output" / arguments.run / "mt_bench" / "answers.parquet"
-    texts, names = pairs(pd.read_parquet(path), tuple(arguments.models))
+    folder = DATA / "07_model_output" / arguments.run / "mt_bench"
+    answers = pd.read_parquet(folder / "answers.parquet")
+    texts, names = pairs(answers, tuple(arguments.models))
     if arguments.write:
         arguments.write.write_text("\n".join(texts.values()), "utf-8")
     if arguments.score:
-        print(score(json.loads(arguments.score.read_text("utf-8")), names).to_string())
+        verdicts = json.loads(arguments.score.read_text("utf-8"))
+        print(score(verdicts, names).to_string())
+        checked = pd.read_parquet(folder / "checked.parquet")
+        print(agreement(verdicts, names, answers, checked))
 
 
 if __name__ == "__main__":

@@ -350,12 +350,14 @@ def save_model(folder: Path) -> None:
     CheckpointDataset(filepath=str(folder)).save(import_model(source, PROJECT))
 
 
-def requests_of(run: str, every: int, tokens: int | None) -> dict[str, list[dict[str, Any]]]:
+def requests_of(
+    run: str, every: tuple[int, int, int], tokens: int | None
+) -> dict[str, list[dict[str, Any]]]:
     """Return what a run of the default experiments asked, by workload.
 
     Args:
         run: name of a run of mt_bench and math.
-        every: take one of so many questions, queries and problems.
+        every: take one of so many questions, of so many queries, and of so many problems.
         tokens: limit of a response instead of the run's.
 
     Raises:
@@ -382,7 +384,7 @@ def requests_of(run: str, every: int, tokens: int | None) -> dict[str, list[dict
         stop = ["\n### User", "\n### Assistant"] if "text" in json.loads(prompt) else []
         return {
             "prompt": prompt, "sample": sample, "temperature": temperature, "stop": stop,
-            "tokens": tokens or parameters["max_new_tokens"],
+            "tokens": tokens or parameters.max_new_tokens,
         }  # fmt: skip
 
     evaluation, generation, accuracy = (
@@ -392,27 +394,27 @@ def requests_of(run: str, every: int, tokens: int | None) -> dict[str, list[dict
         "07_model_output/{}/mt_bench/answers.parquet",
         ["model", "question_id", "category", "turn", "prompt"],
     )
-    answers = answers[answers["model"] == mt_bench["models"]["student"]]
-    answers = answers[answers["question_id"].isin(answers["question_id"].unique()[::every])]
+    answers = answers[answers["model"] == mt_bench["models"].student]
+    of_questions, of_queries, of_problems = every
+    answers = answers[answers["question_id"].isin(answers["question_id"].unique()[::of_questions])]
     responses = read("04_feature/{}/mt_bench/generations.parquet", ["query_id", "prompt"])
-    responses = responses[responses["query_id"].isin(responses["query_id"].unique()[::every])]
+    responses = responses[responses["query_id"].isin(responses["query_id"].unique()[::of_queries])]
     attempts = read(
         "07_model_output/{}/math/attempts.parquet", ["model", "problem_id", "attempt", "prompt"]
     )
-    attempts = attempts[attempts["model"] == math["models"]["student"]]
-    attempts = attempts[attempts["problem_id"].isin(attempts["problem_id"].unique()[::every])]
-    temperatures = evaluation["temperatures"]
+    attempts = attempts[attempts["model"] == math["models"].student]
+    attempts = attempts[attempts["problem_id"].isin(attempts["problem_id"].unique()[::of_problems])]
+    temperatures = evaluation.temperatures
     return {
         "answers to MT-Bench": [
             request(prompt, evaluation, temperatures.get(category, 0.0))
             for category, prompt in zip(answers["category"], answers["prompt"], strict=True)
         ],
         "responses for training": [
-            request(prompt, generation, generation.get("temperature", 0.0))
-            for prompt in responses["prompt"]
+            request(prompt, generation, generation.temperature) for prompt in responses["prompt"]
         ],
         "attempts at problems": [
-            request(prompt, accuracy, accuracy["temperature"] if attempt else 0.0, attempt)
+            request(prompt, accuracy, accuracy.temperature if attempt else 0.0, attempt)
             for prompt, attempt in zip(attempts["prompt"], attempts["attempt"], strict=True)
         ],
     }
@@ -443,10 +445,14 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", default="default", help="whose requests are measured")
-    parser.add_argument("--every", type=int, default=1, help="one of so many questions")
+    parser.add_argument(
+        "--every", type=int, nargs="+", default=[1],
+        help="one of so many questions, queries and problems: one number for all, or three",
+    )  # fmt: skip
     parser.add_argument("--tokens", type=int, help="limit of a response instead of the run's")
     parser.add_argument("--batch-size", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--busy-rounds", type=int, help="with a busy core; as many unless said")
     parser.add_argument("--other", default="", help="folder src of another checkout")
     parser.add_argument("--workloads", nargs="+", help="the ones whose names contain these words")
     parser.add_argument(
@@ -455,18 +461,22 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--no-write", action="store_true", help=f"leave {PAGE.name} alone")
     arguments = parser.parse_args()
+    every = tuple(arguments.every * (3 if len(arguments.every) == 1 else 1))
+    if len(every) != 3:
+        parser.error("--every takes one number, or three")
+    busy_rounds = arguments.rounds if arguments.busy_rounds is None else arguments.busy_rounds
 
     sys.path.insert(0, str(PROJECT / "src"))
     ways = [*arguments.ways, *(["other"] if arguments.other else [])]
     command = " ".join(["python benchmarks/engines.py", *sys.argv[1:]])
     sections = [
         f"{time.strftime('%Y-%m-%d')}, {machine()}; the embedded SmolLM2-135M-Instruct, batches of "
-        f"{arguments.batch_size}, {arguments.rounds} rounds; `{command}`.\n"
+        f"{arguments.batch_size}, rounds: {arguments.rounds}; `{command}`.\n"
     ]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         save_model(folder)
-        workloads = requests_of(arguments.run, arguments.every, arguments.tokens)
+        workloads = requests_of(arguments.run, every, arguments.tokens)
         for workload, asked in workloads.items():
             wanted = arguments.workloads or [""]
             if not any(word in workload for word in wanted):
@@ -477,9 +487,12 @@ def main() -> None:
                 "requests": with_texts(asked, folder),
             }
             for busy in (False, True):
+                rounds = busy_rounds if busy else arguments.rounds
+                if not rounds:
+                    continue
                 with neighbour(busy):
                     chosen = [way for way in ways if not busy or way in ("transformers", "other")]
-                    found = compare(chosen, task, arguments.rounds, arguments.other)
+                    found = compare(chosen, task, rounds, arguments.other)
                     if not busy:
                         written = found[chosen[0]][0]["tokens"]
                         ceiling = in_own_process("ceiling", task | {"written": written})

@@ -82,7 +82,7 @@ class Tables:
         self.run, self.experiment = run, experiment
 
     def __getitem__(self, name: str) -> pd.DataFrame:
-        for layer in ("08_reporting", "07_model_output"):
+        for layer in ("08_reporting", "07_model_output", "03_primary"):
             path = PROJECT / "data" / layer / self.run / self.experiment / f"{name}.parquet"
             if path.is_file():
                 return pd.read_parquet(path)
@@ -187,6 +187,40 @@ def by_principle(tables: Tables, turn: str, models: list[str]) -> str:
     return markdown(rows)
 
 
+def without_each(tables: Tables, turn: str, model: str, baseline: str) -> str:
+    """Return what remains of a model's gain when the questions of one principle are left out."""
+    from sami_pipeline.evaluation.statistics import compliance_difference
+    from sami_pipeline.result_tables.steerability import steerability
+
+    checked, answers, principles = (tables[name] for name in ("checked", "answers", "principles"))
+    checked, answers = (
+        table[table["model"].isin([model, baseline])] for table in (checked, answers)
+    )
+    rows = [
+        ["left out", "principles, points", "opposites, points",
+         "steerability of principles, points", "of opposites, points"],
+    ]  # fmt: skip
+    for principle in checked["principle"].unique():
+        asked = answers["stances"].map(
+            lambda stances, left_out=principle: left_out in dict(json.loads(stances))
+        )
+        followed = compliance_difference(checked[checked["principle"] != principle], baseline)
+        steered_more = steerability(answers[~asked], principles, baseline)
+        cells = [principle.replace("_", " ")]
+        for table, value, where in (
+            (followed, "difference", {"turn": turn}),
+            (steered_more, "steerability", {"baseline": baseline, "principle": "all"}),
+        ):
+            for constitution, stance in STANCES:
+                row = one(
+                    table, model=model, constitution=constitution, stance=stance,
+                    category="overall", **where,
+                )  # fmt: skip
+                cells.append("" if row is None else points(row, value))
+        rows.append(cells)
+    return markdown(rows)
+
+
 def seeds(tables: Tables) -> str:
     """Return what each training seed shows against the model that training starts from."""
     table = tables["by_seed"]
@@ -272,6 +306,16 @@ def page(run: str, seeds_run: str | None = None) -> str:
         *([pooled(seeds_run)] if seeds_run else []),
         "## By principle\n\nPercent of answers that follow it where it is asked for.\n\n"
         + by_principle(tables, turn, list(tables["compliance"]["model"].unique())),
+        *(
+            [
+                f"### Without each principle\n\n{compared[0]} against {models[0]}, when the "
+                "questions that ask for one principle are left out: no single principle makes the "
+                "difference if all rows say the same. Not corrected.\n\n"
+                + without_each(tables, turn, compared[0], models[0])
+            ]
+            if len(models) == 2
+            else []
+        ),
         "## What texts win that answer nothing\n\n`other questions`: each answer "
         "is one to another question of the category, asked for the same. Where it wins as often as "
         "the model's own answers, form alone decides.\n\n" + controls(tables),
@@ -282,6 +326,31 @@ def page(run: str, seeds_run: str | None = None) -> str:
             "whatever the models say.\n\n" + side_by_side(tables, models)
         )
     return "\n\n".join(part.rstrip() for part in parts)
+
+
+def over_questions(tables: Tables, baseline: str) -> str:
+    """Return what these trainings gain together, were they the only ones: tests over questions."""
+    from sami_pipeline.evaluation.intervals import sign_flip_p
+    from sami_pipeline.result_tables.steerability import paired_statements
+
+    pairs = paired_statements(tables["answers"], tables["principles"])
+    gains = dict(list(pairs.groupby("model", sort=False)))
+    rows = [["against", "steerability of principles, points", "of opposites, points"]]
+    for model in gains:
+        if pairs.loc[pairs["model"] == model, "seed"].nunique() < 2 or model == baseline:
+            continue
+        both = gains[model].merge(
+            gains[baseline], on=["question_id", "principle", "stance", "seed"],
+            suffixes=("", "_other"), validate="1:1",
+        )  # fmt: skip
+        cells = [f"{model} against {baseline}"]
+        for _, stance in STANCES:
+            cell = both[both["stance"] == stance]
+            gained = cell["gain"] - cell["gain_other"]
+            exact = sign_flip_p(gained, cell["question_id"])
+            cells.append(f"{100 * gained.mean():+.1f}, p = {exact:.2g}")
+        rows.append(cells)
+    return markdown(rows)
 
 
 def shown_turn(tables: Tables) -> str:
@@ -302,6 +371,10 @@ def pooled(run: str) -> str:
         differences(tables, turn),
         "Each training by itself, in points; exact paired tests over the questions, not corrected:",
         seeds(tables),
+        "These trainings together, as if there were no others: exact paired tests over the "
+        "questions, not corrected. They say whether these models differ, not whether the next "
+        "training will:",
+        over_questions(tables, "sft"),
     ]
     return "\n\n".join(part.rstrip() for part in parts)
 

@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import sys
 import time
+import uuid
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -51,6 +54,39 @@ def test_a_neighbour_keeps_a_core_busy_and_leaves():
         time.sleep(0.3)
     used = os.times().children_user - started.children_user
     assert used > 0.05
+
+
+def test_requests_are_those_of_a_run_with_the_settings_of_the_defaults():
+    run = f"pytest_{uuid.uuid4().hex[:12]}"
+    prompt = json.dumps({"text": "One"})
+    tables = {
+        "07_model_output/{}/mt_bench/answers.parquet": [
+            {"model": model, "question_id": question, "category": category, "turn": 1,
+             "prompt": prompt}
+            for model in ("base", "sft")
+            for question, category in (("81", "writing"), ("82", "math"), ("83", "math"))
+        ],
+        "04_feature/{}/mt_bench/generations.parquet": [{"query_id": "q1", "prompt": prompt}],
+        "07_model_output/{}/math/attempts.parquet": [
+            {"model": "base", "problem_id": "p1", "attempt": attempt, "prompt": prompt}
+            for attempt in (0, 1)
+        ],
+    }  # fmt: skip
+    data = benchmark.PROJECT / "data"
+    try:
+        for place, rows in tables.items():
+            path = data / place.format(run)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pd.DataFrame(rows).to_parquet(path)
+        asked = benchmark.requests_of(run, (2, 1, 1), None)
+    finally:
+        for layer in ("07_model_output", "04_feature"):
+            shutil.rmtree(data / layer / run, ignore_errors=True)
+    answers, responses, attempts = asked.values()
+    assert [each["temperature"] for each in answers] == [0.7, 0.0]  # one of two questions
+    assert [each["tokens"] for each in responses] == [192]
+    assert [each["sample"] for each in attempts] == [0, 1]
+    assert [each["temperature"] > 0 for each in attempts] == [False, True]
 
 
 def test_measurements_become_a_table_and_their_section_of_the_page(tmp_path, monkeypatch):

@@ -589,8 +589,9 @@ class _Plan:
         # Gradients are as large as the weights that are trained.
         state = (memory.gradients + memory.optimiser) * processes if config.saves_states else 0
         in_samis_loop = baseline is None or baseline.is_sami or bool(baseline.grids)
-        if device == "cpu" and in_samis_loop and processes == 1:
-            parts["copy"] = state  # that is written while the training goes on
+        if state and device == "cpu" and in_samis_loop and processes > 1:
+            # Each process writes its part from a copy, while the training goes on.
+            parts["copy"] = memory.gradients + memory.optimiser
         trained = self.experiment.iterations.count if replicate == SAMI else 1
         bytes_a_weight = 4 if config.weights == "float32" else 2
         self.outcome.stages.append(

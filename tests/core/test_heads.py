@@ -354,6 +354,21 @@ def test_the_reference_costs_one_product_more_forward_and_none_backward(monkeypa
     assert products == [TOKENS] * 2
 
 
+def test_a_kl_that_nothing_depends_on_costs_no_product_backward(monkeypatch):
+    hidden, weight, _, targets = make_inputs()
+    reference = (hidden.detach().roll(1, 0), weight.detach().roll(1, 0))
+    logprobs, _ = token_logprobs_and_kl(hidden, weight, targets, *reference, chunk_tokens=2)
+    multiplied = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(
+        torch.nn.functional, "linear",
+        lambda rows, by, bias: multiplied.append(by) or linear(rows, by, bias),
+    )  # fmt: skip
+    logprobs.sum().backward()
+    assert multiplied
+    assert all(torch.equal(by, weight) for by in multiplied)
+
+
 def test_kl_keeps_no_logits():
     hidden, weight, _, _ = make_inputs()
     sizes = kept_sizes(lambda: token_kl(hidden, weight, hidden.roll(1), weight, chunk_tokens=2))

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from test_logprobs import gradients, one_cell_at_a_time, uneven
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import sami_pipeline.core
 from sami_pipeline.core import (
@@ -940,6 +940,14 @@ def test_compiled_layers_train_to_the_same_weights(
     # One graph whatever the lengths, and nothing left out.
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+def test_layers_that_can_not_be_told_are_not_left_uncompiled_in_silence(grids):
+    sizes = {"vocab_size": 512, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    family = AutoConfig.for_model("gpt_neox_japanese", **sizes)
+    model = AutoModelForCausalLM.from_config(family)
+    with pytest.raises(ValueError, match="the layers of GPTNeoXJapaneseForCausalLM"):
+        train_sami(model, None, grids, config(compile_layers=True), progress=False)
 
 
 @pytest.mark.skipif(

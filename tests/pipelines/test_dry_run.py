@@ -173,6 +173,10 @@ def test_disk_holds_states_checkpoints_and_completions():
     assert outcome.disk_left == outcome.imported + sami.kept + dpo.kept + written
     assert outcome.disk_needed == 3 * sami.states + outcome.disk_left
     assert not outcome.faults
+    assert not sami.parts["copy"], "one process on a CPU writes its state itself"
+    two = examined("test", {"training.launch": {"num_processes": 2}})
+    (copied,) = [stage for stage in two.stages if stage.name == "training (sami)"]
+    assert 2 * copied.parts["copy"] == pytest.approx(copied.states)
     none = examined("test", {"training.sami.save_state_every": 0}, disk_gb=1e-5)
     assert none.disk_needed == outcome.disk_left
     (fault,) = none.faults

@@ -308,12 +308,12 @@ class _ChunkedHead(torch.autograd.Function):
         sums = torch.promote_types(weight.dtype, torch.float32)
         d_weight = torch.zeros_like(weight, dtype=sums) if wants_weight else None
         d_bias = torch.zeros_like(bias, dtype=sums) if wants_bias else None
-        has_reference = divergences is not None
         for start in range(0, len(targets), chunk_tokens):
             part = slice(start, start + chunk_tokens)
             products = kept.pop(0) if kept else F.linear(hidden[part], weight, bias)
-            if has_reference:
-                others = kept.pop(0) if kept else F.linear(reference[0][part], *reference[1:])
+            others = kept.pop(0) if kept and divergences is not None else None
+            if others is None and of_kl is not None:
+                others = F.linear(reference[0][part], *reference[1:])
             d_products = torch.empty_like(products)
             for rows, chosen in _row_blocks(start, products):
                 logits = _adjusted(products[rows], softcap, scale)

@@ -436,6 +436,12 @@ def prepared(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[Ref
 
 @contextmanager
 def _made_ready(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[Reference | None]:
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if config.compile_layers and not layers:
+        raise ValueError(
+            f"compile_layers: the layers of {type(model).__name__} are not marked as such, so they "
+            "can't be compiled one by one; set it to false"
+        )
     reference = None
     if config.lora is not None:
         adapted = add_adapters(model, config.lora, config.seed)
@@ -467,7 +473,6 @@ def _made_ready(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[
     attention = model.config._attn_implementation
     if config.attention != "sdpa":
         model.set_attn_implementation(config.attention)
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if config.compile_layers:
         for layer in layers:
             layer.compile(dynamic=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Hashable
 from typing import Any
 
@@ -46,8 +45,9 @@ def parquet_table(content: bytes, place: str) -> pd.DataFrame:
 
     try:
         # Else what is no UTF-8 fails later, wherever it is looked at first.
-        pq.read_table(io.BytesIO(content)).validate(full=True)
-        return pd.read_parquet(io.BytesIO(content))
+        pq.read_table(pa.BufferReader(content)).validate(full=True)
+        # Not io.BytesIO: Arrow's threads may still hold it when Python ends, and abort the process.
+        return pd.read_parquet(pa.BufferReader(content))
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         reason = one_line(str(error))
         raise InputError(
