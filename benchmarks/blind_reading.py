@@ -49,12 +49,17 @@ def score(verdicts: dict[str, list[str]], names: dict[str, list[str]]) -> pd.Dat
     for letter, constitution in (("d", "desired"), ("c", "contrasting")):
         for place, question in enumerate(QUESTIONS):
             named = [
-                names[name]["AB".index(given[place])] if given[place] in "AB" else given[place]
+                named_by(given[place], names[name])
                 for name, given in verdicts.items()
                 if name.startswith(letter)
             ]
             counts[constitution, question] = Counter(named)
     return pd.DataFrame(counts).T.fillna(0).astype(int)
+
+
+def named_by(verdict: str, order: list[str]) -> str:
+    """Return the model that a verdict names, or the verdict where it names none."""
+    return order["AB".index(verdict)] if verdict in "AB" else verdict
 
 
 def agreement(
@@ -82,10 +87,10 @@ def agreement(
             passed = [model for model in names[name] if followed[constitution, question, model]]
             passes.update(passed)
             if len(passed) == 1:
+                said = named_by(verdicts[name][0], names[name])
                 apart += 1
-                said = verdicts[name][0]
-                agreed += said in "AB" and names[name]["AB".index(said)] == passed[0]
-                opposed += said in "AB" and names[name]["AB".index(said)] != passed[0]
+                agreed += said == passed[0]
+                opposed += said in names[name] and said != passed[0]
         counts = ", ".join(f"{model} {passes[model]}" for model in sorted(passes))
         lines.append(
             f"{constitution}: by the checks the rule is followed by {counts}; in {apart} pairs "

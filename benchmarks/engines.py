@@ -464,11 +464,14 @@ def main() -> None:
     every = tuple(arguments.every * (3 if len(arguments.every) == 1 else 1))
     if len(every) != 3:
         parser.error("--every takes one number, or three")
+    if arguments.rounds < 1:
+        parser.error("--rounds is at least 1: the ceiling is measured where it is quiet")
     busy_rounds = arguments.rounds if arguments.busy_rounds is None else arguments.busy_rounds
 
     sys.path.insert(0, str(PROJECT / "src"))
     ways = [*arguments.ways, *(["other"] if arguments.other else [])]
-    command = " ".join(["python benchmarks/engines.py", *sys.argv[1:]])
+    told = ("../before/src" if given == arguments.other else given for given in sys.argv[1:])
+    command = " ".join(["python benchmarks/engines.py", *told])  # without paths of this machine
     sections = [
         f"{time.strftime('%Y-%m-%d')}, {machine()}; the embedded SmolLM2-135M-Instruct, batches of "
         f"{arguments.batch_size}, rounds: {arguments.rounds}; `{command}`.\n"
@@ -486,8 +489,7 @@ def main() -> None:
                 "batch_size": arguments.batch_size,
                 "requests": with_texts(asked, folder),
             }
-            for busy in (False, True):
-                rounds = busy_rounds if busy else arguments.rounds
+            for busy, rounds in ((False, arguments.rounds), (True, busy_rounds)):
                 if not rounds:
                     continue
                 with neighbour(busy):

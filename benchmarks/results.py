@@ -61,18 +61,22 @@ NAMES = {
 STANCES = (("desired", "principle"), ("contrasting", "antithesis"))
 
 
+def by_stance(
+    table: pd.DataFrame, shown: Callable[[pd.Series, str], str], value: str, **where: object
+) -> list[str]:
+    """Return what is shown of principles, and then of their opposites, each where asked for."""
+    cells = []
+    for constitution, stance in STANCES:
+        row = one(table, constitution=constitution, stance=stance, category="overall", **where)
+        cells.append("" if row is None else shown(row, value))
+    return cells
+
+
 def steered(
     table: pd.DataFrame, shown: Callable[[pd.Series, str], str], **where: object
 ) -> list[str]:
     """Return how much more principles, and then their opposites, are followed where asked."""
-    cells = []
-    for constitution, stance in STANCES:
-        row = one(
-            table, constitution=constitution, stance=stance, principle="all", category="overall",
-            **where,
-        )  # fmt: skip
-        cells.append("" if row is None else shown(row, "steerability"))
-    return cells
+    return by_stance(table, shown, "steerability", principle="all", **where)
 
 
 class Tables:
@@ -100,13 +104,8 @@ def followed(tables: Tables, turn: str) -> str:
          "cut off", "tokens"],
     ]  # fmt: skip
     for model in compliance["model"].unique():
-        cells = [model]
-        for constitution, stance in STANCES:
-            row = one(
-                compliance, model=model, constitution=constitution, stance=stance, turn=turn,
-                principle="all", category="overall",
-            )  # fmt: skip
-            cells.append("" if row is None else percent(row, "compliance"))
+        where = {"model": model, "turn": turn, "principle": "all"}
+        cells = [model, *by_stance(compliance, percent, "compliance", **where)]
         cells += steered(steerability, percent, model=model, baseline="")
         every = {"model": model, "turn": turn, "category": "overall"}
         row = one(degeneration, constitution="desired", **every)
@@ -132,13 +131,9 @@ def differences(tables: Tables, turn: str) -> str:
          "win rate asked for the desired"],
     ]  # fmt: skip
     for model, baseline in difference[["model", "baseline"]].drop_duplicates().to_numpy():
+        where = {"model": model, "baseline": baseline, "turn": turn}
         cells = [f"{model} against {baseline}"]
-        for constitution, stance in STANCES:
-            row = one(
-                difference, model=model, baseline=baseline, constitution=constitution,
-                stance=stance, turn=turn, category="overall",
-            )  # fmt: skip
-            cells.append("" if row is None else points(row, "difference"))
+        cells += by_stance(difference, points, "difference", **where)
         cells += steered(steerability, points, model=model, baseline=baseline)
         row = one(
             wins, model=model, opponent=baseline, constitution="desired", turn=turn,
@@ -156,15 +151,11 @@ def between(tables: Tables, turn: str, model: str, other: str) -> str:
     """Return how much more one trained model follows than another, over the same questions."""
     from sami_pipeline.evaluation.statistics import compliance_difference
 
-    table = compliance_difference(tables["checked"], other)
-    cells = []
-    for constitution, stance in STANCES:
-        row = one(
-            table, model=model, constitution=constitution, stance=stance, turn=turn,
-            category="overall",
-        )  # fmt: skip
-        low, high, value = (100 * row[name] for name in ("ci_low", "ci_high", "difference"))
-        cells.append(f"{value:+.1f} [{low:+.1f}, {high:+.1f}], p = {row['p_value']:.2g}")
+    checked = tables["checked"]
+    checked = checked[checked["model"].isin([model, other])]  # so nothing to correct for
+    cells = by_stance(
+        compliance_difference(checked, other), points, "difference", model=model, turn=turn
+    )
     return (
         f"{model} against {other}, points, not corrected: principles {cells[0]}; "
         f"opposites {cells[1]}.\n"
@@ -204,20 +195,15 @@ def without_each(tables: Tables, turn: str, model: str, baseline: str) -> str:
         asked = answers["stances"].map(
             lambda stances, left_out=principle: left_out in dict(json.loads(stances))
         )
-        followed = compliance_difference(checked[checked["principle"] != principle], baseline)
+        gained = compliance_difference(checked[checked["principle"] != principle], baseline)
         steered_more = steerability(answers[~asked], principles, baseline)
-        cells = [principle.replace("_", " ")]
-        for table, value, where in (
-            (followed, "difference", {"turn": turn}),
-            (steered_more, "steerability", {"baseline": baseline, "principle": "all"}),
-        ):
-            for constitution, stance in STANCES:
-                row = one(
-                    table, model=model, constitution=constitution, stance=stance,
-                    category="overall", **where,
-                )  # fmt: skip
-                cells.append("" if row is None else points(row, value))
-        rows.append(cells)
+        rows.append(
+            [
+                principle.replace("_", " "),
+                *by_stance(gained, points, "difference", model=model, turn=turn),
+                *steered(steered_more, points, model=model, baseline=baseline),
+            ]
+        )
     return markdown(rows)
 
 

@@ -588,10 +588,9 @@ class _Plan:
         parts = {part: getattr(memory, part, 0) for part in _PARTS}
         # Gradients are as large as the weights that are trained.
         state = (memory.gradients + memory.optimiser) * processes if config.saves_states else 0
-        in_samis_loop = baseline is None or baseline.is_sami or bool(baseline.grids)
-        if state and device == "cpu" and in_samis_loop and processes > 1:
+        if device == "cpu" and processes > 1:
             # Each process writes its part from a copy, while the training goes on.
-            parts["copy"] = memory.gradients + memory.optimiser
+            parts["copy"] = state // processes
         trained = self.experiment.iterations.count if replicate == SAMI else 1
         bytes_a_weight = 4 if config.weights == "float32" else 2
         self.outcome.stages.append(

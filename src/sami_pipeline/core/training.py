@@ -439,8 +439,8 @@ def _made_ready(model: PreTrainedModel, config: SamiTrainingConfig) -> Iterator[
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if config.compile_layers and not layers:
         raise ValueError(
-            f"compile_layers: the layers of {type(model).__name__} are not marked as such, so they "
-            "can't be compiled one by one; set it to false"
+            f"compile_layers: the layers of {type(model).__name__} can't be told from its other "
+            "modules (none is transformers' GradientCheckpointingLayer); set it to false"
         )
     reference = None
     if config.lora is not None:

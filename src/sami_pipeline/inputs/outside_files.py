@@ -44,10 +44,11 @@ def parquet_table(content: bytes, place: str) -> pd.DataFrame:
     import pyarrow.parquet as pq
 
     try:
-        # Else what is no UTF-8 fails later, wherever it is looked at first.
-        pq.read_table(pa.BufferReader(content)).validate(full=True)
         # Not io.BytesIO: Arrow's threads may still hold it when Python ends, and abort the process.
-        return pd.read_parquet(pa.BufferReader(content))
+        file = pa.BufferReader(content)
+        # Else what is no UTF-8 fails later, wherever it is looked at first.
+        pq.read_table(file).validate(full=True)
+        return pd.read_parquet(file)
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         reason = one_line(str(error))
         raise InputError(
