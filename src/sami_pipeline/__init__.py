@@ -6,7 +6,7 @@ from pathlib import Path
 from sami_pipeline import process_settings
 
 process_settings.apply()
-# TRL would report every trainer that is made to its publisher.
+# No library reports to its publisher what is done with it.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"

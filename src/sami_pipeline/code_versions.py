@@ -48,7 +48,6 @@ COMPUTING = {
     "tokenizers": ("tokenizers",),
     "torch": ("torch",),
     "transformers": ("transformers", "tokenizers"),
-    "trl": ("trl", "transformers", "tokenizers", "accelerate", "torch"),
 }
 
 _HASH_LENGTH = 16

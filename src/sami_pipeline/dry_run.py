@@ -555,19 +555,11 @@ class _Plan:
         baseline = baselines().get(name)
         if baseline is not None and not baseline.is_sami:
             own = baseline.settings_in(self.experiment.training)
-            if baseline.grids:
-                grids = function(baseline.grids)(grids, own)
-                tokens, size_of_step = packed_length(grids[0]), (grids,)
-                what = shape.described(grids)
-            else:
-                rows = baseline.rows(own, shape.n)
-                tokens = rows * (shape.prompt + shape.response)
-                size_of_step = (rows, shape.prompt, shape.response)
-                what = f"{rows} rows of {shape.prompt} + {shape.response} tokens a query"
-            step = (baseline.step_memory, tokens)
+            grids = function(baseline.grids)(grids, own)
+            step = (baseline.step_memory, packed_length(grids[0]))
             if step not in self.baseline_steps:
                 self.baseline_steps[step] = function(baseline.step_memory)(
-                    student.config, config, *size_of_step, device=device
+                    student.config, config, grids, device=device
                 )
             memory = self.baseline_steps[step]
             processes, passes = 1, baseline.passes
@@ -577,9 +569,8 @@ class _Plan:
                     student.config, grids, config, device=device, processes=processes
                 )
             memory = self.sami_step
-            tokens = packed_length(grids[0])
             passes = 3 + (config.memory == "two_pass") + (config.kl_beta > 0)
-            what = shape.described(grids)
+        tokens, what = packed_length(grids[0]), shape.described(grids)
         passes += config.gradient_checkpointing
         seed = f", seed {config.seed}" if self.experiment.seeds > 1 else ""
         size = self.outcome.sizes[student.name]
@@ -680,9 +671,11 @@ class Shape:
         """Return in words what is computed at once."""
         from sami_pipeline.core.packing import packed_length
 
-        prompts, responses = grids[0].shape
-        plural = "s" if prompts > 1 else ""
+        prompts, responses = (
+            f"{count} {what}{'s' if count > 1 else ''}"
+            for count, what in zip(grids[0].shape, ("prompt", "response"), strict=True)
+        )
         return (
-            f"grids of {prompts} prompt{plural} of {self.prompt} tokens and {responses} responses "
-            f"of {self.response}, {packed_length(grids[0])} tokens packed, {len(grids)} at once"
+            f"grids of {prompts} of {self.prompt} tokens and {responses} of "
+            f"{self.response}, {packed_length(grids[0])} tokens packed, {len(grids)} at once"
         )

@@ -25,7 +25,7 @@ warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is depreca
 # Datasets carry their experiment's name, nodes that of the shared pipeline they fold into.
 warnings.filterwarnings("ignore", message="One or more dataset names contain '.' characters")
 # What libraries will change is told to those who change their versions, by the tests.
-for module in ("transformers", "trl", "datasets", "torch", "peft", "accelerate"):
+for module in ("transformers", "torch", "peft", "accelerate"):
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=rf"{module}\b")
 

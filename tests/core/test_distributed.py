@@ -13,6 +13,7 @@ from team import Team
 
 from sami_pipeline.core import Grid, LoraParameters, SamiTrainingConfig
 from sami_pipeline.core.distributed import Workers, current_workers
+from sami_pipeline.core.packing import packed_length
 from sami_pipeline.core.state import list_states
 
 MEASURED = ["tokens_per_second", "peak_memory_bytes"]  # differ from run to run
@@ -231,6 +232,10 @@ def test_all_workers_go_through_as_many_micro_batches_and_no_grid_twice(
     used = [grid for part in parts for few in part for grid, weight in few if weight == 1]
     assert sorted(map(id, used)) == sorted(map(id, batch))
     assert all(1 <= len(few) <= size for part in parts for few in part)
+    # What takes the most memory comes before there are gradients.
+    sizes = [packed_length(grid) for few in parts[0] for grid, weight in few if weight == 1]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == max(map(packed_length, batch))
 
 
 def test_configuration_comes_back_from_json():

@@ -28,7 +28,7 @@ from pathlib import Path
 for name in (
     "sami_pipeline.settings", "sami_pipeline.pipeline_registry", "sami_pipeline.cli",
     "transformers.models.llama.modeling_llama", "transformers.models.llama.tokenization_llama",
-    "trl.trainer.sft_trainer", "scipy.stats", "plotly.express",
+    "accelerate", "scipy.stats", "plotly.express",
     "pandera.strategies.pandas_strategies", "kedro_datasets.plotly", "kedro_datasets.text",
     "kedro_datasets.json", "kedro_datasets.partitions", "kedro_viz.launchers.cli.main",
     "kedro_viz.integrations.kedro.hooks", "kedro_airflow.plugin", "kedro_telemetry.plugin",

@@ -118,7 +118,7 @@ def test_prompts_are_as_long_as_the_longest_wording_makes_them():
 
         changes = {f"evaluation.{name}": value for name, value in asked.items()}
         stages = examined("test", changes, lengthen).stages
-        pattern = r"(?:prompts? of (?:at most )?|rows of )(\d+)"
+        pattern = r"prompts? of (?:at most )?(\d+)"
         return {stage.name: int(re.search(pattern, stage.shape)[1]) for stage in stages}
 
     plain = longest("evaluation", trained_wording=False)

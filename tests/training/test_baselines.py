@@ -1,8 +1,7 @@
-"""DPO in SAMI's loop, SFT by TRL: the same tokens as SAMI, and going on after a kill."""
+"""SFT and DPO in SAMI's loop: the same tokens as SAMI, and going on after a kill."""
 
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from transformers import Trainer
-from trl import SFTTrainer
 
 from sami_pipeline.core import (
     Grid,
@@ -28,9 +25,7 @@ from sami_pipeline.core import (
     grid_logprobs,
     training,
 )
-from sami_pipeline.core.adapters import add_adapters
 from sami_pipeline.core.training import batch_schedule, learning_rate_at
-from sami_pipeline.errors import InputError
 from sami_pipeline.models.checkpoints import ModelSource, import_model
 from sami_pipeline.parameters import (
     DpoParameters,
@@ -79,10 +74,9 @@ def test_all_pairs_hold_what_a_grid_holds_and_desired_ones_only_the_first_consti
     assert dpo.preference_grids([grid], DpoParameters()) == [Grid([[1]], [[4], [5], [6]])]
 
 
-def test_demonstrations_are_the_desired_responses_and_only_their_tokens_count():
-    (example,) = sft.demonstrations([Grid([[1, 2], [3]], [[4, 5, 6], [7]])])
-    assert example["input_ids"] == [1, 2, 4, 5, 6]
-    assert example["completion_mask"] == [0, 0, 1, 1, 1]
+def test_demonstrations_are_the_desired_prompts_and_responses():
+    (example,) = sft.demonstrations([Grid([[1, 2], [3]], [[4, 5, 6], [7]])], SftParameters())
+    assert example == Grid([[1, 2]], [[4, 5, 6]])
 
 
 def test_dpo_starts_at_chance_and_takes_as_many_steps_as_sami(tmp_path):
@@ -95,12 +89,14 @@ def test_dpo_starts_at_chance_and_takes_as_many_steps_as_sami(tmp_path):
 
 
 @pytest.mark.parametrize("weights", ["bfloat16_remainder", "bfloat16"])
-def test_dpo_trains_16_bit_weights_with_samis_optimiser(tmp_path, weights):
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_16_bit_weights_are_trained_by_samis_optimiser(method, weights, tmp_path):
     config = CONFIG.replaced(weights=weights, compute_dtype="bfloat16")
-    model, history = train("dpo", tmp_path, config=config)
+    model, history = train(method, tmp_path, make_grids(1) * 6, config)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    # The reference computes in 16 bits too.
-    assert history["reward_margin"][0] == pytest.approx(0, abs=1e-3)
+    if method == "dpo":  # the reference computes in 16 bits too
+        assert history["reward_margin"][0] == pytest.approx(0, abs=1e-3)
+    assert history["loss"].iloc[-1] < history["loss"][0]
     assert (history["weights_moved"] > 0).all()
 
 
@@ -119,32 +115,16 @@ def test_dpo_learns_the_difference_of_log_probabilities_that_the_grid_gives(tmp_
     assert (margins > 0).all()
 
 
-def test_the_loss_of_sft_is_the_mean_over_response_tokens(tmp_path):
-    grid = make_grids(1)[0]
-    _, history = train("sft", tmp_path, [grid, grid])
-    initial = make_model().model
-    with torch.no_grad():
-        result = grid_logprobs(initial, Grid(grid.prompt_ids[:1], grid.response_ids[:1]))
-    assert history["loss"][0] == pytest.approx(-result.means.item(), rel=1e-4)
-
-
 def stop_after_saving(step: int, stop: Callable[[], None], patch: Any = None) -> None:
-    """Call a function once the state of a step is on disk, whoever saves it."""
-    saves, checkpoints = training.save_state, Trainer._save_checkpoint
+    """Call a function once the state of a step is on disk."""
+    saves = training.save_state
 
     def save_state(folder, done, *rest, writer, **options):
         saves(folder, done, *rest, writer=None, **options)
         if done == step:
             stop()
 
-    def save_checkpoint(self, *rest):
-        checkpoints(self, *rest)
-        if self.state.global_step == step:
-            stop()
-
-    put = setattr if patch is None else patch.setattr
-    put(training, "save_state", save_state)
-    put(Trainer, "_save_checkpoint", save_checkpoint)
+    (setattr if patch is None else patch.setattr)(training, "save_state", save_state)
 
 
 @pytest.mark.parametrize("method", ["dpo", "sft"])
@@ -165,11 +145,7 @@ def test_a_killed_training_ends_in_the_same_weights_and_history(method, tmp_path
     )
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     # A state that was being written when the process died.
-    if method == "sft":
-        (killed / "checkpoint-3").mkdir()
-        (killed / "checkpoint-3" / "trainer_state.json").write_text('{"epoch": 1.')
-    else:
-        (killed / ".step-00000003.partial").mkdir()
+    (killed / ".step-00000003.partial").mkdir()
     resumed, history = train(method, killed)
     assert history["step"].tolist() == [1, 2, 3]
     pd.testing.assert_frame_equal(
@@ -179,33 +155,18 @@ def test_a_killed_training_ends_in_the_same_weights_and_history(method, tmp_path
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
-@pytest.mark.parametrize(("minutes", "saved"), [(1e-9, [1, 2, 3]), (60.0, [3]), (None, [])])
-def test_progress_is_saved_by_time_too(minutes, saved, tmp_path, monkeypatch):
-    steps = []
-    real = Trainer._save_checkpoint
-
-    def save(self, *inputs):
-        steps.append(self.state.global_step)
-        real(self, *inputs)
-
-    monkeypatch.setattr(Trainer, "_save_checkpoint", save)
-    train("sft", tmp_path, config=CONFIG.replaced(save_state_every=0, save_state_minutes=minutes))
-    assert steps == saved
-
-
-def unfinish(method: str, folder: Path) -> str:
-    """Let a training look as if it had not come to its end, and return the name of its state."""
-    record = folder / "run.json" if method == "sft" else next(folder.glob("step-*/state.json"))
+def unfinish(folder: Path) -> None:
+    """Let a training look as if it had not come to its end."""
+    record = next(folder.glob("step-*/state.json"))
     record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
-    return "run.json" if method == "sft" else "step-00000003"
 
 
 @pytest.mark.parametrize("method", ["dpo", "sft"])
 def test_progress_of_another_run_is_refused_unless_it_came_to_its_end(method, tmp_path):
     train(method, tmp_path)
     train(method, tmp_path, learning_rate=3e-4)  # the first is finished: it makes room
-    state = unfinish(method, tmp_path)
-    with pytest.raises(StateMismatchError, match=rf"{state}.*\(parameters changed\)"):
+    unfinish(tmp_path)
+    with pytest.raises(StateMismatchError, match=r"step-00000003.*\(parameters changed\)"):
         train(method, tmp_path, learning_rate=4e-4)
 
 
@@ -213,7 +174,7 @@ def test_progress_of_another_run_is_refused_unless_it_came_to_its_end(method, tm
     ("method", "module", "line"),
     [
         ("dpo", "core.dpo", "return -F.logsigmoid("),
-        ("sft", "training.baselines.trl_training", "return {name: settings[name]"),
+        ("sft", "core.sft", "return -result.means.mean()"),
     ],
 )
 def test_progress_of_other_code_is_not_gone_on_with(
@@ -227,7 +188,7 @@ def test_progress_of_other_code_is_not_gone_on_with(
     assert f"discarded, its training starts over: code of {module} changed" in caplog.text
     assert "Going on" not in caplog.text
     assert len(history) == 3
-    unfinish(method, tmp_path)
+    unfinish(tmp_path)
     sources(file, line, f"print; {line}")
     with pytest.raises(StateMismatchError, match=rf"\(code of {module} changed\); delete"):
         train(method, tmp_path)
@@ -243,13 +204,24 @@ def test_steps_and_learning_rates_are_those_of_sami(method, tmp_path):
     assert history["learning_rate"].tolist() == pytest.approx(expected)
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_may_change(tmp_path):
-    train("sft", tmp_path)
-    unfinish("sft", tmp_path)
-    for checkpoint in tmp_path.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    _, history = train("sft", tmp_path, learning_rate=4e-4)
-    assert len(history) == 3
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_progress_by_trl_is_discarded_after_its_end_and_refused_before(
+    finished, method, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "run.json").write_text(
+        f'{{"finished": {str(finished).lower()}, "fingerprint": {{}}}}'
+    )
+    if finished:
+        train(method, tmp_path)
+        assert "an earlier version trained with TRL's trainer" in caplog.text
+        assert not (tmp_path / "checkpoint-2").exists()
+    else:
+        with pytest.raises(StateMismatchError, match=r"run.json.*with TRL's trainer; delete"):
+            train(method, tmp_path)
+        assert (tmp_path / "checkpoint-2").exists()
 
 
 LORA = {"rank": 2, "alpha": 4.0}
@@ -286,27 +258,6 @@ def test_adapters_reach_a_baseline_and_are_merged_as_samis_are(method, frozen, t
     assert not trained.get_input_embeddings()._forward_hooks
 
 
-def test_adapters_begin_as_samis_do(tmp_path):
-    model = make_model().model
-    add_adapters(model, LoraParameters(**LORA), seed=3)
-    expected = {n: p for n, p in model.named_parameters() if ".lora_" in n}
-    seen = {}
-
-    class Watching(SFTTrainer):
-        def training_step(self, model, *inputs, **options):
-            for name, weight in model.named_parameters():
-                if weight.requires_grad:
-                    seen.setdefault(name.removeprefix("base_model.model."), weight.detach().clone())
-            return super().training_step(model, *inputs, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trl.SFTTrainer", Watching)
-        train("sft", tmp_path, config=CONFIG.replaced(lora=LoraParameters(**LORA)))
-    assert seen.keys() == expected.keys()
-    for name, weight in expected.items():
-        assert seen[name].equal(weight), name
-
-
 @pytest.mark.parametrize("method", ["dpo", "sft"])
 def test_a_killed_training_of_adapters_goes_on(method, tmp_path, monkeypatch):
     config = CONFIG.replaced(lora=LoraParameters(**LORA, dropout=0.2))
@@ -319,13 +270,8 @@ def test_a_killed_training_of_adapters_goes_on(method, tmp_path, monkeypatch):
         stop_after_saving(2, stop, patch)
         with pytest.raises(KeyboardInterrupt):
             train(method, tmp_path / "killed", config=config)
-    if method == "sft":
-        saved = next((tmp_path / "killed").glob("checkpoint-2"))
-        assert (saved / "adapter_model.safetensors").is_file()
-        assert not (saved / "model.safetensors").exists(), "a state holds the adapters alone"
-    else:
-        saved = next((tmp_path / "killed").glob("step-*2"))
-        assert all(".lora_" in name for name in load_file(saved / "model.safetensors"))
+    saved = next((tmp_path / "killed").glob("step-*2"))
+    assert all(".lora_" in name for name in load_file(saved / "model.safetensors"))
     resumed, history = train(method, tmp_path / "killed", config=config)
     pd.testing.assert_frame_equal(
         history.drop(columns=MEASURED), expected.drop(columns=MEASURED), check_exact=True
@@ -347,23 +293,17 @@ def test_adapters_which_a_baseline_cannot_follow_are_refused_beside_one(monkeypa
     MtBenchParameters.model_validate(parameters)
 
 
-def test_a_model_whose_logits_trl_does_not_know_is_refused_where_trl_trains(tmp_path):
-    """recurrent_gemma has a soft cap of another name; gemma2's is known."""
-    function, kind = METHODS["sft"]
-    tokenizer = make_model().tokenizer
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_a_model_with_a_rare_cap_on_its_logits_is_trained(method, tmp_path):
+    """recurrent_gemma has a soft cap of another name than other families."""
+    function, kind = METHODS[method]
     grid = Grid([[5, 6, 7], [5, 8]], [[9, 10], [11, 12]])
-    for family in ("granite", "gemma2"):
-        function(families.tiny_model(family), tokenizer, [grid], CONFIG, kind(), tmp_path / family)
-    with pytest.raises(InputError, match="the logits of recurrent_gemma otherwise"):
-        function(
-            families.tiny_model("recurrent_gemma"), tokenizer, [grid], CONFIG, kind(),
-            tmp_path / "recurrent_gemma",
-        )  # fmt: skip
-    history = dpo.train_dpo(
-        families.tiny_model("recurrent_gemma"), tokenizer, [grid] * 4, CONFIG, DpoParameters(),
-        tmp_path / "dpo",
-    )  # fmt: skip
-    assert history["loss"][0] == pytest.approx(math.log(2), abs=1e-5)
+    model = families.tiny_model("recurrent_gemma")
+    with torch.no_grad():
+        result = grid_logprobs(model.eval(), grid)
+    history = function(model, make_model().tokenizer, [grid] * 4, CONFIG, kind(), tmp_path)
+    first = math.log(2) if method == "dpo" else -result.means[0, 0].item()
+    assert history["loss"][0] == pytest.approx(first, abs=1e-5)
     assert history["loss"].iloc[-1] < history["loss"][0]
 
 
@@ -371,12 +311,3 @@ def test_a_baseline_takes_the_steps_of_the_last_iteration():
     iterations = IterationsParameters(count=3, steps=(2, 4, 6))
     assert iterations.training_config(CONFIG, 3).max_steps == 6
     assert IterationsParameters().training_config(CONFIG, 1) is CONFIG
-
-
-def test_a_batch_that_cannot_be_split_evenly_is_refused(tmp_path):
-    loaded = make_model()
-    config = SamiTrainingConfig(batch_size=3, grids_per_micro_batch=2)
-    with pytest.raises(ValueError, match="multiple of grids_per_micro_batch"):
-        sft.train_sft(
-            loaded.model, loaded.tokenizer, make_grids(), config, SftParameters(), tmp_path
-        )

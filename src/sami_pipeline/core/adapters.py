@@ -172,7 +172,7 @@ def merge_adapters(model: PreTrainedModel, trainable: list[Parameter]) -> None:
 def embedding_hooks_restored(model: PreTrainedModel) -> Iterator[None]:
     """Remove, at the end, hooks that were put on a model's input embeddings in between.
 
-    TRL, PEFT and transformers each put one there for recomputed layers and leave it.
+    PEFT and transformers each put one there for recomputed layers and leave it.
     """
     hooks = model.get_input_embeddings()._forward_hooks
     before = set(hooks)

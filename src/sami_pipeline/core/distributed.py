@@ -113,12 +113,13 @@ class Workers:
             others have one computes the shortest of the batch with weight 0, so that all go
             through as many forward and backward passes.
         """
-        # Grids of similar length share a micro-batch, and are computed at once by all workers.
-        ordered = sorted(batch, key=packed_length)
+        # Grids of similar length share a micro-batch, and are computed at once by all workers. The
+        # longest come first, before there are gradients to hold besides their activations.
+        ordered = sorted(batch, key=packed_length, reverse=True)
         own = ordered[self.rank :: self.count]
         rounds = math.ceil(math.ceil(len(ordered) / self.count) / size)
         parts = [own[size * number : size * (number + 1)] for number in range(rounds)]
-        return [[(grid, 1.0) for grid in part] or [(ordered[0], 0.0)] for part in parts]
+        return [[(grid, 1.0) for grid in part] or [(ordered[-1], 0.0)] for part in parts]
 
     def _reduced(self, values: Sequence[float], operation: Any) -> list[float]:
         numbers = torch.tensor(list(values), dtype=torch.float64)

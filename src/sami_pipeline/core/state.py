@@ -101,18 +101,23 @@ def fingerprint_parts(
     examples = hashlib.sha256()
     for item in data:
         examples.update(json.dumps(item).encode())
-    architecture = {
-        name: value
-        for name, value in model.config.to_diff_dict().items()
-        if name not in _NOT_ARCHITECTURE
-    }
-    weights.update(json.dumps(architecture, sort_keys=True, default=str).encode())
+    weights.update(architecture(model).encode())
     return {
         "initial model": weights.hexdigest(),
         "training data": examples.hexdigest(),
         "parameters": hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest(),
         **code.parts(),
     }
+
+
+def architecture(model: PreTrainedModel) -> str:
+    """Return what a model's configuration says of what it computes, as JSON."""
+    said = {
+        name: value
+        for name, value in model.config.to_diff_dict().items()
+        if name not in _NOT_ARCHITECTURE
+    }
+    return json.dumps(said, sort_keys=True, default=str)
 
 
 class StateWriter:

@@ -92,7 +92,7 @@ class TrainingResult:
 class Objective(ABC):
     """What a training lowers: a loss of the log-probabilities of each grid.
 
-    The loss of a batch is the mean over its grids.
+    The loss of a batch is the mean over its grids, each by its ``weight``.
 
     Attributes:
         name: of the training, where its steps are shown and logged.
@@ -136,6 +136,18 @@ class Objective(ABC):
             progress: show a progress bar.
         """
         return grids
+
+    def weight(self, grid: Grid, batch: Sequence[Grid]) -> float:
+        """Return how much a grid counts among those of its step; all count alike unless it says so.
+
+        Args:
+            grid: one of the batch.
+            batch: all grids of the step, of every micro-batch and worker.
+
+        Returns:
+            On average over the batch 1.
+        """
+        return 1.0
 
     @abstractmethod
     def loss(self, grid: Grid, result: GridLogprobs) -> Tensor:
@@ -527,8 +539,9 @@ def accumulate_gradients(
             model, config.reduce_every == "micro_batch" or number == len(micro_batches)
         )
         # The workers' gradients are averaged; the batch's mean wants their sum.
-        shares = [weight * workers.count for _, weight in micro_batch]
         grids = [grid for grid, _ in micro_batch]
+        weights = [weight * objective.weight(grid, batch) for grid, weight in micro_batch]
+        shares = [weight * workers.count for weight in weights]
         if config.memory == "two_pass":
             results = [
                 _two_pass(model, grid, share, len(batch), config, reference)
@@ -541,9 +554,8 @@ def accumulate_gradients(
                 for grid, result, share in zip(grids, results, shares, strict=True)
             ]
             (torch.stack(losses).sum() / len(batch)).backward()
-        for (grid, weight), result in zip(micro_batch, results, strict=True):
-            rows.append(objective.measure(grid, result))
-            row_weights.append(weight)
+        rows += map(objective.measure, grids, results)
+        row_weights += weights
     # Read once, so that a GPU is not waited for after every grid.
     values = torch.stack(rows).cpu().flatten()
     names = objective.metrics

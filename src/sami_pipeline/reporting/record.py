@@ -25,8 +25,8 @@ from sami_pipeline.process_settings import peak_memory_bytes
 
 # Those that decide numbers or texts; of those installed, the versions are recorded.
 _PACKAGES = (
-    "sami-pipeline", "kedro", "torch", "transformers", "trl", "accelerate", "peft", "vllm",
-    "liger-kernel", "tokenizers", "datasets", "reasoning-gym", "numpy", "pandas", "plotly",
+    "sami-pipeline", "kedro", "torch", "transformers", "accelerate", "peft", "vllm",
+    "liger-kernel", "tokenizers", "reasoning-gym", "numpy", "pandas", "plotly",
 )  # fmt: skip
 _COMMAND_SECONDS = 10
 

@@ -52,8 +52,8 @@ _QUERY_CHARACTERS, _CHARACTERS_PER_TOKEN, _MARKUP_TOKENS = 130, 4, 15
 # What does not grow with the number of texts, in tokens for each that one may have: the last rows
 # of a batch are written alone.
 _LAST_ROWS = 30
-# What a step costs besides its tokens, in tokens; and of TRL's rows, which are padded.
-_STEP_TOKENS, _PADDED = 500, 1.3
+# What a step costs besides its tokens, in tokens.
+_STEP_TOKENS = 500
 # Seconds that the embedded model takes for a token where matrix products run at `RATE` GFLOP/s;
 # `product_rate` measures it. docs/report.md has the runs.
 RATE = 130.0
@@ -171,12 +171,8 @@ def _passes_of_a_query(
     grids = shape.grids(config, 2)
     passes = 3 + (config.memory == "two_pass") + (config.kl_beta > 0)
     if baseline is not None and not baseline.is_sami:
-        own, passes = baseline.settings_in(training), baseline.passes
-        if not baseline.grids:
-            rows = baseline.rows(own, shape.n)
-            passes = _PADDED * (passes + config.gradient_checkpointing)
-            return rows * (shape.prompt + shape.response) * passes
-        grids = function(baseline.grids)(grids, own)
+        passes = baseline.passes
+        grids = function(baseline.grids)(grids, baseline.settings_in(training))
     from sami_pipeline.core.packing import packed_length
 
     return packed_length(grids[0]) * (passes + config.gradient_checkpointing)

@@ -17,6 +17,7 @@ from sami_pipeline.errors import InputError, writing
 from sami_pipeline.evaluation.intervals import DIFFERENCE, SHARE, mean_interval
 from sami_pipeline.models.prompts import Prompt
 from sami_pipeline.process_settings import give_back_freed_memory
+from sami_pipeline.training.held_out import held_out_measures
 from sami_pipeline.training.responses import USABLE
 
 if TYPE_CHECKING:
@@ -175,8 +176,6 @@ def measured_training(
     """
     import torch
 
-    from sami_pipeline.core import evaluate_grids
-
     engines.release()
     encoder, train_on_eos = student.load_encoder(), parameters.sami.train_on_eos
     model = student.load_model(torch.float32, parameters.device)
@@ -191,9 +190,7 @@ def measured_training(
 
     def measure(stage: str) -> None:
         if held_out:
-            measured[stage] = evaluate_grids(
-                model, None, held_out, parameters.sami, description=f"Held-out grids {stage}"
-            )
+            measured[stage] = held_out_measures(model, held_out, parameters.sami, stage)
 
     measure("before")
     give_back_freed_memory()  # blocks of other sizes than training asks for, so it can't reuse them

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +13,7 @@ from pydantic import Field, PositiveFloat
 from sami_pipeline import code_versions
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.engines.parameters import Settings
+from sami_pipeline.training.baselines.own_loop import train_alike, without_samis_own
 from sami_pipeline.training.baselines.record import Baseline
 
 if TYPE_CHECKING:
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
 
     from sami_pipeline.core.grid import Grid
     from sami_pipeline.core.memory import StepMemory
-
-logger = logging.getLogger(__name__)
 
 
 class DpoParameters(Settings):
@@ -81,46 +77,11 @@ def train_dpo(
         FloatingPointError: see ``core.train_sami``.
     """
     from sami_pipeline.core.dpo import DpoObjective
-    from sami_pipeline.core.training import train
 
-    refuse_states_of_trl(state_folder)
-    rate = parameters.learning_rate or config.learning_rate
-    return train(
-        model,
-        tokenizer,
-        preference_grids(grids, parameters),
-        _without_samis_own(config).replaced(learning_rate=rate),
-        DpoObjective(parameters.beta),
-        code_versions.of(train_dpo),
-        state_folder=state_folder,
-    ).history
-
-
-def _without_samis_own(config: SamiTrainingConfig) -> SamiTrainingConfig:
-    """Return the settings with what is SAMI's alone at its default, whatever it is set to."""
-    default = SamiTrainingConfig()
-    own = ("kl_beta", "nll_weight", "length_normalise", "memory", "reduce_every", "trackers")
-    return config.replaced(**{name: getattr(default, name) for name in own})
-
-
-def refuse_states_of_trl(state_folder: Path) -> None:
-    """Remove what TRL's trainer, which trained DPO before, has left after its end.
-
-    Raises:
-        StateMismatchError: that training did not come to its end.
-    """
-    from sami_pipeline.core.state import StateMismatchError
-
-    record = state_folder / "run.json"
-    if not record.is_file():
-        return
-    if not json.loads(record.read_text("utf-8"))["finished"]:
-        raise StateMismatchError(
-            f"{record}: this training was begun by an earlier version, with TRL's trainer; delete "
-            f"{state_folder} to start over"
-        )
-    logger.info("%s is discarded: an earlier version trained with TRL's trainer", state_folder)
-    shutil.rmtree(state_folder)
+    return train_alike(
+        model, tokenizer, preference_grids(grids, parameters), config, parameters.learning_rate,
+        DpoObjective(parameters.beta), code_versions.of(train_dpo), state_folder,
+    )  # fmt: skip
 
 
 def step_memory(
@@ -140,7 +101,7 @@ def step_memory(
         for grid in grids
     ]
     return grids_step_memory(
-        architecture, known, _without_samis_own(config), DpoObjective(1.0), device=device
+        architecture, known, without_samis_own(config), DpoObjective(1.0), device=device
     )
 
 

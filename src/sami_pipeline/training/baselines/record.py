@@ -14,10 +14,6 @@ class NoSettings(Settings):
     """Of a baseline that takes everything from SAMI's training."""
 
 
-def _a_row_a_query(settings: Any, n_constitutions: int) -> int:
-    return 1
-
-
 @dataclass(frozen=True)
 class Baseline:
     """A model that is trained on SAMI's responses to be compared with SAMI.
@@ -35,13 +31,10 @@ class Baseline:
         choose: of the responses, gives those that it is trained on; called with the table of
             responses, the settings, and what the experiment knows of its queries (by dataset, such
             as ``problems``). "" takes all.
-        rows: sequences that a query gives to a step, of the settings and the number of
-            constitutions; with ``passes`` what a dry run takes for memory and time.
-        passes: of the model through every row in a step, a backward pass counting two.
-        step_memory: memory of a step, as ``trl_training.step_memory``, or with ``grids`` as
-            ``dpo.step_memory``.
-        grids: where SAMI's own loop trains it: gives the grids that a step computes, of SAMI's
-            and the settings; a dry run then reads no ``rows``. "" computes rows.
+        grids: of SAMI's grids and the settings, gives those that a step computes; a dry run takes
+            them, and ``passes``, for memory and time.
+        passes: of the model through every grid in a step, a backward pass counting two.
+        step_memory: memory of a step on a micro-batch of ``grids``, as ``sft.step_memory``.
         follows_lora: whether it trains adapters where ``training.sami.lora`` says so; else it is
             refused there, since it would be compared with a model that trained all its weights.
         words: what its method does, for readers of a report who see its name only.
@@ -53,10 +46,9 @@ class Baseline:
     group: str = ""
     starts_from: str = ""
     choose: str = ""
-    rows: Callable[[Any, int], int] = _a_row_a_query
+    grids: str = "sami_pipeline.training.baselines.sft:demonstrations"
     passes: int = 3
-    step_memory: str = "sami_pipeline.training.baselines.trl_training:step_memory"
-    grids: str = ""
+    step_memory: str = "sami_pipeline.training.baselines.sft:step_memory"
     follows_lora: bool = False
     words: str = "trained on the same responses, to compare with"
 

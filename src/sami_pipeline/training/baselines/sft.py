@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 from pydantic import Field, PositiveFloat
@@ -12,17 +12,14 @@ from pydantic import Field, PositiveFloat
 from sami_pipeline import code_versions
 from sami_pipeline.core.config import SamiTrainingConfig
 from sami_pipeline.engines.parameters import Settings
+from sami_pipeline.training.baselines.own_loop import train_alike, without_samis_own
 from sami_pipeline.training.baselines.record import Baseline
-from sami_pipeline.training.baselines.trl_training import (
-    determining_settings,
-    train,
-    trainer_arguments,
-)
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from sami_pipeline.core.grid import Grid
+    from sami_pipeline.core.memory import StepMemory
 
 
 class SftParameters(Settings):
@@ -34,15 +31,11 @@ class SftParameters(Settings):
     )
 
 
-def demonstrations(grids: Sequence[Grid]) -> list[dict[str, Any]]:
-    """Return ``input_ids, completion_mask`` of each query's desired response."""
-    return [
-        {
-            "input_ids": [*grid.prompt_ids[0], *grid.response_ids[0]],
-            "completion_mask": [0] * len(grid.prompt_ids[0]) + [1] * len(grid.response_ids[0]),
-        }
-        for grid in grids
-    ]
+def demonstrations(grids: Sequence[Grid], parameters: Settings) -> list[Grid]:
+    """Return each query's desired prompt and response: the first of its grid."""
+    from sami_pipeline.core.grid import Grid
+
+    return [Grid(grid.prompt_ids[:1], grid.response_ids[:1]) for grid in grids]
 
 
 def train_sft(
@@ -53,34 +46,47 @@ def train_sft(
     parameters: SftParameters,
     state_folder: Path,
 ) -> pd.DataFrame:
-    """Train a model with TRL's SFTTrainer, in place, and return its history.
+    """Finetune a model on desired responses in SAMI's own loop, in place, and return its history.
 
     Args:
         model: fp32 weights.
         tokenizer: the model's.
         grids: one per query.
-        config: SAMI's; epochs, batch size in queries, optimiser, schedule and so on are taken
-            from it.
+        config: SAMI's; all but its objective, ``memory`` and trackers is taken from it.
         parameters: what is SFT's own.
-        state_folder: where the trainer keeps its progress, and from where a killed run goes on.
+        state_folder: where the training keeps its states, and from where a killed run goes on.
 
     Returns:
         One row per optimiser step: ``step, loss, gradient_norm, learning_rate, weights_moved,
-        tokens_per_second, peak_memory_bytes``.
-    """
-    from trl import SFTConfig, SFTTrainer
+        tokens_per_second, peak_memory_bytes``. The loss is the mean over the response tokens of
+        the step's queries, in nats, before the step.
 
-    examples = demonstrations(grids)
-    arguments = SFTConfig(
-        **trainer_arguments(model, config, parameters.learning_rate, len(grids), 1, state_folder),
-        max_length=None,
-        completion_only_loss=True,
-    )
-    determining = {"sami": determining_settings(config), "sft": parameters.model_dump()}
-    return train(
-        SFTTrainer, arguments, model, tokenizer, config, examples, determining, state_folder,
-        code_versions.of(train_sft),
+    Raises:
+        StateMismatchError: see ``core.train_sami``.
+        FloatingPointError: see ``core.train_sami``.
+    """
+    from sami_pipeline.core.sft import SftObjective
+
+    return train_alike(
+        model, tokenizer, demonstrations(grids, parameters), config, parameters.learning_rate,
+        SftObjective(), code_versions.of(train_sft), state_folder,
     )  # fmt: skip
+
+
+def step_memory(
+    architecture: PretrainedConfig,
+    config: SamiTrainingConfig,
+    grids: Sequence[Grid],
+    *,
+    device: Literal["cpu", "cuda"] = "cuda",
+) -> StepMemory:
+    """Return the memory of a step on a micro-batch of ``demonstrations``; see ``core.memory``."""
+    from sami_pipeline.core.memory import grids_step_memory
+    from sami_pipeline.core.sft import SftObjective
+
+    return grids_step_memory(
+        architecture, grids, without_samis_own(config), SftObjective(), device=device
+    )
 
 
 SFT = Baseline(
