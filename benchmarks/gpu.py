@@ -583,6 +583,42 @@ def questions(folder: Path) -> list[dict[str, Any]]:
     return benchmark.with_texts(requests, folder)
 
 
+def _in_words(found: Check) -> str:
+    """Return what a check has found: its largest differences, and what it has left out."""
+    if why := found.get("failed") or found.get("skipped"):
+        return str(why)
+    numbers: dict[str, list[float]] = {"apart": [], "share": []}
+    skipped = []
+
+    def collect(kind: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                if isinstance(inner, dict) and "skipped" in inner:
+                    skipped.append(name)
+                else:
+                    part = name if name in numbers else "apart" if "apart" in name else kind
+                    collect(part, inner)
+        elif isinstance(value, list):
+            for inner in value:
+                collect(kind, inner)
+        elif kind in numbers:
+            numbers[kind].append(float(value))
+
+    collect("", found)
+    said = [f"largest difference {max(numbers['apart']):.1e}"] if numbers["apart"] else []
+    if shares := numbers["share"]:
+        said.append(f"estimated / measured {min(shares):.2f} to {max(shares):.2f}")
+    if "same" in found:
+        said.append(f"{found['same']} of {found['of']} texts the same")
+    if "backend" in found:
+        said.append(f"`{found['backend']}`")
+    if "loss" in found:
+        said.append("loss {:.3f} to {:.3f}".format(*found["loss"]))
+    if skipped:
+        said.append(f"not here: {'; '.join(skipped)}")
+    return ", ".join(said)
+
+
 def page(result: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     lines = [f"{result['date']}, {result['machine']}; `python benchmarks/gpu.py`.", ""]
@@ -590,11 +626,10 @@ def page(result: dict[str, Any]) -> str:
         lines += ["| check | outcome | |", "|---|---|---|"]
     for name, found in result["checks"].items():
         outcome = "skipped" if "skipped" in found else "holds" if found["ok"] else "**fails**"
-        known = {k: v for k, v in found.items() if k not in ("ok", "seconds", "said")}
-        lines.append(f"| {name} | {outcome} | `{json.dumps(known)[:300]}` |")
+        lines.append(f"| {name} | {outcome} | {_in_words(found)} |")
     if timed := result["timings"]:
-        lines += ["", "| | tokens a second | MFU | of large products | peak, GB "
-                  "| seconds, gradient of a grid | norm and optimiser |",
+        lines += ["", "| | positions a second | MFU | of large products | peak, GB "
+                  "| seconds, gradient of a grid: median [min, max] | norm and optimiser |",
                   "|---|---|---|---|---|---|---|"]  # fmt: skip
         for variant in VARIANTS:
             run = timed[variant]
@@ -605,8 +640,9 @@ def page(result: dict[str, Any]) -> str:
             lines.append(
                 f"| {variant} | {run['tokens_per_second']:.0f} | {mfu} "
                 f"| {run['share_of_ceiling']:.0%} | {run['peak_bytes'] / 1e9:.1f} "
-                f"| {median(run['gradient_seconds']):.3f} "
-                f"| {median(run['seconds']) - median(run['gradient_seconds']):.3f} |"
+                f"| {median(run['gradient_seconds']):.2f} "
+                f"[{min(run['gradient_seconds']):.2f}, {max(run['gradient_seconds']):.2f}] "
+                f"| {median(run['seconds']) - median(run['gradient_seconds']):.2f} |"
             )
     for compared in result.get("writing", []):
         lines += ["", writing.table(compared)]

@@ -59,22 +59,15 @@ def test_the_whole_script_writes_its_figures_and_names_what_it_left_out(tmp_path
     monkeypatch.setattr(gpu, "VARIANTS", (sami_step.SAMI,))
     target = tmp_path / "gpu.json"
     given = ["--device", "cpu", "--shape", "tiny", "--steps", "1", "--json", str(target)]
-    code = gpu.main([*given, "--only", "two_workers", "timings", "writing"])
+    code = gpu.main([*given, "--only", "two_workers", "timings"])
     result = json.loads(target.read_text())
     assert code == 0
     assert result["checks"]["two_workers"]["ok"]
     assert max(result["checks"]["two_workers"]["apart"]) < 1e-4
     assert "skipped" in gpu.check_attention("cpu")
     assert result["timings"][sami_step.SAMI]["tokens_per_second"] > 0
-    (compared,) = result["writing"]
-    ways = compared["ways"]
-    assert ways.keys() == {writing.OWN, writing.GENERATE, writing.CONTINUOUS}
-    for run in ways.values():
-        assert run["of_other_length"] == []
-        assert run["rows_as_generate"] == 6
     assert not written, "a CPU writes nothing into the page of the GPU"
     assert "| two_workers | holds |" in gpu.page(result)
-    assert "| 6 of 6 |" in gpu.page(result)
     assert gpu.main(["--page", str(target)]) == 0
     assert written.pop() == ("gpu", gpu.page(result))
     assert gpu.main([*given, "--only", "memory", "--minutes", "0.01"]) == 0
@@ -84,6 +77,28 @@ def test_the_whole_script_writes_its_figures_and_names_what_it_left_out(tmp_path
 def test_a_training_that_learns_nothing_is_seen(monkeypatch):
     monkeypatch.setattr(training, "learning_rate_at", lambda *inputs: 0.0)
     assert not gpu.check_training("cpu")["ok"]
+
+
+def test_all_loops_write_the_same():
+    ways = (writing.OWN, writing.GENERATE, writing.CONTINUOUS)
+    found = [writing.measure(way, "tiny", "float32", "cpu", 6, 4) for way in ways]
+    assert found[0]["rows"] == found[1]["rows"] == found[2]["rows"]
+    assert all(run["tokens"] > 6 and run["of_other_length"] == [] for run in found)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"ok": True, "apart": {"a": [1e-7, 3e-5]}}, "largest difference 3.0e-05"),
+        ({"ok": True, "cases": {"a": {"share": 0.9}, "b": {"share": 1.1}}}, "0.90 to 1.10"),
+        ({"ok": True, "heads": {"x": {"ok": True, "apart": 0.5}, "y": {"skipped": "no"}}},
+         "largest difference 5.0e-01, not here: y"),
+        ({"ok": False, "failed": "ValueError: x", "said": ["a"]}, "ValueError: x"),
+        ({"ok": True, "same": 2, "of": 3, "choices_apart": 0.0}, "2 of 3 texts the same"),
+    ],
+)  # fmt: skip
+def test_the_page_says_what_a_check_has_found(found, said):
+    assert said in gpu._in_words(found)
 
 
 def test_a_loop_that_writes_something_else_is_counted(monkeypatch):
