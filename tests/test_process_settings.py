@@ -34,7 +34,7 @@ def run(script: str, project_folder, **variables: str) -> subprocess.CompletedPr
     clean = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("OMP_", "MALLOC_", "SAMI_PIPELINE_"))
+        if not name.startswith(("OMP_", "MALLOC_", "ONEDNN_", "LRU_", "SAMI_PIPELINE_"))
     }
     return subprocess.run(
         [sys.executable, "-c", script], cwd=project_folder, env=clean | variables,
@@ -81,6 +81,29 @@ print(kept, resident() - before)
     kept, left = map(int, run(script, project_folder).stdout.split())
     assert kept > 60_000  # kB, of 100 MiB
     assert left < 10_000
+
+
+@ON_GLIBC
+def test_kernels_of_many_shapes_do_not_fill_the_memory(project_folder):
+    script = """
+import sami_pipeline, torch
+from pathlib import Path
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+weight = torch.zeros(64, 64, dtype=torch.bfloat16)
+inputs = torch.zeros(800, 64, dtype=torch.bfloat16)
+torch.nn.functional.linear(inputs, weight)
+before = resident()
+for rows in range(1, 800):
+    torch.nn.functional.linear(inputs[:rows], weight)
+print(resident() - before)
+"""
+    theirs = dict.fromkeys(process_settings._KERNEL_CACHES, "1024")
+    unlimited = int(run(script, project_folder, **theirs).stdout)
+    if unlimited < 100_000:  # kB
+        pytest.skip("products of this machine keep no kernels")
+    assert int(run(script, project_folder).stdout) < 0.6 * unlimited
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")

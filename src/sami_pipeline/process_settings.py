@@ -1,4 +1,4 @@
-"""What this process asks of malloc, OpenMP and tqdm: as fast and as quiet by hand as under make.
+"""What this process asks of malloc, OpenMP, oneDNN and tqdm: as fast by hand as under make.
 
 ``sami_pipeline`` applies it when it is imported, whoever imports it: kedro, a worker, a notebook, a
 script. It must come before torch, whose OpenMP reads the environment once, when it is loaded. What
@@ -20,6 +20,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_INT = 2**31 - 1
 # Older versions of glibc refuse more than 32 MiB.
 _MMAP_THRESHOLDS = (2**30, 2**25)
+# oneDNN's own, and torch's in front of it; each is read once, at the first product.
+_KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+_KERNELS_KEPT = 256
 _OWN_THREADS = "SAMI_PIPELINE_SET_OMP_NUM_THREADS"
 
 
@@ -29,6 +32,7 @@ def apply() -> None:
     # busy neighbour wait for each other most of the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _limit_threads(os.environ)
+    _limit_kernels(os.environ)
     _quiet_bars(os.environ)
     keep_freed_memory(os.environ)
 
@@ -95,6 +99,17 @@ def _limit_threads(environment: MutableMapping[str, str]) -> None:
     usable = usable_cores()
     if usable < cores and "OMP_NUM_THREADS" not in environment:
         environment["OMP_NUM_THREADS"] = environment[_OWN_THREADS] = str(usable)
+
+
+def _limit_kernels(environment: MutableMapping[str, str]) -> None:
+    """Keep the kernels of fewer shapes of 16-bit products on a CPU.
+
+    Every shape has its own, of about 0.6 MB, and texts have all lengths. The 1024 that are kept by
+    default would take more than half a gigabyte, in small pieces between blocks that training wants
+    whole. A training step has about a hundred.
+    """
+    for name in _KERNEL_CACHES:
+        environment.setdefault(name, str(_KERNELS_KEPT))
 
 
 def threads_are_the_users(environment: MutableMapping[str, str]) -> bool:

@@ -11,11 +11,13 @@ import torch
 from tiny import build_tiny_model
 from torch import Tensor
 
+from sami_pipeline import code_versions
 from sami_pipeline.core import Grid, SamiTrainingConfig, evaluate_grids, state, train_sami, training
 from sami_pipeline.core.distributed import current_workers, gathered_weights, shard
 from sami_pipeline.core.memory import empty_model
 from sami_pipeline.core.probe import choose_layout
 from sami_pipeline.core.state import save_state
+from sami_pipeline.core.training import SamiObjective
 
 
 class Interrupted(Exception):
@@ -31,6 +33,7 @@ def train(
 ) -> tuple[pd.DataFrame, dict[str, Tensor]]:
     """Train a tiny model and return its history and weights, those of ``stop_after`` steps."""
     only_first = model_options.pop("only_first", False)
+    objective = model_options.pop("objective", None) or SamiObjective.of(config)
     model = build_tiny_model(model_options.pop("family", "llama"), **model_options)
     if only_first and not current_workers().is_first:
         model = empty_model(model.config)
@@ -42,11 +45,13 @@ def train(
 
     training.save_state = save_and_stop
     try:
-        history = train_sami(
+        history = training.train(
             model,
             None,
             grids,
             config,
+            objective,
+            code_versions.of(train_sami),
             state_folder=states,
             progress=False,
             device=torch.device("cpu"),

@@ -14,6 +14,7 @@ from team import Team
 from sami_pipeline.core import Grid, LoraParameters, SamiTrainingConfig
 from sami_pipeline.core.distributed import Workers, current_workers
 from sami_pipeline.core.packing import packed_length
+from sami_pipeline.core.sft import SftObjective
 from sami_pipeline.core.state import list_states
 
 MEASURED = ["tokens_per_second", "peak_memory_bytes"]  # differ from run to run
@@ -89,6 +90,21 @@ WAYS = {
 def test_two_workers_train_as_one_with_the_same_batch(way, team, grids):
     chosen = config(**WAYS[way])
     assert_same_training(team.run(2, tasks.train, grids, chosen), tasks.train(grids, chosen))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_two_workers_weigh_response_tokens_as_one_does(size, team, random_grid):
+    sequences = []
+    for seed in range(9):
+        grid = random_grid(seed, 3)
+        parts = grid.response_ids[: 1 + seed % 3]
+        sequences.append(Grid(grid.prompt_ids[:1], [[token for part in parts for token in part]]))
+    assert len({grid.response_tokens for grid in sequences}) > 2
+    chosen, options = config(grids_per_micro_batch=size), {"objective": SftObjective()}
+    assert_same_training(
+        team.run(2, tasks.train, sequences, chosen, **options),
+        tasks.train(sequences, chosen, **options),
+    )
 
 
 @pytest.mark.parametrize(
