@@ -1,13 +1,15 @@
 """All that has to be known of a GPU: whether it computes what a CPU does, and how fast.
 
-    python benchmarks/gpu.py                          # one 80 GB GPU, 25 minutes; writes gpu.json
+    python benchmarks/gpu.py                          # one 80 GB GPU, 10 minutes; writes gpu.json
     python benchmarks/gpu.py --device cpu --shape tiny --steps 1 --only heads timings
+    python benchmarks/gpu.py --page gpu.json          # writes the page from figures, runs nothing
 
 It needs no network. Checks come first, each in a separate process: attention and its backward
-pass, output heads, optimisers, families, states, FSDP2 with one and two processes, and memory
-against its estimate. Then Llama-3.1-8B's shape with random weights is timed (this project, the
-published step, compiled layers), and the engines where vLLM is installed. What does not fit into
-the time is named as left out. On a GPU the figures also become a part of docs/benchmarks.md.
+pass, output heads, optimisers, families, states, a training that is killed and gone on with, FSDP2
+with one and two processes, and memory against its estimate. Then Llama-3.1-8B's shape with random
+weights is timed (this project, the published step, compiled layers), loops that write many rows
+(``writing.py``), and the engines where vLLM is installed. What does not fit into the time is named
+as left out. On a GPU the figures also become a part of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +30,7 @@ from typing import Any
 import families
 import sami_step
 import training_memory
+import writing
 
 Check = dict[str, Any]
 # Products of bf16 matrices in 10^12 operations a second, dense, as their makers have it; the first
@@ -39,9 +42,18 @@ PEAK_TERAFLOPS = {
 FAMILIES = ("llama", "gpt2", "gemma2", "mixtral", "gpt_oss")
 VARIANTS = (sami_step.SAMI, sami_step.PLAIN, sami_step.COMPILED)
 MEMORY_CASES = ("bf16 autocast", "bfloat16_remainder, rmsprop, checkpointing", "LoRA")
-_LONGEST_CHECK = 300.0
+_LONGEST_CHECK = 180.0
 # Seconds of a variant, with its start and what is compiled; one that hangs leaves time to others.
-_LONGEST_TIMING = 360.0
+_LONGEST_TIMING = 120.0
+_LONGEST_WRITING = 60.0
+# What is written: shape, dtype, rows, rows at once, ways. All must agree in fp32.
+_FEW_WAYS = (writing.OWN, writing.UNRECORDED, writing.GENERATE, writing.CONTINUOUS)
+WRITING = (
+    ("smollm2-135m", "float32", 128, 64, writing.WAYS),
+    ("smollm2-135m", "bfloat16", 128, 64, _FEW_WAYS),
+    ("llama-3.1-8b", "bfloat16", 64, 64, _FEW_WAYS),
+)
+WRITING_ON_CPU = (("tiny", "float32", 6, 4, writing.WAYS),)
 
 
 def _grid(seed: int = 1) -> Any:
@@ -233,13 +245,13 @@ def check_states(device: str) -> Check:
     return {"ok": len(history) == 6 and apart < 1e-3, "apart": apart, "loss": loss}
 
 
-def _interrupted(model: Any, grids: list[Any], config: Any, states: str) -> None:
+def _interrupted(model: Any, grids: list[Any], config: Any, states: str, at_step: int = 4) -> None:
     from sami_pipeline.core import train_sami, training
 
     real = training.learning_rate_at
 
     def stop(step: int, *rest: Any) -> float:
-        if step == 4:
+        if step == at_step:
             raise KeyboardInterrupt
         return real(step, *rest)
 
@@ -250,6 +262,117 @@ def _interrupted(model: Any, grids: list[Any], config: Any, states: str) -> None
         pass
     finally:
         training.learning_rate_at = real
+
+
+def check_training(device: str) -> Check:
+    """Train with all that is for a GPU: the loss falls, a killed run ends in the same weights.
+
+    16-bit weights with their remainder, recomputed layers, FlexAttention and Liger's head where
+    they run. The peak is compared with the dry run's estimate.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from sami_pipeline.core import SamiTrainingConfig, train_sami
+    from sami_pipeline.core.memory import example_grid, sami_step_memory
+
+    on_gpu = device == "cuda"
+    shape = sami_step.SHAPES["smollm2-135m" if on_gpu else "tiny"]
+    architecture = LlamaConfig(**shape, attn_implementation="sdpa")
+    lengths = (320, 80, 250) if on_gpu else (12, 4, 9)
+    grids = [
+        example_grid(*(length - number for length in lengths), 2, vocabulary=shape["vocab_size"])
+        for number in range(4)
+    ]
+    config = SamiTrainingConfig(
+        batch_size=2, epochs=4, learning_rate=2e-5 if on_gpu else 1e-4,
+        weights="bfloat16_remainder", optimiser="rmsprop", optimiser_state="bfloat16",
+        gradient_checkpointing=True,
+        attention="flex_attention" if on_gpu else "sdpa", head="liger" if on_gpu else "chunked",
+        pad_to_multiple=128 if on_gpu else 1, save_state_every=3, grids_per_micro_batch=2,
+    )  # fmt: skip
+
+    def new_model() -> Any:
+        torch.manual_seed(0)
+        return LlamaForCausalLM(architecture).to(device)
+
+    results, peaks = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for states in (None, folder):
+            if states is not None:
+                _interrupted(new_model(), grids, config, states, 4)
+            before = 0
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+            model = new_model()
+            history = train_sami(
+                model, None, grids, config, state_folder=states, progress=False
+            ).history
+            results.append((history, torch.cat([p.detach().flatten() for p in model.parameters()])))
+            peaks.append(history["peak_memory_bytes"].max() - before)
+            del model
+    (whole, weights), (resumed, same) = results
+    loss = [whole["loss"].iloc[0], whole["loss"].iloc[-1]]
+    found = {
+        "loss": loss,
+        "apart": {"weights": _apart(same, weights),
+                  "loss": float((resumed["loss"] - whole["loss"]).abs().max())},
+        "steps": [len(whole), len(resumed)],
+        "tokens_per_second": whole["tokens_per_second"].median(),
+    }  # fmt: skip
+    share = 1.0
+    if on_gpu:  # on a CPU the peak is that of the process, libraries and all
+        estimated = sami_step_memory(architecture, grids[:2], config, device="cuda").total
+        share = estimated / peaks[0]
+        found["memory"] = {"estimated": estimated, "measured": int(peaks[0]), "share": share}
+    ok = loss[1] < 0.9 * loss[0] and len(resumed) == len(whole) == 8
+    return found | {"ok": bool(ok and found["apart"]["weights"] < 1e-2 and 0.8 < share < 1.25)}
+
+
+def check_engine(device: str) -> Check:
+    """Compare what the transformers engine writes with what it writes on a CPU, in fp32.
+
+    Rows are greedy, drawn, drawn from a nucleus, and chosen from a list; more wait than there are
+    places, so that steps of several sizes are recorded.
+    """
+    from contextlib import closing
+
+    from sami_pipeline.engines import GenerationRequest, SamplingParameters, generate
+    from sami_pipeline.engines.transformers_engine import TransformersEngine
+    from sami_pipeline.models.checkpoints import ModelSource, import_model
+    from sami_pipeline.models.prompts import Prompt
+
+    source = ModelSource.model_validate("random:0")
+    drawn = ((0.0, 1.0), (1.0, 1.0), (0.7, 0.9))
+    requests = [
+        GenerationRequest(
+            Prompt(text=f"Question {number}" + 3 * number * " and more"),
+            SamplingParameters(20 + 3 * number, temperature=temperature, top_p=top_p),
+        )
+        for number in range(8)
+        for temperature, top_p in drawn
+    ]
+    choices = SamplingParameters(4, choices=("yes", "no", "yes, but"))
+    requests += [GenerationRequest(Prompt(text=f"Is {n} even?"), choices) for n in range(2)]
+    texts, chosen = [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        loaded = import_model(source, sami_step.PROJECT)
+        for part in (loaded.model, loaded.tokenizer):
+            part.save_pretrained(temporary)
+        for where in ("cpu", device):
+            engine = TransformersEngine(
+                Path(temporary), device=where, dtype="float32", batch_size=6
+            )
+            with closing(engine):
+                found = generate(engine, requests, seed=0, description=where)
+                rows = len(engine.lanes)
+            texts.append([each.text for each in found])
+            chosen.append([p for each in found for p in each.choice_logprobs or ()])
+    same = sum(one == other for one, other in zip(*texts, strict=True))
+    apart = max(abs(one - other) for one, other in zip(*chosen, strict=True))
+    ok = same == len(requests) and apart < 1e-4 and rows > 0 and len(set(texts[0])) > 20
+    return {"ok": ok, "same": same, "of": len(requests), "choices_apart": apart}
 
 
 def check_one_worker(device: str) -> Check:
@@ -327,11 +450,13 @@ CHECKS: dict[str, Callable[[str], Check]] = {
     "optimisers": check_optimisers,
     "families": check_families,
     "states": check_states,
+    "training": check_training,
+    "engine": check_engine,
     "one_worker": check_one_worker,
     "two_workers": check_two_workers,
     "memory": check_memory,
 }
-PARTS = (*CHECKS, "timings", "engines")
+PARTS = (*CHECKS, "timings", "writing", "engines")
 
 
 def in_own_process(check: str, device: str, limit: float) -> Check:
@@ -339,36 +464,25 @@ def in_own_process(check: str, device: str, limit: float) -> Check:
     command = [sys.executable, __file__, "--check", check, device]
     started = time.perf_counter()
     try:
-        done = _finished(command, limit)
+        done = sami_step.finished(command, limit, _offline())
     except subprocess.TimeoutExpired:
         return {"ok": False, "failed": f"not done after {limit:.0f} s"}
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        return {"ok": False, "failed": lines[-1]}
+        return {"ok": False, "failed": lines[-1], "said": lines[-25:]}
     return json.loads(done.stdout.splitlines()[-1]) | {"seconds": time.perf_counter() - started}
 
 
-def _finished(command: list[str], limit: float) -> subprocess.CompletedProcess[str]:
-    """Run a command, and end it with all that it has started once it takes too long.
-
-    Raises:
-        subprocess.TimeoutExpired: it did; workers that hang would hold the GPU's memory.
-    """
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}  # what looked for a network would wait
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        start_new_session=True,
-    ) as process:  # fmt: skip
-        try:
-            printed, said = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, printed, said)
+def _offline() -> dict[str, str]:
+    return os.environ | {"HF_HUB_OFFLINE": "1"}  # what looked for a network would wait
 
 
 def timings(device: str, shape: str, steps: int, end: float) -> dict[str, Any]:
-    """Return seconds, tokens a second, memory and use of the machine, by variant."""
+    """Return seconds, tokens a second, memory and use of the machine, by variant.
+
+    Rates are those of a grid's gradient. A training takes many grids a step, and the optimiser's
+    time, which is told apart, once.
+    """
     found: dict[str, Any] = {"ceiling": sami_step.matmul_ceiling("bfloat16", device)}
     for variant in VARIANTS:
         left = end - time.perf_counter()
@@ -383,7 +497,7 @@ def timings(device: str, shape: str, steps: int, end: float) -> dict[str, Any]:
             found[variant] = {"failed": lines[-1]}
             continue
         if "failed" not in run:
-            seconds = median(run["seconds"])
+            seconds = median(run["gradient_seconds"])
             rate = run["flops"] / seconds
             run |= {
                 "tokens_per_second": run["tokens"] / seconds,
@@ -404,6 +518,19 @@ def _peak(device: str) -> float | None:
     return next((1e12 * rate for kind, rate in PEAK_TERAFLOPS.items() if kind in name), None)
 
 
+def written(device: str, end: float) -> list[dict[str, Any]]:
+    """Return tokens a second of loops that write many rows, see ``writing.py``."""
+
+    def limit() -> float:
+        return min(_LONGEST_WRITING, end - time.perf_counter())
+
+    cases = WRITING if device == "cuda" else WRITING_ON_CPU
+    return [
+        writing.compare(shape, dtype, device, rows, slots, limit, ways)
+        for shape, dtype, rows, slots, ways in cases
+    ]
+
+
 def engines(end: float) -> dict[str, Any]:
     """Return tokens a second of this project's vllm engine and of vLLM alone, if it is installed.
 
@@ -418,7 +545,7 @@ def engines(end: float) -> dict[str, Any]:
         return {"left_out": "no time was left"}
     command = [sys.executable, __file__, "--engines"]
     try:
-        done = _finished(command, limit)
+        done = sami_step.finished(command, limit, _offline())
     except subprocess.TimeoutExpired:
         return {"left_out": "no time was left"}
     if done.returncode:
@@ -456,6 +583,42 @@ def questions(folder: Path) -> list[dict[str, Any]]:
     return benchmark.with_texts(requests, folder)
 
 
+def _in_words(found: Check) -> str:
+    """Return what a check has found: its largest differences, and what it has left out."""
+    if why := found.get("failed") or found.get("skipped"):
+        return str(why)
+    numbers: dict[str, list[float]] = {"apart": [], "share": []}
+    skipped = []
+
+    def collect(kind: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                if isinstance(inner, dict) and "skipped" in inner:
+                    skipped.append(name)
+                else:
+                    part = name if name in numbers else "apart" if "apart" in name else kind
+                    collect(part, inner)
+        elif isinstance(value, list):
+            for inner in value:
+                collect(kind, inner)
+        elif kind in numbers:
+            numbers[kind].append(float(value))
+
+    collect("", found)
+    said = [f"largest difference {max(numbers['apart']):.1e}"] if numbers["apart"] else []
+    if shares := numbers["share"]:
+        said.append(f"estimated / measured {min(shares):.2f} to {max(shares):.2f}")
+    if "same" in found:
+        said.append(f"{found['same']} of {found['of']} texts the same")
+    if "backend" in found:
+        said.append(f"`{found['backend']}`")
+    if "loss" in found:
+        said.append("loss {:.3f} to {:.3f}".format(*found["loss"]))
+    if skipped:
+        said.append(f"not here: {'; '.join(skipped)}")
+    return ", ".join(said)
+
+
 def page(result: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     lines = [f"{result['date']}, {result['machine']}; `python benchmarks/gpu.py`.", ""]
@@ -463,22 +626,26 @@ def page(result: dict[str, Any]) -> str:
         lines += ["| check | outcome | |", "|---|---|---|"]
     for name, found in result["checks"].items():
         outcome = "skipped" if "skipped" in found else "holds" if found["ok"] else "**fails**"
-        known = {k: v for k, v in found.items() if k not in ("ok", "seconds")}
-        lines.append(f"| {name} | {outcome} | `{json.dumps(known)[:300]}` |")
+        lines.append(f"| {name} | {outcome} | {_in_words(found)} |")
     if timed := result["timings"]:
-        lines += ["", "| | tokens a second | MFU | of large products | peak, GB | seconds |",
-                  "|---|---|---|---|---|---|"]  # fmt: skip
+        lines += ["", "| | positions a second | MFU | of large products | peak, GB "
+                  "| seconds, gradient of a grid: median [min, max] | norm and optimiser |",
+                  "|---|---|---|---|---|---|---|"]  # fmt: skip
         for variant in VARIANTS:
             run = timed[variant]
             if why := run.get("failed") or run.get("left_out"):
-                lines.append(f"| {variant} | {why} | | | | |")
+                lines.append(f"| {variant} | {why} | | | | | |")
                 continue
             mfu = "" if run["mfu"] is None else f"{run['mfu']:.0%}"
             lines.append(
                 f"| {variant} | {run['tokens_per_second']:.0f} | {mfu} "
                 f"| {run['share_of_ceiling']:.0%} | {run['peak_bytes'] / 1e9:.1f} "
-                f"| {median(run['seconds']):.2f} |"
+                f"| {median(run['gradient_seconds']):.2f} "
+                f"[{min(run['gradient_seconds']):.2f}, {max(run['gradient_seconds']):.2f}] "
+                f"| {median(run['seconds']) - median(run['gradient_seconds']):.2f} |"
             )
+    for compared in result.get("writing", []):
+        lines += ["", writing.table(compared)]
     if result["engines"]:
         found = result["engines"]
         said = (
@@ -500,11 +667,16 @@ def main(given: list[str]) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--shape", choices=sami_step.SHAPES, default="llama-3.1-8b")
     parser.add_argument("--steps", type=int, default=4, help="timed steps of each variant")
-    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--at-once", type=int, help="checks at once; 4 on a GPU, 1 on a CPU")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--json", type=Path, default=Path("gpu.json"))
     parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md alone")
+    parser.add_argument("--page", type=Path, help="write the page from these figures, run nothing")
     arguments = parser.parse_args(given)
+    if arguments.page:
+        sami_step.write_page("gpu", page(json.loads(arguments.page.read_text())))
+        return 0
     import torch
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -513,7 +685,8 @@ def main(given: list[str]) -> int:
     end = started + 60 * arguments.minutes
     result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"), "machine": sami_step.machine(arguments.device),
-        "shape": arguments.shape, "checks": {}, "timings": {}, "engines": {}, "left_out": [],
+        "shape": arguments.shape, "checks": {}, "timings": {}, "writing": [], "engines": {},
+        "left_out": [],
     }  # fmt: skip
 
     def keep() -> None:
@@ -523,13 +696,20 @@ def main(given: list[str]) -> int:
 
     # Checks may take the first half; the figures are wanted in any case.
     half = started + 30 * arguments.minutes
-    for name in arguments.only:
-        if name in CHECKS:
-            left = half - time.perf_counter()
-            if left < 20:
+
+    def checked(name: str) -> Check | None:
+        left = half - time.perf_counter()
+        if left < 20:
+            return None
+        return in_own_process(name, arguments.device, min(_LONGEST_CHECK, left))
+
+    names = [name for name in arguments.only if name in CHECKS]
+    at_once = arguments.at_once or (4 if arguments.device == "cuda" else 1)
+    with ThreadPoolExecutor(at_once) as pool:
+        for name, found in zip(names, pool.map(checked, names), strict=True):
+            if found is None:
                 result["left_out"].append(name)
                 continue
-            found = in_own_process(name, arguments.device, min(_LONGEST_CHECK, left))
             result["checks"][name] = found
             keep()
             print(f"{name}: {json.dumps(found)}", flush=True)
@@ -537,6 +717,10 @@ def main(given: list[str]) -> int:
         result["timings"] = timings(arguments.device, arguments.shape, arguments.steps, end)
         keep()
         print(json.dumps(result["timings"]), flush=True)
+    if "writing" in arguments.only:
+        result["writing"] = written(arguments.device, end)
+        keep()
+        print(json.dumps(result["writing"]), flush=True)
     if "engines" in arguments.only:
         result["engines"] = engines(end)
     keep()

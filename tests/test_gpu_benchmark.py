@@ -15,12 +15,15 @@ import families
 import gpu
 import psutil
 import sami_step
+import writing
 
-from sami_pipeline.core import optimisers, tree_attention
+from sami_pipeline.core import optimisers, training, tree_attention
 from sami_pipeline.models.prompts import Prompt
 
 
-@pytest.mark.parametrize("name", ["levels", "heads", "optimisers", "families", "states"])
+@pytest.mark.parametrize(
+    "name", ["levels", "heads", "optimisers", "families", "states", "training"]
+)
 def test_a_check_holds_on_a_cpu(name):
     found = gpu.CHECKS[name]("cpu")
     assert found["ok"], found
@@ -65,13 +68,57 @@ def test_the_whole_script_writes_its_figures_and_names_what_it_left_out(tmp_path
     assert result["timings"][sami_step.SAMI]["tokens_per_second"] > 0
     assert not written, "a CPU writes nothing into the page of the GPU"
     assert "| two_workers | holds |" in gpu.page(result)
+    assert gpu.main(["--page", str(target)]) == 0
+    assert written.pop() == ("gpu", gpu.page(result))
     assert gpu.main([*given, "--only", "memory", "--minutes", "0.01"]) == 0
     assert json.loads(target.read_text())["left_out"] == ["memory"]
 
 
+def test_a_training_that_learns_nothing_is_seen(monkeypatch):
+    monkeypatch.setattr(training, "learning_rate_at", lambda *inputs: 0.0)
+    assert not gpu.check_training("cpu")["ok"]
+
+
+def test_all_loops_write_the_same():
+    ways = (writing.OWN, writing.GENERATE, writing.CONTINUOUS)
+    found = [writing.measure(way, "tiny", "float32", "cpu", 6, 4) for way in ways]
+    assert found[0]["rows"] == found[1]["rows"] == found[2]["rows"]
+    assert all(run["tokens"] > 6 and run["of_other_length"] == [] for run in found)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"ok": True, "apart": {"a": [1e-7, 3e-5]}}, "largest difference 3.0e-05"),
+        ({"ok": True, "cases": {"a": {"share": 0.9}, "b": {"share": 1.1}}}, "0.90 to 1.10"),
+        ({"ok": True, "heads": {"x": {"ok": True, "apart": 0.5}, "y": {"skipped": "no"}}},
+         "largest difference 5.0e-01, not here: y"),
+        ({"ok": False, "failed": "ValueError: x", "said": ["a"]}, "ValueError: x"),
+        ({"ok": True, "same": 2, "of": 3, "choices_apart": 0.0}, "2 of 3 texts the same"),
+    ],
+)  # fmt: skip
+def test_the_page_says_what_a_check_has_found(found, said):
+    assert said in gpu._in_words(found)
+
+
+def test_a_loop_that_writes_something_else_is_counted(monkeypatch):
+    def other(way, *rest):
+        rows = ["a", "b"] if way == writing.GENERATE else ["a", "c"]
+        return {"seconds": 2.0, "tokens": 8, "peak_bytes": None, "rows": rows}
+
+    def finished(command, limit):
+        start = command.index("--measure") + 1
+        return subprocess.CompletedProcess(command, 0, json.dumps(other(*command[start:])), "")
+
+    monkeypatch.setattr(sami_step, "finished", finished)
+    found = writing.compare("tiny", "float32", "cpu", 2, 2)
+    assert found["ways"][writing.OWN]["rows_as_generate"] == 1
+    assert "| 4 | 2.00 |  | 1 of 2 |" in writing.table(found)
+
+
 def test_what_hangs_is_ended_with_all_that_it_has_started():
     with pytest.raises(subprocess.TimeoutExpired) as end:
-        gpu._finished(["sh", "-c", "sleep 600 & echo $! >&2; wait"], 1.0)
+        sami_step.finished(["sh", "-c", "sleep 600 & echo $! >&2; wait"], 1.0)
     child, deadline = int(end.value.stderr), time.monotonic() + 10
     while _runs(child):
         assert time.monotonic() < deadline, "it would hold the GPU's memory"

@@ -90,6 +90,11 @@ def test_checkpointing_and_two_passes_hold_fewer_activations():
     assert estimate(memory="two_pass").activations < plain
 
 
+@pytest.mark.parametrize("other", [{"head": "liger"}, {"head": "torch"}, {"compile_layers": True}])
+def test_kernels_of_a_gpu_are_left_out_of_the_estimate(other):
+    assert estimate(**other) == estimate()
+
+
 def test_processes_share_weights_gradients_and_moments_but_not_activations():
     alone, eight = estimate(), estimate(processes=8)
     for part in ("weights", "gradients", "optimiser"):

@@ -17,6 +17,7 @@ from sami_pipeline.engines import (
 )
 from sami_pipeline.engines.rows import KeptPrefixes, Row, Rows
 from sami_pipeline.engines.sampling import draw_tokens, uniform_numbers
+from sami_pipeline.engines.step_graphs import StepGraphs
 from sami_pipeline.engines.transformers_engine import TransformersEngine, use_row_attention
 from sami_pipeline.models.prompts import Prompt
 
@@ -124,6 +125,11 @@ def test_greedy_rows_equal_plain_generate(family):
     batch = Rows(model, 3, kept_bytes=2**20)
     waiting = [row(i, p, n) for i, (p, n) in enumerate(zip(prompts(), lengths, strict=True))]
     assert greedy(batch, waiting) == expected
+    # As on a GPU: steps are filled up to the sizes that they are recorded in.
+    filled = Rows(model, 5, kept_bytes=2**20)
+    filled._graphs = StepGraphs(filled._run, filled._cache)
+    waiting = [row(i, p, n) for i, (p, n) in enumerate(zip(prompts(), lengths, strict=True))]
+    assert greedy(filled, waiting) == expected
 
 
 @pytest.mark.parametrize("family", PLAIN)

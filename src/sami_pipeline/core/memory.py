@@ -193,9 +193,10 @@ def grids_step_memory(
         device: see ``sami_step_memory``.
         processes: see ``sami_step_memory``.
     """
+    traced = _without_kernels(config)
 
     def backward(model: PreTrainedModel, reference: Reference | None) -> None:
-        accumulate_gradients(model, grids, config, reference, objective)
+        accumulate_gradients(model, grids, traced, reference, objective)
 
     return traced_step(
         architecture,
@@ -228,8 +229,7 @@ def traced_step(
     """
     from transformers import AutoModelForCausalLM
 
-    # What needs a kernel of a GPU computes the same, and keeps no more, with it.
-    config = config.replaced(attention="sdpa", compile_layers=False, head="chunked", trackers=())
+    config = _without_kernels(config)
     with _WithoutData(), _StorageCounter() as counter:
         model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
         full = config.replaced(lora=None, kl_beta=0.0 if config.lora else config.kl_beta)
@@ -272,6 +272,11 @@ def traced_step(
         # much again in gradients, of one layer.
         gathered=0 if processes == 1 else 2 * outside + 3 * layer + unreduced,
     )
+
+
+def _without_kernels(config: SamiTrainingConfig) -> SamiTrainingConfig:
+    """Return a configuration without what needs a GPU's kernels: they keep no more than this."""
+    return config.replaced(attention="sdpa", compile_layers=False, head="chunked", trackers=())
 
 
 class _Adapted(nn.Module):

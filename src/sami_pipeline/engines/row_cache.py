@@ -19,8 +19,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import and_masks, causal_mask_function, padding_mask_function
 
 ATTENTION = "sami_rows"
-# Slots grow by this many positions at a time, so that few copies are made.
+# Slots grow by this many positions at a time, so that few copies are made; on a GPU by more, since
+# recorded steps (step_graphs.py) know where keys lie.
 _GROWTH = 128
+_GROWTH_ON_GPU = 512
 # On a CPU so many rows attend together, over as many keys as the longest of them has. On a GPU all
 # do: starting a kernel costs more there than keys that are masked.
 _ROWS_AT_ONCE = 16
@@ -246,6 +248,8 @@ class RowCache(Cache):
         self.slots = slots
         self.capacity = 0
         self.device = device
+        self._growth = _GROWTH_ON_GPU if device.type == "cuda" else _GROWTH
+        self._numbers = torch.arange(slots, device=device)[:, None]
         self.width = 0
         self.read_slots: slice | torch.Tensor = slice(0)
         self.positions = self.write_slots = self.write_positions = torch.empty(0)
@@ -254,7 +258,7 @@ class RowCache(Cache):
         """Make room for that many positions in every slot; what is there stays."""
         if positions < self.capacity:
             return
-        self.capacity = (positions // _GROWTH + 1) * _GROWTH
+        self.capacity = (positions // self._growth + 1) * self._growth
         for layer in self.layers:
             for name in ("keys", "values"):
                 old = getattr(layer, name)
@@ -288,6 +292,21 @@ class RowCache(Cache):
         first, last = slots[0], slots[-1] + 1
         neighbours = list(slots) == list(range(first, last))
         self.read_slots = slice(first, last) if neighbours else numbers
+
+    def point(
+        self, rows: int, width: int, positions: torch.Tensor, write_positions: torch.Tensor
+    ) -> None:
+        """Say the same of one query each in the first slots, by tensors that stay where they are.
+
+        Args:
+            rows: how many slots.
+            width: keys that are read of each.
+            positions: (rows, 1) of the queries.
+            write_positions: (rows, 1) where their keys and values go.
+        """
+        self.width, self.read_slots = width, slice(0, rows)
+        self.write_slots = self._numbers[:rows]
+        self.positions, self.write_positions = positions, write_positions
 
     def get_query_offset(self, layer_idx: int = 0) -> torch.Tensor:
         """Return the position of every query, (rows, queries)."""

@@ -18,11 +18,13 @@ from transformers import PreTrainedModel
 
 from sami_pipeline.engines.base import SamplingParameters
 from sami_pipeline.engines.row_cache import RowCache
+from sami_pipeline.engines.step_graphs import StepGraphs
 
 # A shorter beginning that prompts share is read for each of them: a separate pass costs more.
 _WORTH_SHARING = 16
-# Tokens, padding included, that the model reads in one pass.
+# Tokens, padding included, that the model reads in one pass. A GPU needs more to have enough to do.
 _TOKENS_AT_ONCE = 1024
+_TOKENS_AT_ONCE_ON_GPU = 8192
 
 
 @dataclass
@@ -121,6 +123,9 @@ class Rows:
         self.kept = KeptPrefixes(kept_bytes)
         self._cache = RowCache(slots, model.device)
         self._cache_argument = cache_argument(model)
+        on_gpu = model.device.type == "cuda"
+        self._tokens_at_once = _TOKENS_AT_ONCE_ON_GPU if on_gpu else _TOKENS_AT_ONCE
+        self._graphs = StepGraphs(self._run, self._cache) if on_gpu else None
 
     def read(self, arriving: Sequence[Row]) -> torch.Tensor:
         """Let rows in and read their prompts; return the logits after them, (rows, vocabulary).
@@ -143,6 +148,8 @@ class Rows:
         """Read the last token of every active row; return the logits after it."""
         rows = self.active
         starts = [len(row.prompt) + len(row.written) - 1 for row in rows]
+        if self._graphs is not None:
+            return self._graphs.logits([row.written[-1] for row in rows], starts)
         tokens = [[row.written[-1]] for row in rows]
         return self._forward(range(len(rows)), tokens, starts)
 
@@ -200,10 +207,10 @@ class Rows:
         """
         order = sorted(goals, key=lambda i: have[i] - goals[i])
         while order:
-            width = min(goals[order[0]] - have[order[0]], _TOKENS_AT_ONCE)
+            width = min(goals[order[0]] - have[order[0]], self._tokens_at_once)
             batch = [
                 i
-                for i in order[: max(1, _TOKENS_AT_ONCE // width)]
+                for i in order[: max(1, self._tokens_at_once // width)]
                 if 4 * (goals[i] - have[i]) >= 3 * width
             ]
             counts = [min(goals[i] - have[i], width) for i in batch]
@@ -227,8 +234,12 @@ class Rows:
         queries = max(map(len, tokens))
         padded = [[each[0]] * (queries - len(each)) + list(each) for each in tokens]
         self._cache.prepare(slots, starts, [len(each) for each in tokens])
+        return self._run(torch.tensor(padded, device=self.model.device))
+
+    def _run(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Run the model where the cache has been told; return the logits after the last tokens."""
         output = self.model(
-            input_ids=torch.tensor(padded, device=self.model.device),
+            input_ids=input_ids,
             position_ids=self._cache.positions,
             use_cache=True,
             logits_to_keep=1,
