@@ -248,6 +248,19 @@ def test_history_has_a_row_for_every_step_and_no_gap(tiny_model, grids):
     assert (history[["gradient_norm", *MEASURED]] > 0).all().all()
 
 
+def test_freed_memory_is_given_back_every_few_steps(tiny_model, grids, monkeypatch):
+    events, take_step = [], training._take_step
+
+    def step(*inputs):
+        events.append("step")
+        return take_step(*inputs)
+
+    monkeypatch.setattr(training, "_take_step", step)
+    monkeypatch.setattr(training, "give_back_freed_memory", lambda: events.append("given back"))
+    train_sami(tiny_model("llama"), None, grids, config(epochs=2), progress=False)
+    assert events == ["given back", *["step"] * 4, "given back", *["step"] * 2]
+
+
 def test_history_holds_the_metrics_before_the_step(tiny_model, grids):
     model, untouched = tiny_model("llama"), tiny_model("llama")
     history = train_sami(

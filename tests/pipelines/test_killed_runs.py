@@ -145,8 +145,7 @@ class KilledRun:
         models = self.folders.get("06_models", Path("nowhere"))
         found: dict[str, int] = {}
         for state in models.glob("*_training_state/*"):
-            whole = state.name.startswith("step-") or (state / "trainer_state.json").is_file()
-            if whole and (number := re.search(r"-(\d+)$", state.name)):
+            if number := re.search(r"^step-(\d+)$", state.name):
                 model = state.parent.name.removesuffix("_training_state")
                 found[model] = max(found.get(model, 0), int(number[1]))
         return found
@@ -330,9 +329,9 @@ def killed_and_finished(
 def steps_gone_on_from(log: str) -> dict[str, int]:
     """Return the step after which each training went on, from what it logs."""
     found: dict[str, int] = {}
-    for line in re.findall(r"Going on (?:after step|from).*", log):
+    for line in re.findall(r"Going on after step.*", log):
         model = re.search(r"(\w+)_training_state", line)[1]
-        found[model] = int(re.search(r"(?:after step |checkpoint-)(\d+)", line)[1])
+        found[model] = int(re.search(r"after step (\d+)", line)[1])
     return found
 
 
