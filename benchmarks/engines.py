@@ -275,13 +275,29 @@ def in_own_process(way: str, task: dict[str, Any], source: str = "") -> dict[str
 
 
 def compare(
-    ways: list[str], task: dict[str, Any], rounds: int, other: str = ""
+    ways: list[str],
+    task: dict[str, Any],
+    rounds: int,
+    other: str = "",
+    others_batch_size: int | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return the measurements of each way, which take turns."""
+    """Return the measurements of each way, which take turns.
+
+    Args:
+        ways: some of ``WAYS``.
+        task: see ``in_own_process``.
+        rounds: measurements of each.
+        other: the folder ``src`` of the other checkout.
+        others_batch_size: of that one; None takes the task's.
+    """
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    theirs = task | {"batch_size": others_batch_size or task["batch_size"]}
     for number in range(rounds):
         for way in ways:
-            found[way].append(in_own_process(way, task, other if way == "other" else ""))
+            others = way == "other"
+            found[way].append(
+                in_own_process(way, theirs if others else task, other if others else "")
+            )
             print(f"round {number + 1}  {way}: {found[way][-1]}", flush=True)
     return found
 
@@ -450,7 +466,10 @@ def main() -> None:
         help="one of so many questions, queries and problems: one number for all, or three",
     )  # fmt: skip
     parser.add_argument("--tokens", type=int, help="limit of a response instead of the run's")
-    parser.add_argument("--batch-size", type=int, default=80)
+    parser.add_argument("--batch-size", type=int, default=160)
+    parser.add_argument(
+        "--other-batch-size", type=int, help="of the other checkout; the same unless said"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--busy-rounds", type=int, help="with a busy core; as many unless said")
     parser.add_argument("--other", default="", help="folder src of another checkout")
@@ -472,9 +491,12 @@ def main() -> None:
     ways = [*arguments.ways, *(["other"] if arguments.other else [])]
     told = ("../before/src" if given == arguments.other else given for given in sys.argv[1:])
     command = " ".join(["python benchmarks/engines.py", *told])  # without paths of this machine
+    others = (
+        f" (the other checkout: {arguments.other_batch_size})" if arguments.other_batch_size else ""
+    )
     sections = [
         f"{time.strftime('%Y-%m-%d')}, {machine()}; the embedded SmolLM2-135M-Instruct, batches of "
-        f"{arguments.batch_size}, rounds: {arguments.rounds}; `{command}`.\n"
+        f"{arguments.batch_size}{others}, rounds: {arguments.rounds}; `{command}`.\n"
     ]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
@@ -494,7 +516,9 @@ def main() -> None:
                     continue
                 with neighbour(busy):
                     chosen = [way for way in ways if not busy or way in ("transformers", "other")]
-                    found = compare(chosen, task, rounds, arguments.other)
+                    found = compare(
+                        chosen, task, rounds, arguments.other, arguments.other_batch_size
+                    )
                     if not busy:
                         written = found[chosen[0]][0]["tokens"]
                         ceiling = in_own_process("ceiling", task | {"written": written})

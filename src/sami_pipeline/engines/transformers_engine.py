@@ -33,6 +33,7 @@ from sami_pipeline.engines import row_cache
 from sami_pipeline.engines.base import Completion, GenerationRequest, SamplingParameters
 from sami_pipeline.engines.generation import model_fingerprint
 from sami_pipeline.engines.lanes import may_run_side_by_side, share_out, side_by_side
+from sami_pipeline.engines.packed_linear import pack_linear_layers
 from sami_pipeline.engines.rows import Row, Rows
 from sami_pipeline.engines.sampling import draw_tokens, uniform_numbers
 from sami_pipeline.engines.tokens import encode_prompts, read_completion, split_too_long
@@ -117,6 +118,8 @@ class TransformersEngine:
                 type(self.model).__name__,
                 reason,
             )
+        if not reason and not trust_remote_code:
+            pack_linear_layers(self.model)
         if reason or trust_remote_code or not may_run_side_by_side(self.model):
             lanes = 1
         lanes = min(lanes, batch_size)
