@@ -1,6 +1,7 @@
 """Settings of the process work wherever work begins, and give way to a user's own."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -34,7 +35,7 @@ def run(script: str, project_folder, **variables: str) -> subprocess.CompletedPr
     clean = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("OMP_", "MALLOC_", "ONEDNN_", "LRU_", "SAMI_PIPELINE_"))
+        if not name.startswith(("OMP_", "GOMP_", "MALLOC_", "ONEDNN_", "LRU_", "SAMI_PIPELINE_"))
     }
     return subprocess.run(
         [sys.executable, "-c", script], cwd=project_folder, env=clean | variables,
@@ -54,12 +55,19 @@ def test_freed_memory_is_kept(beginning, project_folder):
 
 @ON_GLIBC
 @pytest.mark.parametrize("beginning", BEGINNINGS.values(), ids=BEGINNINGS)
-def test_waiting_threads_give_way_unless_the_user_says_otherwise(beginning, project_folder):
-    script = f"{beginning}\nimport torch"
-    shown = run(script, project_folder, OMP_DISPLAY_ENV="true").stderr
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown
-    shown = run(script, project_folder, OMP_DISPLAY_ENV="true", OMP_WAIT_POLICY="ACTIVE").stderr
-    assert "OMP_WAIT_POLICY = 'ACTIVE'" in shown
+def test_waiting_threads_soon_give_way_unless_the_user_says_otherwise(beginning, project_folder):
+    def shown(**theirs: str) -> str:
+        script = f"{beginning}\nimport torch"
+        return run(script, project_folder, OMP_DISPLAY_ENV="verbose", **theirs).stderr
+
+    own = shown()
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in own
+    assert "GOMP_SPINCOUNT = '3000'" in own
+    active = shown(OMP_WAIT_POLICY="ACTIVE")
+    assert "OMP_WAIT_POLICY = 'ACTIVE'" in active
+    assert int(re.search(r"GOMP_SPINCOUNT = '(\d+)'", active)[1]) > 1_000_000
+    assert "GOMP_SPINCOUNT = '0'" in shown(OMP_WAIT_POLICY="PASSIVE")
+    assert "GOMP_SPINCOUNT = '7'" in shown(GOMP_SPINCOUNT="7")
 
 
 @ON_GLIBC
