@@ -76,8 +76,8 @@ def prompts(lengths=(3, 14, 1, 9, 14, 22)) -> list[list[int]]:
     return found
 
 
-def row(index: int, prompt: list[int], tokens: int = 20) -> Row:
-    return Row(index, prompt, SamplingParameters(tokens), np.empty(0))
+def row(index: int, prompt: list[int], tokens: int = 20, *, goes_on: bool = False) -> Row:
+    return Row(index, prompt, SamplingParameters(tokens), np.empty(0), goes_on)
 
 
 @torch.inference_mode()
@@ -98,7 +98,8 @@ def greedy(batch: Rows, waiting: list[Row]) -> list[list[int]]:
                 place
                 for place, each in enumerate(batch.active)
                 if len(each.written) == each.sampling.max_new_tokens
-            ]
+            ],
+            others_wait=bool(waiting),
         )
     return [each.written for each in everything]
 
@@ -194,13 +195,27 @@ class TestPrefixes:
     def test_next_turn_goes_on_where_the_last_one_ended(self, model, read):
         first = prompts((50,) * 6)[0]
         batch = Rows(model, 2, kept_bytes=2**20)
-        written = greedy(batch, [row(0, first, 12)])[0]
+        written = greedy(batch, [row(0, first, 12, goes_on=True)])[0]
         second = first + written + prompts((9,) * 6)[2]
         expected = by_generate(model, second, 12)
         read.clear()
         assert greedy(batch, [row(0, second, 12)]) == [expected]
         # The last token of the first turn was written and never read.
         assert sum(read) == 1 + 9 + 11
+
+    def test_what_was_read_is_kept_only_for_rows_that_wait_or_go_on(self, model, read):
+        first, other = prompts((50,) * 6)[:2]
+        alike = first[:40] + other[:3]
+        expected = [by_generate(model, each, 4) for each in (first, alike)]
+        batch = Rows(model, 1, kept_bytes=2**20)
+        read.clear()
+        assert greedy(batch, [row(0, first, 4), row(1, alike, 4)]) == expected
+        assert sum(read) == 50 + 3 + 3 + 3
+        assert batch.kept.find(first)[0] == 50
+        assert batch.kept.find(alike)[0] == 40, "nothing waited for it any more"
+        ended = Rows(model, 2, kept_bytes=2**20)
+        assert greedy(ended, [row(0, first, 4), row(1, alike, 4)]) == expected
+        assert ended.kept.size == 0
 
     def test_rows_that_are_being_written_lend_what_they_have_read(self, model, read):
         prompt = prompts((60,) * 6)[0]

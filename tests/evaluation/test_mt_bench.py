@@ -149,6 +149,15 @@ class TestPlan:
         assert {name: asked.sampling.temperature for name, asked in taken.items()} == TEMPERATURES
         assert parameters(temperature=0.3).temperature_of("poems") == 0.3
 
+    @pytest.mark.parametrize(("turns", "goes_on"), [(1, {1: False}), (2, {1: True, 2: False})])
+    def test_only_a_first_turn_with_a_second_goes_on(self, questions, turns, goes_on):
+        asked = mt_bench.asked_questions(questions, parameters(turns=turns))
+        table = asked.assign(text=None, stances="[]", first_question="a", first_answer="b")
+        template = PromptTemplate.model_validate(CHAT)
+        rows, requests = turn_requests(table, template, parameters(turns=turns))
+        found = zip(rows["turn"], (each.goes_on for each in requests), strict=True)
+        assert dict(found) == goes_on
+
     def test_category_without_a_temperature_is_an_error_that_names_it(self):
         values = experiment_parameters("mt_bench").model_dump()
         del values["evaluation"]["temperatures"]["stem"]

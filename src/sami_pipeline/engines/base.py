@@ -40,11 +40,15 @@ class GenerationRequest:
         sampling: how the response is drawn.
         sample: number of the response, from 0: n samples of a prompt are n requests that differ in
             this alone.
+        goes_on: whether prompts that begin with this one and its response are likely to be asked
+            later, as of a conversation; an engine may keep what it has read for them. It changes
+            no response.
     """
 
     prompt: Prompt
     sampling: SamplingParameters
     sample: int = 0
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)

@@ -179,8 +179,9 @@ class TransformersParameters(Settings):
     )
     kept_gib: NonNegativeFloat = Field(
         1.0,
-        description="Memory for keys and values of responses that have ended, in GiB: the next "
-        "turn of a conversation goes on from there instead of reading it all again.",
+        description="Memory for keys and values of responses that have ended, in GiB, while others "
+        "wait or where a further turn is asked: a prompt that begins alike goes on from there "
+        "instead of reading it all again.",
     )
 
 

@@ -36,6 +36,7 @@ class Row:
         prompt: token ids.
         sampling: how it is drawn.
         uniforms: a number in [0, 1) for each token; empty for greedy rows.
+        goes_on: see ``GenerationRequest``.
         written: token ids of the response so far.
     """
 
@@ -43,6 +44,7 @@ class Row:
     prompt: list[int]
     sampling: SamplingParameters
     uniforms: np.ndarray
+    goes_on: bool = False
     written: list[int] = field(default_factory=list)
 
     @property
@@ -153,12 +155,19 @@ class Rows:
         tokens = [[row.written[-1]] for row in rows]
         return self._forward(range(len(rows)), tokens, starts)
 
-    def leave(self, ended: Sequence[int]) -> None:
-        """Let rows go by their places in ``active``; the last ones move into the gaps."""
+    def leave(self, ended: Sequence[int], *, others_wait: bool) -> None:
+        """Let rows go by their places in ``active``; the last ones move into the gaps.
+
+        Args:
+            ended: places.
+            others_wait: whether rows are still to come that may begin like these; else what has
+                been read is kept of those alone that go on.
+        """
         for place in sorted(ended, reverse=True):
             row = self.active[place]
             cached = row.cached
-            if self.kept.limit and len(cached) >= _WORTH_SHARING:
+            wanted = others_wait or row.goes_on
+            if wanted and self.kept.limit and len(cached) >= _WORTH_SHARING:
                 self.kept.add(cached, self._cache.take(place, len(cached)))
             last = len(self.active) - 1
             if place != last:

@@ -76,7 +76,8 @@ class TransformersEngine:
         batch_size: responses written together. A larger batch is faster and takes more memory.
         lanes: on a CPU the batch is divided by as many threads, which don't wait for each other.
         kept_gib: memory for keys and values of rows that have ended, in GiB: a prompt that begins
-            with a row's prompt and response is read from there on.
+            with a row's prompt and response is read from there on. They are kept while other rows
+            wait, and after that where a conversation goes on.
         trust_remote_code: let Python code run that the folder brings.
         chat: how the chat template is rendered.
     """
@@ -170,7 +171,7 @@ class TransformersEngine:
             if sampling.temperature > 0
             else np.empty(0)
         )
-        return Row(index, prompt, sampling, uniforms)
+        return Row(index, prompt, sampling, uniforms, request.goes_on)
 
     def _write(self, waiting: Sequence[Row]) -> Iterator[dict[int, Completion]]:
         """Write rows in lanes; see ``lanes``."""
@@ -221,7 +222,7 @@ class TransformersEngine:
                 logits = rows.step()
             ended = self._extend(rows.active[first:], logits)
             done += [rows.active[first + place] for place in ended]
-            rows.leave([first + place for place in ended])
+            rows.leave([first + place for place in ended], others_wait=bool(waiting))
             if done and time.monotonic() - last_piece > SECONDS_BETWEEN_PIECES:
                 yield done
                 done, last_piece = [], time.monotonic()

@@ -30,8 +30,9 @@ def turn_requests(
         GenerationRequest(
             prompt,
             SamplingParameters(parameters.max_new_tokens, temperature, stop=template.stop),
+            goes_on=turn < parameters.turns,
         )
-        for prompt, temperature in zip(prompts, temperatures, strict=True)
+        for prompt, temperature, turn in zip(prompts, temperatures, rows["turn"], strict=True)
     ]
     return rows.assign(prompt=[prompt.to_json() for prompt in prompts]), requests
 
