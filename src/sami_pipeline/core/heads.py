@@ -285,9 +285,10 @@ class _ChunkedHead(torch.autograd.Function):
                     logq = logq - reference_normalisers[chosen, None]
                     logp = logits - normalisers[chosen, None]
                     divergences[chosen] = logp.exp().mul_(logp - logq).sum(-1)
+        again = (None,) * 3 if keep_logits else (reference_hidden, reference_weight, reference_bias)
         ctx.save_for_backward(
-            hidden, weight, bias, targets, reference_hidden, reference_weight, reference_bias,
-            normalisers, reference_normalisers, divergences, *kept,
+            hidden, weight, bias, targets, *again, normalisers, reference_normalisers, divergences,
+            *kept,
         )  # fmt: skip
         ctx.settings = (softcap, scale, chunk_tokens)
         return logprobs, divergences
@@ -304,9 +305,10 @@ class _ChunkedHead(torch.autograd.Function):
             of_logprobs = torch.zeros_like(normalisers)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
-        # A sum over chunks in 16 bits would round away what later chunks add.
+        # A sum over chunks in 16 bits would round away what later chunks add; one needs no sum.
         sums = torch.promote_types(weight.dtype, torch.float32)
-        d_weight = torch.zeros_like(weight, dtype=sums) if wants_weight else None
+        several = len(targets) > chunk_tokens
+        d_weight = torch.zeros_like(weight, dtype=sums) if wants_weight and several else None
         d_bias = torch.zeros_like(bias, dtype=sums) if wants_bias else None
         for start in range(0, len(targets), chunk_tokens):
             part = slice(start, start + chunk_tokens)
@@ -314,7 +316,8 @@ class _ChunkedHead(torch.autograd.Function):
             others = kept.pop(0) if kept and divergences is not None else None
             if others is None and of_kl is not None:
                 others = F.linear(reference[0][part], *reference[1:])
-            d_products = torch.empty_like(products)
+            # In the place of the logits, block by block: they are the largest tensor of a step.
+            d_products = products
             for rows, chosen in _row_blocks(start, products):
                 logits = _adjusted(products[rows], softcap, scale)
                 logp = logits - normalisers[chosen, None]
@@ -334,6 +337,8 @@ class _ChunkedHead(torch.autograd.Function):
                 d_hidden[part] = d_products @ weight
             if d_weight is not None:
                 d_weight += d_products.T @ hidden[part]
+            elif wants_weight:
+                d_weight = d_products.T @ hidden
             if d_bias is not None:
                 d_bias += d_products.sum(0, dtype=sums)
         return (

@@ -162,8 +162,8 @@ def _head_input(head: nn.Module, places: Tensor, *, keep: bool) -> Iterator[list
     Args:
         head: the output layer.
         places: (N,) into the flattened (rows · T) states.
-        keep: let the head compute their logits too; else it computes those of one position, which
-            nobody reads.
+        keep: let the head compute their logits too; else it hands one state through, since under
+            autocast even a single position's logits would cost a copy of all its weights.
 
     Yields:
         A list that holds the (N, H) states after the forward pass.
@@ -176,10 +176,17 @@ def _head_input(head: nn.Module, places: Tensor, *, keep: bool) -> Iterator[list
         return ((taken[0] if keep else states[:1].detach())[None], *given[1:])
 
     hook = head.register_forward_pre_hook(pick)
+    own = vars(head).get("forward")  # accelerate, for one, puts one there
+    if not keep:
+        head.forward = lambda state, *_, **__: state
     try:
         yield taken
     finally:
         hook.remove()
+        if not keep:
+            del head.forward
+            if own is not None:
+                head.forward = own
 
 
 def _attention_inputs(
