@@ -449,6 +449,11 @@ class TrainingParameters(OpenSettings):
     )
     sami: SamiTrainingConfig = SamiTrainingConfig()
     launch: LaunchParameters = LaunchParameters()
+    held_out_after_steps: PositiveInt | None = Field(
+        None,
+        description="Show SAMI's objective on held-out queries after so many of its steps, too, as "
+        "a first result; None measures before and after its training alone. In one process.",
+    )
     dpo: DpoParameters = DpoParameters()
     sft: SftParameters = SftParameters()
     seed: Seed = Field(0, description="Of the shuffled principles.")

@@ -48,6 +48,7 @@ from sami_pipeline.core import (
 )
 from sami_pipeline.core.logprobs import choose_layout
 from sami_pipeline.core.optimisers import build_optimiser
+from sami_pipeline.core.packing import packed_length
 from sami_pipeline.core.state import fingerprint, list_states, load_latest_state, save_state
 from sami_pipeline.core.training import (
     accumulate_gradients,
@@ -248,17 +249,24 @@ def test_history_has_a_row_for_every_step_and_no_gap(tiny_model, grids):
     assert (history[["gradient_norm", *MEASURED]] > 0).all().all()
 
 
-def test_freed_memory_is_given_back_every_few_steps(tiny_model, grids, monkeypatch):
-    events, take_step = [], training._take_step
+def test_freed_memory_is_given_back_before_a_step_longer_than_all_before(tiny_model, monkeypatch):
+    events, lengths, take_step = [], [], training._take_step
 
-    def step(*inputs):
+    def step(model, optimiser, batch, *rest):
         events.append("step")
-        return take_step(*inputs)
+        lengths.append(packed_length(batch[0]))
+        return take_step(model, optimiser, batch, *rest)
 
     monkeypatch.setattr(training, "_take_step", step)
     monkeypatch.setattr(training, "give_back_freed_memory", lambda: events.append("given back"))
-    train_sami(tiny_model("llama"), None, grids, config(epochs=2), progress=False)
-    assert events == ["given back", *["step"] * 4, "given back", *["step"] * 2]
+    grids = [Grid([[3, 4], [5]], [[6] * length, [7]]) for length in range(1, 7)]
+    train_sami(tiny_model("llama"), None, grids, config(epochs=2, batch_size=1), progress=False)
+    expected = []
+    for number, length in enumerate(lengths):
+        longer = not number or length > max(lengths[:number])
+        expected += ["given back", "step"] if longer else ["step"]
+    assert events == expected
+    assert 1 < events.count("given back") < 6
 
 
 def test_history_holds_the_metrics_before_the_step(tiny_model, grids):
@@ -555,14 +563,28 @@ def resumable(**changes) -> SamiTrainingConfig:
 def run(tiny_model, grids):
     """Train as ``resumable`` has it, with dropout, so that random numbers must come back too."""
 
-    def train(folder: Path | None, **changes):
+    def train(folder: Path | None, after_step=None, **changes):
         model = tiny_model("llama", attention_dropout=0.2)
         torch.manual_seed(1)
         return train_sami(
-            model, None, grids, resumable(**changes), state_folder=folder, progress=False
-        )
+            model, None, grids, resumable(**changes), state_folder=folder, progress=False,
+            after_step=after_step,
+        )  # fmt: skip
 
     return train
+
+
+def test_a_model_that_is_measured_between_steps_is_trained_the_same(run, grids):
+    seen = []
+
+    def measure(model, steps):
+        seen.append((steps, evaluate_grids(model, None, grids, resumable(), progress=False)))
+        assert not model.training
+
+    measured = run(None, after_step=measure)
+    assert_same_run(measured, run(None))
+    assert [steps for steps, _ in seen] == [1, 2, 3, 4, 5, 6]
+    assert seen[0][1]["loss"].mean() > seen[-1][1]["loss"].mean()
 
 
 class Interrupted(Exception):
@@ -737,6 +759,15 @@ def test_two_states_are_kept_and_nothing_in_them_is_pickled(run, tmp_path):
     for module in Path(sami_pipeline.core.__file__).parent.glob("*.py"):
         unpickles = re.search(r"import pickle|torch\.(load|save)\b|joblib", module.read_text())
         assert not unpickles, module
+
+
+def test_the_end_of_a_run_is_kept_without_what_only_further_steps_would_need(run, tmp_path):
+    finished = run(tmp_path)
+    (state,) = list_states(tmp_path)
+    weights = sum(parameter.numel() for parameter in finished.model.parameters())
+    assert sum(t.numel() for t in load_file(state / "model.safetensors").values()) <= weights
+    assert [*load_file(state / "optimiser.safetensors")] == ["rng/0"]
+    assert_same_run(run(tmp_path), finished)
 
 
 def test_an_abandoned_temporary_folder_is_ignored_and_removed(run, tmp_path):

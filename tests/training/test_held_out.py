@@ -79,3 +79,25 @@ def test_what_has_changed_is_measured_again(what, random_checkpoint, tmp_path, c
         responses.loc[responses["query_id"] == "b", "response"] += "!"
     training(student, responses, **settings)
     assert computed == ["before", "before"]
+
+
+def test_first_results_are_shown_once_at_the_step_that_is_asked_for(
+    random_checkpoint, computed, caplog
+):
+    responses = response_rows()
+    parameters = TrainingParameters(device="cpu", held_out_after_steps=2)
+    with (
+        caplog.at_level("INFO", "sami_pipeline.training.data"),
+        measured_training("sami", random_checkpoint, responses, parameters) as begun,
+        torch.no_grad(),
+    ):
+        for steps in (1, 2, 3):
+            for weight in begun.model.parameters():
+                weight += 0.01
+            begun.after_step(begun.model, steps)
+    assert computed == ["before", "steps", "after"]
+    (line,) = [message for message in caplog.messages if "after 2 steps" in message]
+    before = begun.held_out.set_index(["stage", "metric"])["value"]["before"]
+    assert f"MI lower bound {before['mi_lower_bound']:.2f} to " in line
+    assert f"row accuracy {before['row_accuracy']:.2f} to " in line
+    assert line.startswith("sami after 2 steps, n = 1 held-out query")

@@ -179,7 +179,8 @@ def save_state(
     """Write weights, optimiser state, RNG state and history after ``step`` optimiser steps.
 
     Everything goes to a temporary folder that is renamed at the end; the last two are kept. All
-    workers call this, and each writes its shards.
+    workers call this, and each writes its shards. At the end of a run, where no step follows, the
+    optimiser's state is left out.
 
     Args:
         folder: of this run's states.
@@ -197,7 +198,7 @@ def save_state(
     # Not ``files.whole_folder``, which is one process's: all workers write into this one.
     temporary = files.partial_place(final, "workers")
     weights = _trained_weights(model)
-    kept, scalars = _kept_by_optimiser(weights, optimiser)
+    kept, scalars = ({}, {}) if finished else _kept_by_optimiser(weights, optimiser)
     kept[f"rng/{workers.rank}"] = torch.get_rng_state()
     if torch.cuda.is_available():
         kept[f"cuda_rng/{workers.rank}"] = torch.cuda.get_rng_state()

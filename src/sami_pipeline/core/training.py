@@ -61,7 +61,7 @@ from sami_pipeline.core.objective import (
     sami_loss_gradient,
 )
 from sami_pipeline.core.optimisers import build_optimiser, sample_weights, split_float32
-from sami_pipeline.core.packing import packed_length
+from sami_pipeline.core.packing import Layout, packed_length
 from sami_pipeline.core.probe import agree_on_layout, take_over_traits
 from sami_pipeline.core.state import StateWriter, fingerprint, load_latest_state, save_state
 from sami_pipeline.process_settings import give_back_freed_memory
@@ -73,9 +73,6 @@ logger = logging.getLogger(__name__)
 
 # Enough to see that updates vanish, few enough to cost nothing compared with a step.
 SAMPLED_WEIGHTS_PER_TENSOR = 4096
-# On a CPU freed blocks that no longer fit add up to 0.1 GB a step. To give them back, and take
-# memory from the system again, costs about 6 % of a step.
-STEPS_BETWEEN_GIVING_BACK = 4
 # Of a grid, in the order in which they are computed.
 METRICS = ("loss", "row_accuracy", "column_accuracy", "mi_lower_bound", "kl", "response_tokens")
 
@@ -91,6 +88,9 @@ class TrainingResult:
 
     model: PreTrainedModel
     history: pd.DataFrame
+
+
+AfterStep = Callable[["PreTrainedModel", int], None]
 
 
 class Objective(ABC):
@@ -172,6 +172,7 @@ def train_sami(
     tracker_folder: Path | str | None = None,
     progress: bool = True,
     device: torch.device | None = None,
+    after_step: AfterStep | None = None,
 ) -> TrainingResult:
     """Finetune a model with the SAMI objective (arXiv 2404.14313), in place.
 
@@ -195,6 +196,8 @@ def train_sami(
         tracker_folder: where ``config.trackers`` that write files put them.
         progress: show a progress bar.
         device: this worker's, where there are several; None takes that of the model's weights.
+        after_step: called with the model and the number of steps taken, after each; it may measure
+            the model, and must leave weights and random numbers as they are.
 
     Returns:
         The model and its history: ``step, loss, row_accuracy, column_accuracy, mi_lower_bound,
@@ -217,6 +220,7 @@ def train_sami(
     return train(
         model, tokenizer, grids, config, SamiObjective.of(config), code_versions.of(train_sami),
         state_folder=state_folder, tracker_folder=tracker_folder, progress=progress, device=device,
+        after_step=after_step,
     )  # fmt: skip
 
 
@@ -278,6 +282,7 @@ def train(
     tracker_folder: Path | str | None = None,
     progress: bool = True,
     device: torch.device | None = None,
+    after_step: AfterStep | None = None,
 ) -> TrainingResult:
     """Train a model with an objective, in place.
 
@@ -292,6 +297,7 @@ def train(
         tracker_folder: of trackers.
         progress: show a progress bar.
         device: this worker's.
+        after_step: what is called after each step.
 
     Returns:
         The model and its history: ``step``, the objective's metrics, and the columns from
@@ -336,7 +342,7 @@ def train(
         token_grids = objective.begun(
             model, token_grids, config, state_folder, run_fingerprint, progress
         )
-        start, history = 0, []
+        start, history, most = 0, [], 0
         if state_folder is not None:
             start, history = load_latest_state(state_folder, model, optimiser, run_fingerprint)
             if start:
@@ -353,8 +359,12 @@ def train(
         saved_at = time.monotonic()
         for step in range(start, len(batches)):
             batch = [token_grids[index] for index in batches[step]]
-            if device.type == "cpu" and step % STEPS_BETWEEN_GIVING_BACK == 0:
+            longest = _longest_micro_batch(batch, config, layout, workers)
+            if device.type == "cpu" and longest > most:
+                # Blocks that earlier steps have freed are too small for this one. To give them back
+                # costs up to half of a step, so not before every step.
                 give_back_freed_memory()
+            most = max(most, longest)
             started = time.perf_counter()
             row = _take_step(
                 model, optimiser, batch, step, len(batches), config, reference, objective
@@ -376,8 +386,21 @@ def train(
                     finished=last, writer=writer if _takes_a_copy(device, workers) else None,
                 )  # fmt: skip
                 saved_at = time.monotonic()
+            if after_step is not None:
+                after_step(model, done)
+                model.train()
         bar.close()
     return TrainingResult(model=model, history=pd.DataFrame(history))
+
+
+def _longest_micro_batch(
+    batch: Sequence[Grid], config: SamiTrainingConfig, layout: Layout, workers: Workers
+) -> int:
+    """Return the positions of the micro-batch of a step that has the most."""
+    return max(
+        sum(packed_length(grid, layout) for grid, _ in micro_batch)
+        for micro_batch in workers.micro_batches(batch, config.grids_per_micro_batch)
+    )
 
 
 def _takes_a_copy(device: torch.device, workers: Workers) -> bool:

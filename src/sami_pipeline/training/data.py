@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from sami_pipeline.core.config import SamiTrainingConfig
     from sami_pipeline.core.grid import Grid
+    from sami_pipeline.core.training import AfterStep
     from sami_pipeline.models.checkpoints import Checkpoint
     from sami_pipeline.models.tokens import EncodedPrompt, TextEncoder
     from sami_pipeline.parameters import TrainingParameters
@@ -157,12 +158,14 @@ class Training:
         model: fp32 weights.
         tokenizer: its own.
         grids: of the training queries.
+        after_step: measures the held-out queries at the step that the parameters name.
         held_out: see ``held_out_table``; filled when the training is over.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     grids: list[Grid]
+    after_step: AfterStep
     held_out: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
@@ -183,15 +186,21 @@ def measured_training(
         select_grids(responses, split, encoder, train_on_eos=train_on_eos)
         for split in ("held_out", "train")
     )
-    training = Training(model, encoder.tokenizer, train)
-    require_grids(name, training.grids)
-    logger.info("%d grids to train on, %d held out", len(training.grids), len(held_out))
+    require_grids(name, train)
+    logger.info("%d grids to train on, %d held out", len(train), len(held_out))
     measured: dict[str, pd.DataFrame] = {}
 
     def measure(stage: str) -> None:
         if held_out:
             measured[stage] = held_out_measures(model, held_out, parameters.sami, stage)
 
+    def measure_early(model: PreTrainedModel, steps: int) -> None:
+        if held_out and steps == parameters.held_out_after_steps:
+            early = held_out_measures(model, held_out, parameters.sami, f"after {steps} steps")
+            table = held_out_table(name, {"before": measured["before"], "after": early})
+            logger.info("%s", first_results(table, steps))
+
+    training = Training(model, encoder.tokenizer, train, measure_early)
     measure("before")
     give_back_freed_memory()  # blocks of other sizes than training asks for, so it can't reuse them
     yield training
@@ -221,6 +230,29 @@ def history_table(model: str, history: pd.DataFrame) -> pd.DataFrame:
     """Return a model's history with all columns of the table of histories, empty where unknown."""
     known = history.assign(model=model)
     return schemas.History.tabulate(known.reindex(columns=list(schemas.History.empty())))
+
+
+def first_results(table: pd.DataFrame, steps: int) -> str:
+    """Return what a model has learnt after its first steps, in a line.
+
+    Args:
+        table: see ``held_out_table``, of all three stages.
+        steps: how many were taken.
+    """
+    rows = table.set_index(["metric", "stage"])
+    model, n = table["model"].iloc[0], table["n"].iloc[0]
+    found = []
+    for metric, words in (("row_accuracy", "row accuracy"), ("mi_lower_bound", "MI lower bound")):
+        before, after, difference = (
+            rows.loc[(metric, stage)] for stage in ("before", "after", "difference")
+        )
+        limits = f" [{difference['ci_low']:+.2f}, {difference['ci_high']:+.2f}]" if n > 1 else ""
+        found.append(
+            f"{words} {before['value']:.2f} to {after['value']:.2f} "
+            f"({difference['value']:+.2f}{limits})"
+        )
+    queries = "query" if n == 1 else "queries"
+    return f"{model} after {steps} steps, n = {n} held-out {queries}: {', '.join(found)}"
 
 
 def held_out_table(model: str, measured: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

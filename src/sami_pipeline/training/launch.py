@@ -108,6 +108,7 @@ def _train_here(
             config,
             state_folder=state_folder,
             tracker_folder=tracker_folder,
+            after_step=training.after_step,
         ).history
     facts = {**provenance, "grids": len(training.grids), "optimiser_steps": len(history)}
     model = LoadedModel(training.model, training.tokenizer, facts, student.chat)
