@@ -185,6 +185,7 @@ def measure(
                 optimiser.step()
             synchronise(device)
             seconds.append(time.perf_counter() - started)
+            del gradients  # or they would be there beside those of the next step
             model.zero_grad(set_to_none=True)
         layout = "repeated" if plain else choose_layout(model)[0]
     peak = (

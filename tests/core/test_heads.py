@@ -373,3 +373,17 @@ def test_kl_keeps_no_logits():
     hidden, weight, _, _ = make_inputs()
     sizes = kept_sizes(lambda: token_kl(hidden, weight, hidden.roll(1), weight, chunk_tokens=2))
     assert max(sizes) <= weight.numel() < TOKENS * VOCABULARY
+
+
+@pytest.mark.parametrize(("chunk_tokens", "held"), [(None, False), (3, True)])
+def test_weights_of_the_reference_are_held_only_where_its_logits_are_computed_again(
+    chunk_tokens, held
+):
+    hidden, reference_hidden = torch.randn(2, 7, 4)
+    weight, reference_weight = torch.randn(11, 4), torch.randn(11, 4)
+    logprobs, _ = token_logprobs_and_kl(
+        hidden.requires_grad_(), weight, torch.arange(7), reference_hidden, reference_weight,
+        chunk_tokens=chunk_tokens,
+    )  # fmt: skip
+    saved = [each for each in logprobs.grad_fn.saved_tensors if each is not None]
+    assert any(each.data_ptr() == reference_weight.data_ptr() for each in saved) is held

@@ -21,6 +21,7 @@ from sami_pipeline.core import (
 from sami_pipeline.core.logprobs import choose_layout
 from sami_pipeline.core.model_outputs import _attention_inputs
 from sami_pipeline.core.packing import pack, packed_length
+from sami_pipeline.core.probe import traits_of
 
 SHARED = [
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi", "phi3", "granite",
@@ -360,6 +361,54 @@ def test_padded_rows_are_computed_without_a_mask_so_that_the_fastest_kernels_ser
     packed = pack([random_grid(0), random_grid(1)], layout="repeated")
     assert packed.padding_mask.min() == 0, "some rows are padded"
     assert _attention_inputs(None, packed, "one") == {}
+
+
+def banned(logits: Tensor) -> Tensor:
+    logits = logits.clone()
+    logits[..., [90, 91]] = torch.finfo(logits.dtype).min
+    return logits
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [banned, lambda logits: logits + torch.linspace(0, 1, logits.shape[-1]).expand(1, 1, 101)],
+)
+def test_a_model_that_takes_its_logits_apart_by_words_is_computed_by_its_own_logits(
+    changed, tiny_model, random_grid
+):
+    model = tiny_model("llama", vocab_size=101).double()
+
+    def change(_, __, output):
+        output.logits = changed(output.logits)
+
+    model.register_forward_hook(change)
+    grid = random_grid()
+    assert traits_of(model).logits is None
+    actual, expected = grid_logprobs(model, grid).sums, one_cell_at_a_time(model, grid)
+    assert torch.allclose(actual, expected, rtol=1e-9)
+
+
+def test_the_heads_own_pass_is_spared_and_comes_back_whatever_happens(tiny_model, random_grid):
+    model, grid, calls = tiny_model("llama"), random_grid(), []
+    head = model.get_output_embeddings()
+    expected = grid_logprobs(model, grid).sums
+    assert "forward" not in vars(head)
+    plain = head.forward
+
+    def counted(states):  # as accelerate puts one there
+        calls.append(states.shape)
+        return plain(states)
+
+    head.forward = counted
+    assert torch.equal(grid_logprobs(model, grid).sums, expected)
+    assert not calls
+    failing = model.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        grid_logprobs(model, grid)
+    failing.remove()
+    assert vars(head)["forward"] is counted
+    model(input_ids=torch.tensor([[3, 4]]))
+    assert len(calls) == 1
 
 
 def test_a_head_that_cannot_compute_a_models_logits_is_refused(tiny_model, random_grid):

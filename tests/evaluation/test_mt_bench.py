@@ -139,7 +139,7 @@ class TestPlan:
         assert chosen["category"].tolist() == list(MT_BENCH_CATEGORIES)
 
     def test_every_category_is_sampled_at_its_own_temperature(self, questions):
-        table = questions.assign(text=None, stances="[]")
+        table = questions.assign(text=None, stances="[]", constitution="desired")
         _, requests = turn_requests(
             table[table["turn"] == 1],
             PromptTemplate.model_validate(CHAT),
@@ -149,14 +149,22 @@ class TestPlan:
         assert {name: asked.sampling.temperature for name, asked in taken.items()} == TEMPERATURES
         assert parameters(temperature=0.3).temperature_of("poems") == 0.3
 
-    @pytest.mark.parametrize(("turns", "goes_on"), [(1, {1: False}), (2, {1: True, 2: False})])
-    def test_only_a_first_turn_with_a_second_goes_on(self, questions, turns, goes_on):
+    @pytest.mark.parametrize("turns", [1, 2])
+    def test_only_what_a_second_turn_follows_goes_on(self, questions, turns):
         asked = mt_bench.asked_questions(questions, parameters(turns=turns))
-        table = asked.assign(text=None, stances="[]", first_question="a", first_answer="b")
+        table = pd.concat(
+            [
+                asked.assign(
+                    constitution=constitution, text=None, stances="[]", first_question="a",
+                    first_answer="b",
+                )
+                for constitution in ("desired", "contrasting")
+            ]
+        )  # fmt: skip
         template = PromptTemplate.model_validate(CHAT)
         rows, requests = turn_requests(table, template, parameters(turns=turns))
-        found = zip(rows["turn"], (each.goes_on for each in requests), strict=True)
-        assert dict(found) == goes_on
+        expected = (rows["turn"] == 1) & (rows["constitution"] == "desired") & (turns == 2)
+        assert [each.goes_on for each in requests] == expected.tolist()
 
     def test_category_without_a_temperature_is_an_error_that_names_it(self):
         values = experiment_parameters("mt_bench").model_dump()

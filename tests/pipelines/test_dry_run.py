@@ -177,7 +177,8 @@ def test_disk_holds_states_checkpoints_and_completions():
     two = examined("test", {"training.launch": {"num_processes": 2}})
     (copied,) = [stage for stage in two.stages if stage.name == "training (sami)"]
     assert 2 * copied.parts["copy"] == pytest.approx(copied.states)
-    none = examined("test", {"training.sami.save_state_every": 0}, disk_gb=1e-5)
+    no_states = {"training.sami": {"save_state_every": 0, "save_state_minutes": None}}
+    none = examined("test", no_states, disk_gb=1e-5)
     assert none.disk_needed == outcome.disk_left
     (fault,) = none.faults
     said = none.text().splitlines()

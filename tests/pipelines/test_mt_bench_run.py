@@ -273,6 +273,11 @@ def test_screen_says_what_runs_where_it_is_and_what_models_write_without_noise(r
     titles = [title.partition(",")[0] for _, _, title in stages]
     assert {"sami is trained", "base answers the questions", "the report"} <= set(titles)
     assert "asked for the principle" in shown and "asked for the opposite of" in shown
+    _, trained = shown.split("sami is trained", 1)
+    during, *_ = re.split(r"INFO \d+ of \d+: ", trained)
+    assert re.search(
+        r"sami after 1 step, n = \d+ held-out quer\w+: row accuracy 0\.\d\d to", during
+    )
     for noise in ("Running node", "Completed", "--async", "type hints", "FutureWarning",
                   "Loading weights", "logging configuration"):  # fmt: skip
         assert noise not in shown, noise

@@ -59,7 +59,8 @@ def token_logprobs(
             logits if they are small, and else takes 1024.
 
     Returns:
-        (N,) fp32 (or fp64), differentiable with respect to ``hidden``, ``weight`` and ``bias``.
+        (N,) fp32 (or fp64), differentiable with respect to ``hidden``, ``weight`` and ``bias``, by
+        "chunked" in one backward pass: a second one through the same values may raise.
 
     Raises:
         ValueError: the shapes do not fit, or the chosen head can't compute this model's logits.

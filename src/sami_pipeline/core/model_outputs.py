@@ -173,7 +173,7 @@ def _head_input(head: nn.Module, places: Tensor, *, keep: bool) -> Iterator[list
     def pick(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         states = given[0].flatten(0, -2)
         taken.append(states[places])
-        return ((taken[0] if keep else states[:1].detach())[None], *given[1:])
+        return ((taken[0] if keep else states[:1].detach().clone())[None], *given[1:])
 
     hook = head.register_forward_pre_hook(pick)
     own = vars(head).get("forward")  # accelerate, for one, puts one there

@@ -13,6 +13,9 @@ from sami_pipeline import schemas
 from sami_pipeline.parameters import EvaluationParameters
 from sami_pipeline.principles.degeneration import is_degenerate
 
+# Whose answers the second turn goes on from.
+FOLLOWED = ("desired", "none")
+
 
 def plan_first_turn(
     questions: pd.DataFrame, constitutions: pd.DataFrame, *, without_constitution: bool
@@ -52,7 +55,7 @@ def plan_second_turn(first_turn: pd.DataFrame, questions: pd.DataFrame) -> pd.Da
         questions: all turns.
     """
     second = questions[questions["turn"] == 2][["question_id", "turn", "question"]]
-    followed = first_turn[first_turn["constitution"].isin(["desired", "none"])]
+    followed = first_turn[first_turn["constitution"].isin(FOLLOWED)]
     followed = followed.rename(columns={"question": "first_question", "answer": "first_answer"})
     columns = ["question_id", "category", "constitution", "stances", "text"]
     return followed[[*columns, "first_question", "first_answer"]].merge(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from sami_pipeline import schemas
 from sami_pipeline.engines import Completion, GenerationRequest, SamplingParameters
+from sami_pipeline.evaluation.mt_bench import FOLLOWED
 from sami_pipeline.models.prompts import Prompt, PromptTemplate
 from sami_pipeline.parameters import EvaluationParameters, GenerationParameters
 from sami_pipeline.training.responses import with_completions
@@ -30,9 +31,11 @@ def turn_requests(
         GenerationRequest(
             prompt,
             SamplingParameters(parameters.max_new_tokens, temperature, stop=template.stop),
-            goes_on=turn < parameters.turns,
+            goes_on=turn < parameters.turns and constitution in FOLLOWED,
         )
-        for prompt, temperature, turn in zip(prompts, temperatures, rows["turn"], strict=True)
+        for prompt, temperature, turn, constitution in zip(
+            prompts, temperatures, rows["turn"], rows["constitution"], strict=True
+        )
     ]
     return rows.assign(prompt=[prompt.to_json() for prompt in prompts]), requests
 

@@ -199,6 +199,7 @@ def measured_training(
             early = held_out_measures(model, held_out, parameters.sami, f"after {steps} steps")
             table = held_out_table(name, {"before": measured["before"], "after": early})
             logger.info("%s", first_results(table, steps))
+            give_back_freed_memory()  # as after the measure before
 
     training = Training(model, encoder.tokenizer, train, measure_early)
     measure("before")
@@ -251,8 +252,8 @@ def first_results(table: pd.DataFrame, steps: int) -> str:
             f"{words} {before['value']:.2f} to {after['value']:.2f} "
             f"({difference['value']:+.2f}{limits})"
         )
-    queries = "query" if n == 1 else "queries"
-    return f"{model} after {steps} steps, n = {n} held-out {queries}: {', '.join(found)}"
+    queries, taken = "query" if n == 1 else "queries", "step" if steps == 1 else "steps"
+    return f"{model} after {steps} {taken}, n = {n} held-out {queries}: {', '.join(found)}"
 
 
 def held_out_table(model: str, measured: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

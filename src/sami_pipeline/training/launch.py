@@ -127,6 +127,8 @@ def _train_on_workers(
 ) -> Trained:
     engines.release()
     _give_back_gpu_memory()
+    if parameters.held_out_after_steps is not None:
+        logger.info("training.held_out_after_steps is read in one process alone: not measured")
     job = state_folder / JOB_FOLDER
     encoder = student.load_encoder()
     splits = {
