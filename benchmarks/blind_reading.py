@@ -2,11 +2,12 @@
 
     python benchmarks/blind_reading.py --write pairs.txt     # SFT and SAMI of `make mt-bench`
     python benchmarks/blind_reading.py --score benchmarks/blind_reading.json
+    python benchmarks/blind_reading.py --every 1 --score benchmarks/blind_reading_of_all.json
 
-Every fourth question of MT-Bench, first under the desired and then under the opposite constitution;
-which answer is A is drawn, and so is the order of the pairs. A reader gives, for each pair, who
-follows the rule better, who wrote the better text, and whose answer repeats itself badly, as
-``{"d1": ["A", "tie", "both"], …}``.
+Every fourth question of MT-Bench, or with ``--every 1`` all of them, first under the desired and
+then under the opposite constitution; which answer is A is drawn, and so is the order of the pairs.
+A reader gives, for each pair, who follows the rule better, who wrote the better text, and whose
+answer repeats itself badly, as ``{"d1": ["A", "tie", "both"], …}``.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import results
+from scipy.stats import binomtest
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 SEED = 3
@@ -24,13 +26,13 @@ QUESTIONS = ("follows the rule better", "is the better text", "repeats itself ba
 
 
 def pairs(
-    answers: pd.DataFrame, models: tuple[str, str]
+    answers: pd.DataFrame, models: tuple[str, str], every: int = results.EVERY
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Return the text of each pair, in the order of reading, and who is A and B in it."""
     generator = random.Random(SEED)
     texts, names = {}, {}
     for constitution in ("desired", "contrasting"):
-        for number, (_, own) in enumerate(results.chosen(answers, constitution), start=1):
+        for number, (_, own) in enumerate(results.chosen(answers, constitution, every), start=1):
             order = list(models)
             generator.shuffle(order)
             name = f"{constitution[0]}{number}"
@@ -57,6 +59,16 @@ def score(verdicts: dict[str, list[str]], names: dict[str, list[str]]) -> pd.Dat
     return pd.DataFrame(counts).T.fillna(0).astype(int)
 
 
+def sign_tests(counts: pd.DataFrame, models: tuple[str, str]) -> str:
+    """Return exact two-sided p-values that both models were named as often, ties left out."""
+    lines = []
+    for row in counts.index:
+        first, second = (int(counts.loc[row].get(model, 0)) for model in models)
+        p = binomtest(first, first + second).pvalue if first + second else 1.0
+        lines.append(f"{' '.join(row)}: {models[1]} {second} : {first} {models[0]}, p = {p:.2g}")
+    return "\n".join(lines)
+
+
 def named_by(verdict: str, order: list[str]) -> str:
     """Return the model that a verdict names, or the verdict where it names none."""
     return order["AB".index(verdict)] if verdict in "AB" else verdict
@@ -67,6 +79,7 @@ def agreement(
     names: dict[str, list[str]],
     answers: pd.DataFrame,
     checked: pd.DataFrame,
+    every: int = results.EVERY,
 ) -> str:
     """Return how often the checks tell the answers of a pair apart, and the reader says the same.
 
@@ -75,6 +88,7 @@ def agreement(
         names: who is A and B, by pair.
         answers: of the run, for the questions behind the pairs.
         checked: of the run: whether each answer follows what it is asked for.
+        every: see ``results.chosen``.
     """
     key = ["constitution", "question_id", "model"]
     followed = checked[checked["turn"] == 1].groupby(key)["passed"].all()
@@ -82,7 +96,9 @@ def agreement(
     for constitution in ("desired", "contrasting"):
         apart = agreed = opposed = 0
         passes = Counter()
-        for number, (question, _) in enumerate(results.chosen(answers, constitution), start=1):
+        for number, (question, _) in enumerate(
+            results.chosen(answers, constitution, every), start=1
+        ):
             name = f"{constitution[0]}{number}"
             passed = [model for model in names[name] if followed[constitution, question, model]]
             passes.update(passed)
@@ -106,17 +122,20 @@ def main() -> None:
     parser.add_argument("--models", nargs=2, default=("sft", "sft_sami"))
     parser.add_argument("--write", type=Path, help="where the pairs go")
     parser.add_argument("--score", type=Path, help="a reader's verdicts")
+    parser.add_argument("--every", type=int, default=results.EVERY, help="1 takes all questions")
     arguments = parser.parse_args()
     folder = DATA / "07_model_output" / arguments.run / "mt_bench"
     answers = pd.read_parquet(folder / "answers.parquet")
-    texts, names = pairs(answers, tuple(arguments.models))
+    texts, names = pairs(answers, tuple(arguments.models), arguments.every)
     if arguments.write:
         arguments.write.write_text("\n".join(texts.values()), "utf-8")
     if arguments.score:
         verdicts = json.loads(arguments.score.read_text("utf-8"))
-        print(score(verdicts, names).to_string())
+        counts = score(verdicts, names)
+        print(counts.to_string())
+        print(sign_tests(counts, tuple(arguments.models)))
         checked = pd.read_parquet(folder / "checked.parquet")
-        print(agreement(verdicts, names, answers, checked))
+        print(agreement(verdicts, names, answers, checked, arguments.every))
 
 
 if __name__ == "__main__":

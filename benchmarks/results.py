@@ -253,10 +253,12 @@ def side_by_side(tables: Tables, models: list[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def chosen(answers: pd.DataFrame, constitution: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield every fourth question and the models' first answers to it, by model."""
+def chosen(
+    answers: pd.DataFrame, constitution: str, every: int = EVERY
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield one of every so many questions, and the models' first answers to it, by model."""
     asked = answers[(answers["constitution"] == constitution) & (answers["turn"] == 1)]
-    for question in sorted(asked["question_id"].unique(), key=int)[::EVERY]:
+    for question in sorted(asked["question_id"].unique(), key=int)[::every]:
         own = asked[asked["question_id"] == question]
         yield question, own.drop_duplicates("model").set_index("model")
 

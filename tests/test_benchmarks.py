@@ -127,3 +127,7 @@ def test_blind_reading_hides_who_wrote_what_and_finds_them_again():
     counted = blind_reading.score(verdicts, names)
     assert counted.loc[("desired", "follows the rule better"), "sami"] == 20
     assert counted.loc[("contrasting", "is the better text"), "tie"] == 20
+    said = blind_reading.sign_tests(counted, ("sft", "sami")).splitlines()
+    assert said[0] == "desired follows the rule better: sami 20 : 0 sft, p = 1.9e-06"
+    assert said[1] == "desired is the better text: sami 0 : 0 sft, p = 1"
+    assert len(blind_reading.pairs(answers, ("sft", "sami"), every=1)[0]) == 160
