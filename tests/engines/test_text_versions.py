@@ -34,7 +34,7 @@ DEFINITIONS = {
 # By kind of engine, the version in engines/store.py and a hash of its definitions.
 KNOWN = {
     "openai": (2, "b23e0b48cab9bbba"),  # pragma: allowlist secret
-    "transformers": (2, "8728bd3cd72a27ac"),  # pragma: allowlist secret
+    "transformers": (2, "903c638ad041701d"),  # pragma: allowlist secret
     "vllm": (3, "8f86a6097c9a7ae8"),  # pragma: allowlist secret
 }
 
