@@ -60,7 +60,7 @@ def score(verdicts: dict[str, list[str]], names: dict[str, list[str]]) -> pd.Dat
 
 
 def sign_tests(counts: pd.DataFrame, models: tuple[str, str]) -> str:
-    """Return exact two-sided p-values that both models were named as often, ties left out."""
+    """Return exact two-sided sign tests of whether one model is named more often than the other."""
     lines = []
     for row in counts.index:
         first, second = (int(counts.loc[row].get(model, 0)) for model in models)

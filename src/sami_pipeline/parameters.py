@@ -452,8 +452,8 @@ class TrainingParameters(OpenSettings):
     held_out_after_steps: PositiveInt | None = Field(
         None,
         description="Show SAMI's objective on held-out queries after so many of its steps, too, as "
-        "a first result; None measures before and after its training alone. Read in one process, "
-        "and in the precision of the training's weights.",
+        "a first result; None measures before and after its training alone. Only where one process "
+        "trains; computed in the dtype of the trained weights.",
     )
     dpo: DpoParameters = DpoParameters()
     sft: SftParameters = SftParameters()

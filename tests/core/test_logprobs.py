@@ -373,7 +373,7 @@ def banned(logits: Tensor) -> Tensor:
     "changed",
     [banned, lambda logits: logits + torch.linspace(0, 1, logits.shape[-1]).expand(1, 1, 101)],
 )
-def test_a_model_that_takes_its_logits_apart_by_words_is_computed_by_its_own_logits(
+def test_a_model_that_changes_logits_of_single_tokens_is_computed_by_its_own_logits(
     changed, tiny_model, random_grid
 ):
     model = tiny_model("llama", vocab_size=101).double()
